@@ -1,0 +1,83 @@
+//! The sizes of one queue, and where its parts lie.
+
+use crate::layout::{Cqe, Sqe, PAGE};
+use crate::spsc::{Cell, Line};
+use crate::Error;
+
+/// Most entries that a ring may have.
+pub const MAX_ENTRIES: u32 = 1 << 15;
+/// Smallest payload slot, bytes: FUSE's own least read buffer (`FUSE_MIN_READ_BUFFER`).
+pub const MIN_SLOT_SIZE: u32 = 8192;
+/// Largest payload slot, bytes.
+pub const MAX_SLOT_SIZE: u32 = 16 << 20;
+
+/// The sizes of one queue; both sides derive every offset from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Entries of each ring: a power of two.
+    pub entries: u32,
+    /// Payload slots: 1 to `entries`.
+    pub slots: u32,
+    /// Bytes of each slot: whole pages.
+    pub slot_size: u32,
+}
+
+const HEAD_LINES: usize = 4;
+
+impl Geometry {
+    /// Checks the sizes.
+    ///
+    /// # Errors
+    /// [`Error::Geometry`] names the setting, its value and what is allowed.
+    pub fn check(&self) -> Result<(), Error> {
+        let refuse = |key, value: u32, allowed: String| Err(Error::Geometry { key, value: value.into(), allowed });
+        if !self.entries.is_power_of_two() || !(2..=MAX_ENTRIES).contains(&self.entries) {
+            return refuse("entries", self.entries, format!("must be a power of two from 2 to {MAX_ENTRIES}"));
+        }
+        if !(1..=self.entries).contains(&self.slots) {
+            return refuse("slots", self.slots, format!("must be from 1 to entries ({})", self.entries));
+        }
+        if !(MIN_SLOT_SIZE..=MAX_SLOT_SIZE).contains(&self.slot_size) || self.slot_size as usize % PAGE != 0 {
+            return refuse(
+                "slot_size",
+                self.slot_size,
+                format!("must be a multiple of {PAGE} from {MIN_SLOT_SIZE} to {MAX_SLOT_SIZE} bytes"),
+            );
+        }
+        Ok(())
+    }
+
+    pub(crate) fn sq_head(&self) -> usize {
+        0
+    }
+
+    pub(crate) fn cq_head(&self) -> usize {
+        size_of::<Line>()
+    }
+
+    pub(crate) fn host_sleeps(&self) -> usize {
+        2 * size_of::<Line>()
+    }
+
+    pub(crate) fn guest_sleeps(&self) -> usize {
+        3 * size_of::<Line>()
+    }
+
+    pub(crate) fn sqes(&self) -> usize {
+        HEAD_LINES * size_of::<Line>()
+    }
+
+    pub(crate) fn cqes(&self) -> usize {
+        self.sqes() + self.entries as usize * size_of::<Cell<Sqe>>()
+    }
+
+    /// Where the first slot lies, bytes from the queue's start.
+    pub fn slots_offset(&self) -> usize {
+        (self.cqes() + self.entries as usize * size_of::<Cell<Cqe>>()).next_multiple_of(PAGE)
+    }
+
+    /// Bytes of the whole queue: whole pages.
+    pub fn bytes(&self) -> usize {
+        self.slots_offset() + self.slots as usize * self.slot_size as usize
+    }
+}

@@ -1,0 +1,27 @@
+//! What can go wrong on a ring.
+
+/// An error of the ring, its memory or its configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The peer broke the protocol; the queue must not be used any more.
+    #[error("the peer corrupted the ring: {0}")]
+    Corrupt(&'static str),
+    /// A geometry that the layout cannot carry.
+    #[error("{key} = {value}: {allowed}")]
+    Geometry {
+        /// The setting's name.
+        key: &'static str,
+        /// The refused value.
+        value: u64,
+        /// What would be accepted.
+        allowed: String,
+    },
+    /// The operating system refused a memory or descriptor call.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was attempted.
+        what: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}

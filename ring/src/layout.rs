@@ -1,0 +1,50 @@
+//! The shared structures. No logic, plain integers only: any bit pattern is valid.
+
+/// Bytes of a page: slots are aligned to it.
+pub const PAGE: usize = 4096;
+/// Bytes of message header that a submission entry carries.
+pub const SQE_HEAD_BYTES: usize = 104;
+/// Bytes of message header that a completion entry carries.
+pub const CQE_HEAD_BYTES: usize = 48;
+/// The slot number of a request without a payload buffer.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// A submission: what follows the 4-byte sequence number in a 128-byte entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Sqe {
+    /// The guest's own number for the request; comes back in the completion.
+    pub tag: u32,
+    /// The payload slot, or [`NO_SLOT`].
+    pub slot: u32,
+    /// Request bytes in the slot, from its start.
+    pub payload_len: u32,
+    /// Reply bytes that the host may write into the slot.
+    pub reply_max: u32,
+    /// Valid bytes of `head`.
+    pub head_len: u32,
+    /// The message's first bytes.
+    pub head: [u8; SQE_HEAD_BYTES],
+}
+
+/// A completion: what follows the 4-byte sequence number in a 64-byte entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Cqe {
+    /// The submission's `tag`.
+    pub tag: u32,
+    /// Reply bytes in the slot, from its start.
+    pub payload_len: u32,
+    /// Valid bytes of `head`.
+    pub head_len: u32,
+    /// The reply's first bytes.
+    pub head: [u8; CQE_HEAD_BYTES],
+}
+
+#[cfg(not(loom))]
+const _: () = {
+    use crate::spsc::{Cell, Line};
+    assert!(size_of::<Cell<Sqe>>() == 128);
+    assert!(size_of::<Cell<Cqe>>() == 64);
+    assert!(size_of::<Line>() == 128 && align_of::<Line>() == 128);
+};

@@ -1,0 +1,128 @@
+//! Both ends of one queue: the halves of its rings, its flags, its slots.
+
+use crate::layout::{Cqe, Sqe, NO_SLOT};
+use crate::spsc::{Cell, Consumer, Line, Producer};
+use crate::{Error, Geometry, SleepFlag};
+use std::ptr::NonNull;
+
+struct Parts {
+    sq: (*const Cell<Sqe>, *const Line),
+    cq: (*const Cell<Cqe>, *const Line),
+    host_sleeps: SleepFlag,
+    guest_sleeps: SleepFlag,
+}
+
+/// # Safety
+/// `base` must be 128-aligned and `geometry.bytes()` mapped from there.
+unsafe fn parts(base: *mut u8, g: &Geometry) -> Parts {
+    // SAFETY: each offset lies in the mapped bytes, by `Geometry`'s arithmetic.
+    unsafe {
+        Parts {
+            sq: (base.add(g.sqes()).cast(), base.add(g.sq_head()).cast()),
+            cq: (base.add(g.cqes()).cast(), base.add(g.cq_head()).cast()),
+            host_sleeps: SleepFlag::new(base.add(g.host_sleeps()).cast()),
+            guest_sleeps: SleepFlag::new(base.add(g.guest_sleeps()).cast()),
+        }
+    }
+}
+
+/// The guest's end: submits and reaps.
+#[derive(Debug)]
+pub struct DriverQueue {
+    /// Submissions to the host.
+    pub sq: Producer<Sqe>,
+    /// Completions from the host.
+    pub cq: Consumer<Cqe>,
+    /// Whether the host must be rung after a submission.
+    pub peer_sleeps: SleepFlag,
+    /// This side's own flag.
+    pub own_sleep: SleepFlag,
+}
+
+/// The host's end: consumes and completes.
+#[derive(Debug)]
+pub struct DeviceQueue {
+    /// Submissions from the guest.
+    pub sq: Consumer<Sqe>,
+    /// Completions to the guest.
+    pub cq: Producer<Cqe>,
+    /// Whether the guest must be rung after a completion.
+    pub peer_sleeps: SleepFlag,
+    /// This side's own flag.
+    pub own_sleep: SleepFlag,
+    slots: *mut u8,
+    geometry: Geometry,
+}
+
+// SAFETY: `slots` is only handed out as a raw pointer.
+unsafe impl Send for DeviceQueue {}
+
+impl DriverQueue {
+    /// # Safety
+    /// `base` must be page-aligned, and `geometry.bytes()` of zeroed shared
+    /// memory stay mapped from there as long as this lives.
+    ///
+    /// # Errors
+    /// [`Error::Geometry`] for sizes that the layout cannot carry.
+    pub unsafe fn new(base: *mut u8, geometry: Geometry) -> Result<Self, Error> {
+        geometry.check()?;
+        // SAFETY: by this function's own contract.
+        unsafe {
+            let p = parts(base, &geometry);
+            Ok(DriverQueue {
+                sq: Producer::new(p.sq.0, p.sq.1, geometry.entries),
+                cq: Consumer::new(p.cq.0, p.cq.1, geometry.entries),
+                peer_sleeps: p.host_sleeps,
+                own_sleep: p.guest_sleeps,
+            })
+        }
+    }
+}
+
+impl DeviceQueue {
+    /// # Safety
+    /// `base` must be page-aligned, and `geometry.bytes()` stay mapped from
+    /// there as long as this lives.
+    ///
+    /// # Errors
+    /// [`Error::Geometry`] for sizes that the layout cannot carry.
+    pub unsafe fn new(base: *mut u8, geometry: Geometry) -> Result<Self, Error> {
+        geometry.check()?;
+        // SAFETY: by this function's own contract.
+        unsafe {
+            let p = parts(base, &geometry);
+            Ok(DeviceQueue {
+                sq: Consumer::new(p.sq.0, p.sq.1, geometry.entries),
+                cq: Producer::new(p.cq.0, p.cq.1, geometry.entries),
+                peer_sleeps: p.guest_sleeps,
+                own_sleep: p.host_sleeps,
+                slots: base.add(geometry.slots_offset()),
+                geometry,
+            })
+        }
+    }
+
+    /// The slot that a submission names, and its bytes; a null-free pointer
+    /// and zero bytes for [`NO_SLOT`].
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the number or a length is out of range.
+    pub fn slot(&self, sqe: &Sqe) -> Result<(*mut u8, usize), Error> {
+        let size = if sqe.slot == NO_SLOT { 0 } else { self.geometry.slot_size };
+        if sqe.slot != NO_SLOT && sqe.slot >= self.geometry.slots {
+            return Err(Error::Corrupt("slot number out of range"));
+        }
+        if sqe.payload_len > size || sqe.reply_max > size {
+            return Err(Error::Corrupt("payload longer than its slot"));
+        }
+        if sqe.head_len as usize > sqe.head.len() {
+            return Err(Error::Corrupt("header longer than its entry"));
+        }
+        if sqe.slot == NO_SLOT {
+            return Ok((NonNull::dangling().as_ptr(), 0));
+        }
+        // SAFETY: `slot < slots`, so the offset lies in the mapped bytes.
+        let ptr = unsafe { self.slots.add(sqe.slot as usize * size as usize) };
+        Ok((ptr, size as usize))
+    }
+}

@@ -1,0 +1,28 @@
+//! Which payload slots are free: the guest's private knowledge.
+
+/// The free slots of one queue, most recently used first (its lines are warm).
+#[derive(Debug)]
+pub struct Slots(Vec<u32>);
+
+impl Slots {
+    /// All of `count` slots free.
+    pub fn new(count: u32) -> Self {
+        Slots((0..count).rev().collect())
+    }
+
+    /// Takes a free slot, if there is one.
+    pub fn take(&mut self) -> Option<u32> {
+        self.0.pop()
+    }
+
+    /// Gives a slot back.
+    pub fn give(&mut self, slot: u32) {
+        debug_assert!(!self.0.contains(&slot));
+        self.0.push(slot);
+    }
+
+    /// How many are free.
+    pub fn free(&self) -> usize {
+        self.0.len()
+    }
+}

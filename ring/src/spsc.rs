@@ -1,0 +1,180 @@
+//! One ring, one producer, one consumer, in two processes.
+//!
+//! Positions are free-running `u32`. The entry at position `p` is published by
+//! storing `p + 1` into its sequence word: a word left from an earlier lap
+//! differs by a multiple of the ring's size, and zeroed memory is position -1.
+
+use crate::sync::{AtomicU32, Body, Ordering};
+use crate::Error;
+
+/// A shared word alone on its pair of cache lines (the prefetcher fetches pairs).
+#[derive(Debug, Default)]
+#[repr(C, align(128))]
+pub struct Line {
+    pub(crate) word: AtomicU32,
+}
+
+/// One ring entry: the sequence word and the message behind it.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Cell<T> {
+    seq: AtomicU32,
+    body: Body<T>,
+}
+
+#[cfg(loom)]
+impl<T: Copy> Cell<T> {
+    /// An entry as zeroed memory has it.
+    pub fn new(body: T) -> Self {
+        Cell { seq: AtomicU32::new(0), body: Body::new(body) }
+    }
+}
+
+/// The half that publishes entries.
+#[derive(Debug)]
+pub struct Producer<T> {
+    cells: *const Cell<T>,
+    head: *const Line,
+    entries: u32,
+    tail: u32,
+    head_seen: u32,
+}
+
+/// The half that finds entries and publishes its head.
+#[derive(Debug)]
+pub struct Consumer<T> {
+    cells: *const Cell<T>,
+    head: *const Line,
+    entries: u32,
+    next: u32,
+}
+
+// SAFETY: the pointers are to shared memory that both sides access only by
+// atomics and whole-value volatile copies; one half may live on any one thread.
+unsafe impl<T: Send> Send for Producer<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Send for Consumer<T> {}
+
+impl<T: Copy> Producer<T> {
+    /// # Safety
+    /// `cells` (`entries` of them, a power of two) and `head` must stay mapped
+    /// as long as this lives, and no other producer may serve the ring.
+    pub unsafe fn new(cells: *const Cell<T>, head: *const Line, entries: u32) -> Self {
+        debug_assert!(entries.is_power_of_two());
+        Producer { cells, head, entries, tail: 0, head_seen: 0 }
+    }
+
+    /// Publishes one entry; `false` when the ring is full.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the consumer's head lies out of range.
+    pub fn push(&mut self, value: T) -> Result<bool, Error> {
+        if self.free()? == 0 {
+            return Ok(false);
+        }
+        // SAFETY: the masked index is in range, the cells are mapped by `new`'s contract.
+        unsafe {
+            let cell = &*self.cells.add((self.tail & (self.entries - 1)) as usize);
+            cell.body.set(value);
+            self.tail = self.tail.wrapping_add(1);
+            cell.seq.store(self.tail, Ordering::Release);
+        }
+        Ok(true)
+    }
+
+    /// Entries that can be pushed now. Reads the shared head only when the
+    /// private copy says that the ring is full.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the consumer's head lies out of range.
+    pub fn free(&mut self) -> Result<u32, Error> {
+        if self.tail.wrapping_sub(self.head_seen) >= self.entries {
+            // SAFETY: mapped by `new`'s contract.
+            let head = unsafe { (*self.head).word.load(Ordering::Acquire) };
+            if self.tail.wrapping_sub(head) > self.entries {
+                return Err(Error::Corrupt("head out of range"));
+            }
+            self.head_seen = head;
+        }
+        Ok(self.entries - self.tail.wrapping_sub(self.head_seen))
+    }
+}
+
+impl<T: Copy> Consumer<T> {
+    /// # Safety
+    /// As for [`Producer::new`]; `T` must be valid for any bit pattern.
+    pub unsafe fn new(cells: *const Cell<T>, head: *const Line, entries: u32) -> Self {
+        debug_assert!(entries.is_power_of_two());
+        Consumer { cells, head, entries, next: 0 }
+    }
+
+    /// Whether an entry waits.
+    pub fn ready(&self) -> bool {
+        self.cell().seq.load(Ordering::Acquire) == self.next.wrapping_add(1)
+    }
+
+    /// Copies the next entry out and frees its place.
+    pub fn pop(&mut self) -> Option<T> {
+        if !self.ready() {
+            return None;
+        }
+        // SAFETY: mapped by `new`'s contract; any bit pattern is a valid `T`.
+        let value = unsafe { self.cell().body.get() };
+        self.next = self.next.wrapping_add(1);
+        // SAFETY: mapped by `new`'s contract.
+        unsafe { (*self.head).word.store(self.next, Ordering::Release) };
+        Some(value)
+    }
+
+    fn cell(&self) -> &Cell<T> {
+        // SAFETY: the masked index is in range, the cells are mapped by `new`'s
+        // contract; a `Cell` is atomics and `UnsafeCell`s only.
+        unsafe { &*self.cells.add((self.next & (self.entries - 1)) as usize) }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    use super::*;
+    use loom::sync::Arc;
+
+    struct Ring {
+        cells: Vec<Cell<u32>>,
+        head: Line,
+    }
+
+    #[test]
+    fn entries_arrive_whole_and_in_order() {
+        loom::model(|| {
+            let ring = Arc::new(Ring {
+                cells: (0..2).map(|_| Cell::new(0)).collect(),
+                head: Line::default(),
+            });
+            // SAFETY: the `Arc`s keep the memory alive for both halves.
+            let mut tx = unsafe { Producer::new(ring.cells.as_ptr(), &ring.head, 2) };
+            // SAFETY: as above.
+            let mut rx = unsafe { Consumer::new(ring.cells.as_ptr(), &ring.head, 2) };
+            let other = ring.clone();
+            let producer = loom::thread::spawn(move || {
+                let _alive = other;
+                let mut next = 7;
+                while next < 10 {
+                    match tx.push(next).unwrap() {
+                        true => next += 1,
+                        false => loom::thread::yield_now(),
+                    }
+                }
+            });
+            for expected in 7..10 {
+                loop {
+                    match rx.pop() {
+                        Some(v) => break assert_eq!(v, expected),
+                        None => loom::thread::yield_now(),
+                    }
+                }
+            }
+            assert!(rx.pop().is_none());
+            producer.join().unwrap();
+        });
+    }
+}
