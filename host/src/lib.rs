@@ -1,1 +1,14 @@
+//! Serves a directory to a guest: a vhost-user-fs back end whose queues carry
+//! plain virtqueues or the shared-memory ring, and the same server over a socket.
 //!
+//! Everything that a guest can write is reached only through [`shared::Shared`]
+//! (raw copies and iovecs) and decoded once, in [`request`]: the trust boundary.
+
+pub mod backend;
+mod pool;
+pub mod request;
+pub mod server;
+pub mod shared;
+pub mod transport;
+
+pub use backend::{serve, HostConfig, Transport};

@@ -20,6 +20,8 @@
 
 #[cfg(not(loom))]
 mod config;
+#[cfg(not(loom))]
+mod control;
 mod doorbell;
 mod error;
 mod layout;
@@ -36,6 +38,8 @@ mod wait;
 
 #[cfg(not(loom))]
 pub use config::{Geometry, MAX_ENTRIES, MAX_SLOT_SIZE, MIN_SLOT_SIZE};
+#[cfg(not(loom))]
+pub use control::{RingSetup, MAGIC, OP_COPIED, OP_NOOP, OP_SETUP, VERSION};
 pub use doorbell::SleepFlag;
 #[cfg(not(loom))]
 pub use doorbell::{drain, new_eventfd, ring_bell};

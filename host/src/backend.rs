@@ -1,0 +1,292 @@
+//! The vhost-user-fs back end: one thread a queue, which waits for its kick
+//! and does the work itself (a hand-over to another thread costs a wake).
+
+use crate::pool::Pool;
+use crate::server::Server;
+use crate::transport::ring::{Call, RingDevice};
+use crate::transport::{socket, virtqueue};
+use parking_lot::Mutex;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use tunnelfs_ring::{RingSetup, WaitConfig, Waiter};
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::Listener;
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringMutex, VringT};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtiofsd::filesystem::FileSystem;
+use virtiofsd::passthrough::{self, PassthroughFs};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{new_event_consumer_and_notifier, EventConsumer, EventFlag, EventNotifier};
+
+/// Bytes of a virtio-fs tag (`struct virtio_fs_config`, linux/virtio_fs.h).
+const TAG_BYTES: usize = 36;
+/// Largest virtqueue that is accepted, entries.
+const MAX_QUEUE_SIZE: usize = 1024;
+/// Submissions served in one go before the virtqueue gets its turn.
+const BATCH: u32 = 256;
+
+/// What a host speaks on its socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// vhost-user: virtqueues, and rings where the guest asks for them.
+    VhostUser,
+    /// Streamed FUSE messages.
+    Socket,
+}
+
+/// How to serve a directory.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// The directory to share.
+    pub shared_dir: PathBuf,
+    /// The UNIX socket to listen on.
+    pub socket_path: PathBuf,
+    /// The virtio-fs tag, at most 36 bytes.
+    pub tag: String,
+    /// Request queues.
+    pub queues: usize,
+    /// What is spoken on the socket.
+    pub transport: Transport,
+    /// How queue threads wait.
+    pub wait: WaitConfig,
+    /// Pool threads for operations that block.
+    pub workers: usize,
+    /// Serve one connection, then return.
+    pub once: bool,
+}
+
+/// Serves `config.shared_dir` until the process is told to stop (or, with `once`, until the guest leaves).
+///
+/// # Errors
+/// An error that names what could not be opened, listened on or served.
+pub fn serve(config: &HostConfig) -> io::Result<()> {
+    if config.tag.len() > TAG_BYTES {
+        return Err(io::Error::other(format!("tag `{}`: must be at most {TAG_BYTES} bytes", config.tag)));
+    }
+    let server = Arc::new(Server::new(open_dir(&config.shared_dir)?));
+    match config.transport {
+        Transport::VhostUser => serve_vhost_user(config, &server),
+        Transport::Socket => serve_socket(config, &server),
+    }
+}
+
+fn open_dir(dir: &Path) -> io::Result<PassthroughFs> {
+    let root = std::fs::canonicalize(dir)
+        .map_err(|e| io::Error::new(e.kind(), format!("shared directory {}: {e}", dir.display())))?;
+    let root_dir = root.to_string_lossy().into_owned();
+    let fs = PassthroughFs::new(passthrough::Config { root_dir, ..Default::default() })?;
+    fs.open_root_node()?;
+    Ok(fs)
+}
+
+fn listening(path: &Path, e: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("cannot listen on {}: {e}", path.display()))
+}
+
+fn serve_socket<F: FileSystem + Send + Sync + 'static>(config: &HostConfig, server: &Arc<Server<F>>) -> io::Result<()> {
+    let path = &config.socket_path;
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path).map_err(|e| listening(path, e))?;
+    let connections = if config.once { config.queues } else { usize::MAX };
+    let mut threads = Vec::new();
+    for stream in listener.incoming().take(connections) {
+        let (stream, server, wait) = (stream?, server.clone(), config.wait);
+        threads.push(std::thread::spawn(move || {
+            if let Err(e) = socket::serve(stream, &server, wait) {
+                tracing::info!("guest's socket: {e}");
+            }
+        }));
+        threads.retain(|t| !t.is_finished() || config.once);
+    }
+    for thread in threads {
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
+fn serve_vhost_user<F>(config: &HostConfig, server: &Arc<Server<F>>) -> io::Result<()>
+where
+    F: FileSystem + Send + Sync + 'static,
+{
+    let path = &config.socket_path;
+    let mut listener = Listener::new(path, true).map_err(|e| listening(path, e))?;
+    loop {
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        let backend = Arc::new(Backend::new(config, server.clone(), memory.clone())?);
+        let mut daemon = VhostUserDaemon::new("tunnelfs".into(), backend.clone(), memory).map_err(other)?;
+        daemon.start(&mut listener).map_err(other)?;
+        if let Err(e) = daemon.wait() {
+            tracing::info!("guest's connection: {e}");
+        }
+        backend.stopping.store(true, Ordering::Release);
+        for handler in daemon.get_epoll_handlers() {
+            handler.send_exit_event();
+        }
+        drop(daemon);
+        server.reset();
+        if config.once {
+            return Ok(());
+        }
+    }
+}
+
+fn other(e: impl std::fmt::Display) -> io::Error {
+    io::Error::other(e.to_string())
+}
+
+struct QueueState {
+    ring: Option<RingDevice>,
+    waiter: Waiter,
+}
+
+/// One guest's device.
+struct Backend<F> {
+    server: Arc<Server<F>>,
+    memory: virtqueue::Memory,
+    pool: Pool,
+    queues: Vec<Mutex<QueueState>>,
+    config_space: Vec<u8>,
+    stopping: AtomicBool,
+}
+
+impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
+    fn new(config: &HostConfig, server: Arc<Server<F>>, memory: virtqueue::Memory) -> io::Result<Self> {
+        // struct virtio_fs_config: the tag, zero-padded, then the number of request queues.
+        let mut config_space = config.tag.clone().into_bytes();
+        config_space.resize(TAG_BYTES, 0);
+        config_space.extend_from_slice(&(config.queues as u32).to_le_bytes());
+        let queue = || Mutex::new(QueueState { ring: None, waiter: Waiter::new(config.wait) });
+        Ok(Backend {
+            server,
+            memory,
+            pool: Pool::new(config.workers)?,
+            // One more for the high-priority queue, number 0.
+            queues: (0..=config.queues).map(|_| queue()).collect(),
+            config_space,
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// Serves a queue until there has been nothing to do for as long as the policy spins.
+    fn run_queue(&self, vring: &VringMutex<virtqueue::Memory>, queue: &mut QueueState) -> io::Result<()> {
+        let QueueState { ring, waiter } = queue;
+        if let Some(ring) = ring {
+            ring.sleep_flag().clear();
+        }
+        let _ = vring.disable_notification();
+        while !self.stopping.load(Ordering::Acquire) {
+            let mut found = self.serve_ring(ring);
+            if ring.is_none() || !found {
+                found |= self.serve_virtqueue(vring, ring)?;
+            }
+            if found {
+                continue;
+            }
+            let ready = || match &*ring {
+                Some(ring) => ring.ready(),
+                None => virtqueue::ready(vring, &self.memory),
+            };
+            if waiter.spin(ready) {
+                continue;
+            }
+            if let Some(ring) = ring {
+                ring.sleep_flag().announce();
+            }
+            let more = vring.enable_notification().unwrap_or(false);
+            if !more && !ring.as_ref().is_some_and(RingDevice::ready) {
+                return Ok(());
+            }
+            if let Some(ring) = ring {
+                ring.sleep_flag().clear();
+            }
+            let _ = vring.disable_notification();
+        }
+        Ok(())
+    }
+
+    fn serve_ring(&self, ring: &mut Option<RingDevice>) -> bool {
+        match ring.as_mut().map(|r| r.serve(&self.server, &self.pool, BATCH)) {
+            None => false,
+            Some(Ok(found)) => found,
+            Some(Err(e)) => {
+                tracing::warn!("closing a ring: {e}");
+                false
+            }
+        }
+    }
+
+    fn serve_virtqueue(&self, vring: &VringMutex<virtqueue::Memory>, ring: &mut Option<RingDevice>) -> io::Result<bool> {
+        let bell = vring.clone();
+        let call: Call = Arc::new(move || {
+            let _ = bell.signal_used_queue();
+        });
+        let mut setup = |wanted: RingSetup| {
+            let memory = self.memory.memory().clone().into_inner();
+            *ring = Some(RingDevice::new(&wanted, memory, call.clone()).map_err(io::Error::other)?);
+            Ok(())
+        };
+        virtqueue::serve(vring, &self.memory, &self.server, &self.pool, &mut setup)
+    }
+}
+
+impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Backend<F> {
+    type Bitmap = ();
+    type Vring = VringMutex<virtqueue::Memory>;
+
+    fn num_queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        MAX_QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let from = (offset as usize).min(self.config_space.len());
+        let to = from.saturating_add(size as usize).min(self.config_space.len());
+        self.config_space[from..to].to_vec()
+    }
+
+    fn reset_device(&self) {
+        for queue in &self.queues {
+            queue.lock().ring = None;
+        }
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    fn update_memory(&self, _memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        (0..self.queues.len()).map(|i| 1 << i).collect()
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
+    }
+
+    fn handle_event(&self, _event: u16, _set: EventSet, vrings: &[Self::Vring], thread: usize) -> io::Result<()> {
+        self.run_queue(&vrings[0], &mut self.queues[thread].lock())
+    }
+}

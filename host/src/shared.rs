@@ -1,0 +1,128 @@
+//! Memory that the guest can write while we look: never a reference, only
+//! whole copies and iovecs for the kernel.
+
+use libc::iovec;
+use std::io;
+
+/// A list of guest buffers, read or written as one stream.
+#[derive(Clone, Copy)]
+pub struct Shared<'a> {
+    iovs: &'a [iovec],
+}
+
+/// An owned [`Shared`], for a request that a pool thread finishes.
+pub struct SharedBuf(pub Vec<iovec>);
+
+// SAFETY: the buffers are only touched by raw copies and system calls, which
+// may run on any thread; whoever holds a `SharedBuf` also holds the mapping.
+unsafe impl Send for SharedBuf {}
+
+impl<'a> Shared<'a> {
+    /// # Safety
+    /// Each iovec must lie in mapped memory as long as this lives.
+    pub unsafe fn new(iovs: &'a [iovec]) -> Self {
+        Shared { iovs }
+    }
+
+    /// Bytes in all buffers.
+    pub fn len(&self) -> usize {
+        self.iovs.iter().map(|v| v.iov_len).sum()
+    }
+
+    /// Whether there is no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The iovecs, to keep them beyond this borrow.
+    pub fn to_buf(self) -> SharedBuf {
+        SharedBuf(self.iovs.to_vec())
+    }
+
+    /// Copies bytes at `offset` out into private memory.
+    ///
+    /// # Errors
+    /// `EINVAL` when they do not all lie in the buffers.
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> io::Result<()> {
+        let mut done = 0;
+        self.window(offset, out.len(), &mut |v| {
+            // SAFETY: `window` yields mapped parts that add up to at most `out`.
+            unsafe { std::ptr::copy_nonoverlapping(v.iov_base.cast::<u8>(), out.as_mut_ptr().add(done), v.iov_len) };
+            done += v.iov_len;
+        })
+    }
+
+    /// Copies private bytes to `offset`.
+    ///
+    /// # Errors
+    /// `EINVAL` when they do not all fit into the buffers.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        let mut done = 0;
+        self.window(offset, bytes.len(), &mut |v| {
+            // SAFETY: `window` yields mapped parts that add up to at most `bytes`.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr().add(done), v.iov_base.cast::<u8>(), v.iov_len) };
+            done += v.iov_len;
+        })
+    }
+
+    /// Hands the iovecs of up to `len` bytes from `offset` to one system call.
+    pub fn with_iovecs<R>(&self, offset: usize, len: usize, call: impl FnOnce(&[iovec]) -> R) -> R {
+        if let [one] = self.iovs {
+            let skip = offset.min(one.iov_len);
+            // SAFETY: `skip` is at most the buffer's length.
+            let base = unsafe { one.iov_base.cast::<u8>().add(skip) }.cast();
+            return call(&[iovec { iov_base: base, iov_len: len.min(one.iov_len - skip) }]);
+        }
+        let mut parts = Vec::with_capacity(self.iovs.len());
+        let len = len.min(self.len().saturating_sub(offset));
+        let _ = self.window(offset, len, &mut |v| parts.push(v));
+        // UIO_MAXIOV; the caller loops over what is left.
+        parts.truncate(1024);
+        call(&parts)
+    }
+
+    fn window(&self, offset: usize, len: usize, each: &mut dyn FnMut(iovec)) -> io::Result<()> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let (mut skip, mut left) = (offset, len);
+        for v in self.iovs {
+            let from = skip.min(v.iov_len);
+            skip -= from;
+            let take = left.min(v.iov_len - from);
+            if take > 0 {
+                // SAFETY: `from` is at most the buffer's length.
+                let base = unsafe { v.iov_base.cast::<u8>().add(from) }.cast();
+                each(iovec { iov_base: base, iov_len: take });
+                left -= take;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_over_scattered_buffers() {
+        let mut bytes = *b"0123456789";
+        let p = bytes.as_mut_ptr();
+        let iovs = [(0, 3), (5, 0), (4, 6)].map(|(at, iov_len)| iovec {
+            // SAFETY: inside `bytes`.
+            iov_base: unsafe { p.add(at) }.cast(),
+            iov_len,
+        });
+        // SAFETY: the iovecs lie in `bytes`.
+        let s = unsafe { Shared::new(&iovs) };
+        let mut out = [0; 5];
+        s.read(1, &mut out).unwrap();
+        assert_eq!(&out, b"12456");
+        s.write(2, b"ab").unwrap();
+        assert!(s.read(5, &mut out).is_err());
+        assert!(s.write(usize::MAX, b"x").is_err());
+        assert_eq!(s.with_iovecs(2, 100, |v| v.iter().map(|v| v.iov_len).sum::<usize>()), 7);
+        assert_eq!(&bytes, b"01a3b56789");
+    }
+}

@@ -1,0 +1,178 @@
+//! Device side of the ring: entries in, file I/O in place, completions out.
+
+use crate::pool::Pool;
+use crate::server::{Outcome, Reply, Server};
+use crate::shared::Shared;
+use libc::iovec;
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use tunnelfs_ring::{Consumer, Cqe, DeviceQueue, Error, Producer, RingSetup, SleepFlag, Sqe, CQE_HEAD_BYTES};
+use virtiofsd::filesystem::FileSystem;
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
+
+/// Rings the guest's doorbell.
+pub type Call = Arc<dyn Fn() + Send + Sync>;
+
+/// The completing half, shared with pool threads.
+struct Completions {
+    cq: Mutex<Producer<Cqe>>,
+    guest_sleeps: SleepFlag,
+    call: Call,
+    in_pool: AtomicU32,
+    /// Keeps the guest's memory mapped while a request is under way.
+    _memory: Arc<GuestMemoryMmap>,
+}
+
+/// One ring that a guest set up.
+pub struct RingDevice {
+    queue: DeviceQueue,
+    done: Arc<Completions>,
+    broken: bool,
+}
+
+impl RingDevice {
+    /// Checks a guest's set-up message and takes the ring over.
+    ///
+    /// # Errors
+    /// [`Error`] when the message or the memory that it names is not acceptable.
+    pub fn new(setup: &RingSetup, memory: Arc<GuestMemoryMmap>, call: Call) -> Result<Self, Error> {
+        let slice = memory
+            .get_slice(GuestAddress(setup.base), setup.geometry.bytes())
+            .map_err(|_| Error::Corrupt("ring outside of the guest's memory"))?;
+        let base = slice.ptr_guard_mut().as_ptr();
+        if base as usize % tunnelfs_ring::PAGE != 0 {
+            return Err(Error::Corrupt("ring not page-aligned"));
+        }
+        let twin = |base| {
+            // SAFETY: `get_slice` has checked that all bytes are mapped, and
+            // `Completions` keeps the mapping alive.
+            unsafe { DeviceQueue::new(base, setup.geometry) }
+        };
+        let (queue, completing) = (twin(base)?, twin(base)?);
+        let done = Completions {
+            cq: Mutex::new(completing.cq),
+            guest_sleeps: completing.peer_sleeps,
+            call,
+            in_pool: AtomicU32::new(0),
+            _memory: memory,
+        };
+        Ok(RingDevice { queue, done: Arc::new(done), broken: false })
+    }
+
+    /// Whether a submission waits that could be served.
+    pub fn ready(&self) -> bool {
+        !self.broken && submissions(&self.queue).ready()
+    }
+
+    /// The "host sleeps" flag.
+    pub fn sleep_flag(&self) -> &SleepFlag {
+        &self.queue.own_sleep
+    }
+
+    /// Serves what has been submitted, at most one ring's worth; whether there was anything.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the guest broke the protocol; the ring then stays closed.
+    pub fn serve<F>(&mut self, server: &Arc<Server<F>>, pool: &Pool, limit: u32) -> Result<bool, Error>
+    where
+        F: FileSystem + Send + Sync + 'static,
+    {
+        if self.broken {
+            return Ok(false);
+        }
+        let result = self.serve_checked(server, pool, limit);
+        self.broken = result.is_err();
+        result
+    }
+
+    fn serve_checked<F>(&mut self, server: &Arc<Server<F>>, pool: &Pool, limit: u32) -> Result<bool, Error>
+    where
+        F: FileSystem + Send + Sync + 'static,
+    {
+        let mut any = false;
+        for _ in 0..limit {
+            // A completion must always find room: requests on the pool have theirs reserved.
+            let room = self.done.cq.lock().free()?;
+            if room <= self.done.in_pool.load(Ordering::Acquire) {
+                break;
+            }
+            let Some(sqe) = self.queue.sq.pop() else { break };
+            any = true;
+            self.serve_one(sqe, server, pool)?;
+        }
+        Ok(any)
+    }
+
+    fn serve_one<F>(&mut self, sqe: Sqe, server: &Arc<Server<F>>, pool: &Pool) -> Result<(), Error>
+    where
+        F: FileSystem + Send + Sync + 'static,
+    {
+        let (ptr, _) = self.queue.slot(&sqe)?;
+        let input = [iovec { iov_base: ptr.cast(), iov_len: sqe.payload_len as usize }];
+        let output = [iovec { iov_base: ptr.cast(), iov_len: sqe.reply_max as usize }];
+        // SAFETY: `slot` has checked that both lie in the slot.
+        let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
+        match server.handle(&sqe.head[..sqe.head_len as usize], input, output, false) {
+            Outcome::WouldBlock => {
+                let (input, output) = (input.to_buf(), output.to_buf());
+                let (done, server) = (self.done.clone(), server.clone());
+                done.in_pool.fetch_add(1, Ordering::AcqRel);
+                pool.run(Box::new(move || {
+                    let (input, output) = (input, output);
+                    // SAFETY: still in the slot, whose mapping `done` keeps.
+                    let (payload, out) = unsafe { (Shared::new(&input.0), Shared::new(&output.0)) };
+                    let outcome = server.handle(&sqe.head[..sqe.head_len as usize], payload, out, true);
+                    // A guest that breaks its ring here is found out by the queue's thread.
+                    let _ = done.complete(&sqe, outcome, out);
+                    done.in_pool.fetch_sub(1, Ordering::AcqRel);
+                }));
+                Ok(())
+            }
+            outcome => self.done.complete(&sqe, outcome, output),
+        }
+    }
+}
+
+fn submissions(queue: &DeviceQueue) -> &Consumer<Sqe> {
+    &queue.sq
+}
+
+impl Completions {
+    /// Publishes the completion, also of a request without a reply: the guest gets its slot back.
+    fn complete(&self, sqe: &Sqe, outcome: Outcome, out: Shared<'_>) -> Result<(), Error> {
+        let mut cqe = Cqe { tag: sqe.tag, payload_len: 0, head_len: 0, head: [0; CQE_HEAD_BYTES] };
+        if let Outcome::Reply(reply) = outcome {
+            fill(&mut cqe, sqe, reply, out);
+        }
+        if !self.cq.lock().push(cqe)? {
+            return Err(Error::Corrupt("more requests than completions fit"));
+        }
+        if self.guest_sleeps.claim_wake() {
+            (self.call)();
+        }
+        Ok(())
+    }
+}
+
+/// `fuse_out_header`, then the reply's structure: in the entry where it fits, else in the slot.
+fn fill(cqe: &mut Cqe, sqe: &Sqe, mut reply: Reply, out: Shared<'_>) {
+    const HEADER: usize = 16;
+    if reply.fixed().len() > CQE_HEAD_BYTES - HEADER {
+        match out.write(0, reply.fixed()) {
+            Ok(()) => cqe.payload_len = reply.fixed().len() as u32,
+            Err(e) => reply = Reply::error(&e),
+        }
+    }
+    cqe.head_len = HEADER as u32;
+    if cqe.payload_len == 0 {
+        let fixed = reply.fixed();
+        cqe.head[HEADER..HEADER + fixed.len()].copy_from_slice(fixed);
+        cqe.head_len += fixed.len() as u32;
+        cqe.payload_len = reply.in_place as u32;
+    }
+    cqe.head[..4].copy_from_slice(&(cqe.head_len + cqe.payload_len).to_ne_bytes());
+    cqe.head[4..8].copy_from_slice(&reply.error.to_ne_bytes());
+    // The request's `unique`, bytes 8 to 16 of both headers.
+    cqe.head[8..16].copy_from_slice(&sqe.head[8..16]);
+}
