@@ -1,1 +1,34 @@
-//!
+//! The guest side: a link to a host, and the driver side of the three
+//! transports behind one interface, [`Transport`].
+
+pub mod link;
+pub mod message;
+pub mod transport;
+
+pub use link::local::{connect, GuestConfig, Wanted};
+pub use transport::{Completion, Transport};
+
+/// An error of the guest side.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host cannot be reached, or refuses to talk.
+    #[error("cannot connect to the host at {path}: {source}; is tunnelfs-host running there?")]
+    Connect {
+        /// The socket's path.
+        path: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The host has gone: nothing that was submitted will be answered.
+    #[error("the host has gone away")]
+    HostGone,
+    /// The host broke the protocol.
+    #[error("the host broke the protocol: {0}")]
+    Protocol(&'static str),
+    /// The ring or its memory.
+    #[error(transparent)]
+    Ring(#[from] tunnelfs_ring::Error),
+    /// A system call.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}

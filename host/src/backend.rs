@@ -179,11 +179,10 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
             ring.sleep_flag().clear();
         }
         let _ = vring.disable_notification();
+        self.serve_virtqueue(vring, ring)?;
         while !self.stopping.load(Ordering::Acquire) {
-            let mut found = self.serve_ring(ring);
-            if ring.is_none() || !found {
-                found |= self.serve_virtqueue(vring, ring)?;
-            }
+            // Beside a ring the virtqueue is only looked at before and after a sleep.
+            let found = if ring.is_some() { self.serve_ring(ring) } else { self.serve_virtqueue(vring, ring)? };
             if found {
                 continue;
             }
@@ -205,6 +204,9 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
                 ring.sleep_flag().clear();
             }
             let _ = vring.disable_notification();
+            if more {
+                self.serve_virtqueue(vring, ring)?;
+            }
         }
         Ok(())
     }

@@ -1,0 +1,163 @@
+//! The local link: a vhost-user front end on a UNIX socket that brings the memory.
+
+use crate::transport::{ring, socket, virtqueue, Transport};
+use crate::Error;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tunnelfs_ring::{Geometry, Region, WaitConfig};
+use virtio_driver::virtqueue::{Virtqueue, VirtqueueLayout};
+use virtio_driver::{VhostUser, VirtioFeatureFlags, VirtioTransport};
+
+/// Which transport is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The ring; a host that does not know it is served over virtqueues.
+    Ring,
+    /// Plain virtqueues.
+    Virtqueue,
+    /// Streamed messages.
+    Socket,
+}
+
+/// How to reach a host.
+#[derive(Clone, Debug)]
+pub struct GuestConfig {
+    /// The host's UNIX socket.
+    pub socket_path: PathBuf,
+    /// The transport.
+    pub transport: Wanted,
+    /// Request queues wanted; a host may have fewer.
+    pub queues: usize,
+    /// Sizes of each queue.
+    pub geometry: Geometry,
+    /// Back the region with 2 MiB pages.
+    pub huge_pages: bool,
+    /// How this side waits.
+    pub wait: WaitConfig,
+}
+
+/// `struct virtio_fs_config` (linux/virtio_fs.h).
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct FsConfig {
+    tag: [u8; 36],
+    num_request_queues: u32,
+}
+
+// SAFETY: plain integers without padding.
+unsafe impl virtio_driver::ByteValued for FsConfig {}
+
+/// What all queues of one connection share; keeps it open.
+pub struct Link {
+    vhost: VhostUser<FsConfig, virtqueue::Headers>,
+    alive: OwnedFd,
+    region: Region,
+    geometry: Geometry,
+}
+
+impl Link {
+    /// Becomes readable or hung up when the host closes the connection.
+    pub fn alive(&self) -> BorrowedFd<'_> {
+        use std::os::fd::AsFd;
+        self.alive.as_fd()
+    }
+
+    /// First byte of a request queue's part of the region.
+    pub fn queue_base(&self, queue: usize) -> *mut u8 {
+        // SAFETY: the region was made for all queues.
+        unsafe { self.region.ptr().add(queue * self.geometry.bytes()) }
+    }
+
+    /// The queues' sizes.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    pub(crate) fn call_fd(&self, virtqueue: usize) -> Arc<virtio_driver::EventFd> {
+        self.vhost.get_completion_fd(virtqueue)
+    }
+
+    pub(crate) fn notifier(&self, virtqueue: usize) -> Box<dyn virtio_driver::QueueNotifier> {
+        self.vhost.get_submission_notifier(virtqueue)
+    }
+}
+
+/// Connects; one transport per request queue.
+///
+/// # Errors
+/// [`Error::Connect`] when nobody serves the socket; [`Error::Ring`] for
+/// sizes out of range or memory that cannot be had.
+pub fn connect(config: &GuestConfig) -> Result<Vec<Box<dyn Transport>>, Error> {
+    config.geometry.check()?;
+    if config.transport == Wanted::Socket {
+        return (0..config.queues).map(|_| socket::connect(config)).collect();
+    }
+    let (link, queues) = open(config)?;
+    let drivers = queues.into_iter().enumerate().map(|(i, vq)| {
+        let driver = virtqueue::Driver::new(link.clone(), vq, i, config.wait);
+        match config.transport {
+            Wanted::Ring => ring::upgrade(driver, config.wait),
+            _ => Ok(Box::new(driver) as Box<dyn Transport>),
+        }
+    });
+    drivers.collect()
+}
+
+type Queue = Virtqueue<'static, virtqueue::Headers>;
+
+fn open(config: &GuestConfig) -> Result<(Arc<Link>, Vec<Queue>), Error> {
+    let refused = |source| Error::Connect { path: config.socket_path.display().to_string(), source };
+    let path = config.socket_path.to_str().ok_or(Error::Protocol("socket path is not UTF-8"))?;
+    let features = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
+    let before = open_descriptors();
+    let mut vhost = VhostUser::<FsConfig, virtqueue::Headers>::new(path, features.bits()).map_err(refused)?;
+    let alive = connection_to(&config.socket_path, &before)?;
+    let offered: FsConfig = vhost.get_config().map_err(refused)?;
+    let count = config.queues.min(u32::from_le(offered.num_request_queues).max(1) as usize);
+
+    let region = Region::new(count * config.geometry.bytes(), config.huge_pages)?;
+    vhost.map_mem_region(region.ptr() as usize, region.bytes(), region_fd(&region), 0)?;
+    let features = VirtioFeatureFlags::from_bits_truncate(vhost.get_features());
+    // Four descriptors a request; the high-priority queue comes first.
+    let size = (config.geometry.slots * 4).next_power_of_two().clamp(4, 1024) as usize;
+    let layout = VirtqueueLayout::new::<virtqueue::Headers>(count + 1, size, features)?;
+    let memory = vhost.alloc_queue_mem(&layout)?;
+    let (start, part) = (memory.as_mut_ptr(), layout.end_offset);
+    let mut queues = Vec::with_capacity(count + 1);
+    for i in 0..=count {
+        // SAFETY: `alloc_queue_mem` gave that much for each queue; the parts do
+        // not overlap, and the `Link` that each driver holds keeps them mapped.
+        let memory = unsafe { std::slice::from_raw_parts_mut(start.add(i * part), part) };
+        queues.push(Virtqueue::new(vhost.iova_translator(), memory, size as u16, features)?);
+    }
+    vhost.setup_queues(&queues)?;
+    let link = Arc::new(Link { vhost, alive, region, geometry: config.geometry });
+    // FORGET has no reply and goes with the rest: the high-priority queue stays empty.
+    queues.remove(0);
+    Ok((link, queues))
+}
+
+fn region_fd(region: &Region) -> i32 {
+    use std::os::fd::AsFd;
+    region.as_fd().as_raw_fd()
+}
+
+fn open_descriptors() -> Vec<i32> {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// A duplicate of the new socket to `path`: virtio-driver does not lend its
+/// own, and without it the host's death could not be seen while we sleep.
+fn connection_to(path: &Path, before: &[i32]) -> Result<OwnedFd, Error> {
+    use nix::sys::socket::{getpeername, UnixAddr};
+    for fd in open_descriptors().into_iter().filter(|fd| !before.contains(fd)) {
+        if getpeername::<UnixAddr>(fd).is_ok_and(|peer| peer.path() == Some(path)) {
+            // SAFETY: the descriptor was open a moment ago; a failed dup is an error below.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            return Ok(fd.try_clone_to_owned()?);
+        }
+    }
+    Err(Error::Protocol("the connection's socket cannot be found"))
+}

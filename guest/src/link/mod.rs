@@ -1,0 +1,3 @@
+//! Ways to reach a host.
+
+pub mod local;

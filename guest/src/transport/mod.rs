@@ -1,0 +1,105 @@
+//! The driver side of a transport: what a FUSE channel or a benchmark needs.
+
+use crate::message::{reply_header, OUT_HEADER};
+use crate::Error;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use std::os::fd::BorrowedFd;
+use tunnelfs_ring::CQE_HEAD_BYTES;
+
+pub mod ring;
+pub mod socket;
+pub mod virtqueue;
+
+/// An answered request.
+#[derive(Clone, Copy, Debug)]
+pub struct Completion {
+    /// The request's slot, the submitter's again.
+    pub slot: u32,
+    /// `fuse_out_header` and perhaps the first bytes of the reply.
+    pub head: [u8; CQE_HEAD_BYTES],
+    /// Valid bytes of `head`.
+    pub head_len: usize,
+    /// Reply bytes that follow, in the slot.
+    pub payload_len: usize,
+}
+
+impl Completion {
+    /// 0, or a negative errno.
+    pub fn error(&self) -> i32 {
+        reply_header(&self.head).1
+    }
+
+    /// Reply bytes in the entry, behind the header.
+    pub fn inline(&self) -> &[u8] {
+        &self.head[OUT_HEADER..self.head_len]
+    }
+}
+
+/// One request queue of a connection. A request lies in a slot: its first
+/// bytes are passed, the others are in the slot's memory.
+pub trait Transport: Send {
+    /// `ring`, `virtqueue` or `socket`: what is really in use.
+    fn name(&self) -> &'static str;
+
+    /// How many slots there are.
+    fn slots(&self) -> u32;
+
+    /// A slot's memory, shared with the host, and its bytes.
+    fn slot(&self, slot: u32) -> (*mut u8, usize);
+
+    /// Submits a request; `false` when there is no room now. The caller owns
+    /// `slot` again when its completion comes.
+    ///
+    /// # Errors
+    /// [`Error`] when the queue cannot be used any more.
+    fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error>;
+
+    /// Takes one completion, if one is there.
+    ///
+    /// # Errors
+    /// [`Error`] when the host broke the protocol or has gone.
+    fn reap(&mut self) -> Result<Option<Completion>, Error>;
+
+    /// Waits by the policy until a completion may be there.
+    ///
+    /// # Errors
+    /// [`Error::HostGone`] as soon as the host is.
+    fn wait(&mut self) -> Result<(), Error>;
+
+    /// The descriptor that becomes readable with completions, while asleep.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Payload bytes that this side has copied in user space.
+    fn copied(&self) -> u64;
+}
+
+/// Sleeps until `bell` rings.
+///
+/// # Errors
+/// [`Error::HostGone`] when `alive` hangs up first.
+fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>) -> Result<(), Error> {
+    let mut fds = [PollFd::new(bell, PollFlags::POLLIN), PollFd::new(alive, PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::NONE) {
+        Err(nix::Error::EINTR) => Ok(()),
+        Err(e) => Err(Error::Io(e.into())),
+        // The rung bell comes first: what the host still answered is delivered.
+        Ok(_) if fds[0].any() == Some(true) => Ok(()),
+        Ok(_) => Err(Error::HostGone),
+    }
+}
+
+/// Sends one request in slot 0 and waits for its answer. Only for a queue with nothing in flight.
+///
+/// # Errors
+/// As [`Transport::submit`], [`Transport::reap`] and [`Transport::wait`].
+pub fn call(t: &mut dyn Transport, head: &[u8], payload_len: u32, reply_max: u32) -> Result<Completion, Error> {
+    if !t.submit(0, head, payload_len, reply_max)? {
+        return Err(Error::Protocol("no room in an idle queue"));
+    }
+    loop {
+        if let Some(done) = t.reap()? {
+            return Ok(done);
+        }
+        t.wait()?;
+    }
+}

@@ -1,0 +1,129 @@
+//! Driver side of the streamed baseline. Slots are private memory here, and
+//! each payload byte crosses the socket: copied, and counted.
+
+use super::{Completion, Transport};
+use crate::link::local::GuestConfig;
+use crate::message::{reply_header, OUT_HEADER};
+use crate::Error;
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use tunnelfs_ring::{Geometry, Region, Waiter, CQE_HEAD_BYTES};
+
+/// A request queue over a stream socket.
+pub struct Driver {
+    stream: UnixStream,
+    memory: Region,
+    geometry: Geometry,
+    /// Slot and reply room by the request's `unique`.
+    in_flight: HashMap<[u8; 8], (u32, u32)>,
+    waiter: Waiter,
+    copied: u64,
+}
+
+/// Opens one connection.
+///
+/// # Errors
+/// [`Error::Connect`] when nobody listens.
+pub fn connect(config: &GuestConfig) -> Result<Box<dyn Transport>, Error> {
+    let path = &config.socket_path;
+    let stream = UnixStream::connect(path)
+        .map_err(|source| Error::Connect { path: path.display().to_string(), source })?;
+    let geometry = config.geometry;
+    let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?;
+    let (in_flight, waiter) = (HashMap::new(), Waiter::new(config.wait));
+    Ok(Box::new(Driver { stream, memory, geometry, in_flight, waiter, copied: 0 }))
+}
+
+impl Driver {
+    fn slot_bytes(&mut self, slot: u32, len: usize) -> &mut [u8] {
+        let (ptr, size) = self.slot(slot);
+        assert!(len <= size);
+        // SAFETY: private memory of this driver, borrowed through `self`.
+        unsafe { std::slice::from_raw_parts_mut(ptr, len) }
+    }
+
+    fn readable(stream: &UnixStream) -> bool {
+        let mut byte = 0u8;
+        // SAFETY: one byte of room; peeking takes nothing off the stream.
+        unsafe { libc::recv(stream.as_raw_fd(), (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) >= 0 }
+    }
+}
+
+/// A peer that has gone shows as any of these.
+fn gone(e: std::io::Error) -> Error {
+    match e.kind() {
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => Error::HostGone,
+        _ => Error::Io(e),
+    }
+}
+
+impl Transport for Driver {
+    fn name(&self) -> &'static str {
+        "socket"
+    }
+
+    fn slots(&self) -> u32 {
+        self.geometry.slots
+    }
+
+    fn slot(&self, slot: u32) -> (*mut u8, usize) {
+        assert!(slot < self.geometry.slots, "slot {slot} of {}", self.geometry.slots);
+        let size = self.geometry.slot_size as usize;
+        // SAFETY: the slot's number was just checked.
+        (unsafe { self.memory.ptr().add(slot as usize * size) }, size)
+    }
+
+    fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
+        // A stream has no back-pressure of its own: both sides writing large messages would
+        // wait for each other, so only one payload is under way at a time.
+        if !self.in_flight.is_empty() && payload_len.max(reply_max) > 4096 {
+            return Ok(false);
+        }
+        let unique = head[8..16].try_into().map_err(|_| Error::Protocol("header too short"))?;
+        self.stream.write_all(head).map_err(gone)?;
+        let (ptr, _) = self.slot(slot);
+        // SAFETY: as in `slot_bytes`; a second borrow of `self.stream` is needed here.
+        let payload = unsafe { std::slice::from_raw_parts(ptr, payload_len as usize) };
+        self.stream.write_all(payload).map_err(gone)?;
+        self.copied += u64::from(payload_len);
+        self.in_flight.insert(unique, (slot, reply_max));
+        Ok(true)
+    }
+
+    fn reap(&mut self) -> Result<Option<Completion>, Error> {
+        if self.in_flight.is_empty() || !Self::readable(&self.stream) {
+            return Ok(None);
+        }
+        let mut head = [0; CQE_HEAD_BYTES];
+        self.stream.read_exact(&mut head[..OUT_HEADER]).map_err(gone)?;
+        let unique: [u8; 8] = head[8..16].try_into().expect("eight bytes");
+        let known = self.in_flight.remove(&unique);
+        let (slot, room) = known.ok_or(Error::Protocol("completion of a request that was not made"))?;
+        let payload_len = reply_header(&head).0.saturating_sub(OUT_HEADER);
+        if payload_len > room as usize {
+            return Err(Error::Protocol("reply longer than its room"));
+        }
+        let mut stream = self.stream.try_clone()?;
+        stream.read_exact(self.slot_bytes(slot, payload_len)).map_err(gone)?;
+        self.copied += payload_len as u64;
+        Ok(Some(Completion { slot, head, head_len: OUT_HEADER, payload_len }))
+    }
+
+    fn wait(&mut self) -> Result<(), Error> {
+        let stream = &self.stream;
+        if !self.waiter.spin(|| Self::readable(stream)) {
+            super::sleep_on(stream.as_fd(), stream.as_fd())?;
+        }
+        Ok(())
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    fn copied(&self) -> u64 {
+        self.copied
+    }
+}

@@ -1,0 +1,125 @@
+//! Driver side of a plain split virtqueue. The descriptors point at the same
+//! slots as the ring's entries do; the headers lie beside the queue.
+
+use super::ring::slot_of;
+use super::{sleep_on, Completion, Transport};
+use crate::link::local::Link;
+use crate::message::{reply_header, OUT_HEADER};
+use crate::Error;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use tunnelfs_ring::{drain, WaitConfig, Waiter, CQE_HEAD_BYTES, SQE_HEAD_BYTES};
+use virtio_driver::{iovec, virtqueue::Virtqueue};
+
+/// A request's headers, in memory that the host reads and writes.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Headers {
+    out_header: [u8; OUT_HEADER],
+    slot: u32,
+    reply_max: u32,
+    head: [u8; SQE_HEAD_BYTES],
+}
+
+/// A request queue over a virtqueue.
+pub struct Driver {
+    queue: Virtqueue<'static, Headers>,
+    /// What was submitted, privately: slot and reply room by chain.
+    in_flight: Vec<Option<(u32, u32)>>,
+    waiter: Waiter,
+    link: Arc<Link>,
+    index: usize,
+    call: Arc<virtio_driver::EventFd>,
+    kick: Box<dyn virtio_driver::QueueNotifier>,
+}
+
+impl Driver {
+    /// Takes over request queue `index` of a link.
+    pub fn new(link: Arc<Link>, queue: Virtqueue<'static, Headers>, index: usize, wait: WaitConfig) -> Self {
+        let (call, kick) = (link.call_fd(index + 1), link.notifier(index + 1));
+        let in_flight = vec![None; queue.queue_size() as usize];
+        Driver { queue, in_flight, waiter: Waiter::new(wait), link, index, call, kick }
+    }
+
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+}
+
+impl Transport for Driver {
+    fn name(&self) -> &'static str {
+        "virtqueue"
+    }
+
+    fn slots(&self) -> u32 {
+        self.link.geometry().slots.min(u32::from(self.queue.queue_size()) / 4)
+    }
+
+    fn slot(&self, slot: u32) -> (*mut u8, usize) {
+        slot_of(&self.link, self.index, slot)
+    }
+
+    fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
+        if head.len() > SQE_HEAD_BYTES {
+            return Err(Error::Protocol("header too long"));
+        }
+        let (ptr, _) = self.slot(slot);
+        let id = self.queue.add_request(|req, add| {
+            req.head[..head.len()].copy_from_slice(head);
+            (req.slot, req.reply_max) = (slot, reply_max);
+            add(iovec { iov_base: req.head.as_mut_ptr().cast(), iov_len: head.len() }, false)?;
+            if payload_len > 0 {
+                add(iovec { iov_base: ptr.cast(), iov_len: payload_len as usize }, false)?;
+            }
+            add(iovec { iov_base: req.out_header.as_mut_ptr().cast(), iov_len: OUT_HEADER }, true)?;
+            if reply_max > 0 {
+                add(iovec { iov_base: ptr.cast(), iov_len: reply_max as usize }, true)?;
+            }
+            Ok(())
+        });
+        let Ok(id) = id else { return Ok(false) };
+        self.in_flight[id as usize] = Some((slot, reply_max));
+        if self.queue.avail_notif_needed() {
+            self.kick.notify()?;
+        }
+        Ok(true)
+    }
+
+    fn reap(&mut self) -> Result<Option<Completion>, Error> {
+        let Some(done) = self.queue.completions().next() else { return Ok(None) };
+        let known = self.in_flight.get_mut(done.id as usize).and_then(Option::take);
+        let (slot, room) = known.ok_or(Error::Protocol("completion of a request that was not made"))?;
+        let mut head = [0; CQE_HEAD_BYTES];
+        head[..OUT_HEADER].copy_from_slice(&done.req.out_header);
+        let payload_len = reply_header(&head).0.saturating_sub(OUT_HEADER);
+        if payload_len > room as usize {
+            return Err(Error::Protocol("reply longer than its room"));
+        }
+        Ok(Some(Completion { slot, head, head_len: OUT_HEADER, payload_len }))
+    }
+
+    fn wait(&mut self) -> Result<(), Error> {
+        let queue = &mut self.queue;
+        if self.waiter.spin(|| queue.completions().has_next()) {
+            return Ok(());
+        }
+        self.queue.set_used_notif_enabled(true);
+        let slept =
+            if self.queue.completions().has_next() { Ok(()) } else { sleep_on(self.call.as_fd(), self.link.alive()) };
+        self.queue.set_used_notif_enabled(false);
+        drain(self.call.as_fd());
+        slept
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.call.as_fd()
+    }
+
+    fn copied(&self) -> u64 {
+        0
+    }
+}
