@@ -75,7 +75,11 @@ pub fn serve(config: &HostConfig) -> io::Result<()> {
     }
 }
 
-fn open_dir(dir: &Path) -> io::Result<PassthroughFs> {
+/// The file system over `dir`, as a back end serves it.
+///
+/// # Errors
+/// When the directory cannot be opened; names it.
+pub fn open_dir(dir: &Path) -> io::Result<PassthroughFs> {
     let root = std::fs::canonicalize(dir)
         .map_err(|e| io::Error::new(e.kind(), format!("shared directory {}: {e}", dir.display())))?;
     let root_dir = root.to_string_lossy().into_owned();

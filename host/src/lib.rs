@@ -11,4 +11,4 @@ pub mod server;
 pub mod shared;
 pub mod transport;
 
-pub use backend::{serve, HostConfig, Transport};
+pub use backend::{open_dir, serve, HostConfig, Transport};

@@ -1,0 +1,98 @@
+//! A run as data: where it was made, with what, and one row per case.
+
+use crate::limits::Limits;
+use crate::plan::{Load, Op, Pair, Placement, Via};
+use crate::workload::Tally;
+use serde::Serialize;
+use tunnelfs_ring::Policy;
+
+/// A whole run.
+#[derive(Debug, Serialize)]
+pub struct Run {
+    /// CPU model and count.
+    pub machine: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Commit of the source tree, if it is a checkout.
+    pub commit: String,
+    /// The command line.
+    pub command: String,
+    /// The sizes in force.
+    pub config: String,
+    /// The machine's limits in this run.
+    pub limits: Limits,
+    /// One row per case.
+    pub rows: Vec<Row>,
+}
+
+/// One case.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Row {
+    pub transport: Via,
+    pub placement: Placement,
+    pub policy: Policy,
+    pub op: Op,
+    pub size: u32,
+    pub depth: u32,
+    pub queues: u32,
+    pub ops: u64,
+    pub ops_per_s: f64,
+    pub bytes_per_s: f64,
+    pub p50_ns: u64,
+    pub p99_ns: u64,
+    pub p999_ns: u64,
+    pub max_ns: u64,
+    pub guest_cpu_ns_per_op: f64,
+    pub host_cpu_ns_per_op: f64,
+    pub copied_bytes_per_op: f64,
+}
+
+impl Row {
+    /// The row of a finished case.
+    pub fn new(pair: Pair, load: Load, tally: &Tally) -> Self {
+        let ops = tally.ops.max(1) as f64;
+        let ops_per_s = tally.ops as f64 / tally.elapsed.as_secs_f64();
+        let quantile = |q| tally.latency.value_at_quantile(q);
+        Row {
+            transport: pair.transport,
+            placement: pair.placement,
+            policy: pair.policy,
+            op: load.op,
+            size: load.size,
+            depth: load.depth,
+            queues: load.queues,
+            ops: tally.ops,
+            ops_per_s,
+            bytes_per_s: ops_per_s * f64::from(load.size),
+            p50_ns: quantile(0.5),
+            p99_ns: quantile(0.99),
+            p999_ns: quantile(0.999),
+            max_ns: tally.latency.max(),
+            guest_cpu_ns_per_op: tally.guest_cpu.as_nanos() as f64 / ops,
+            host_cpu_ns_per_op: tally.host_cpu.as_nanos() as f64 / ops,
+            copied_bytes_per_op: tally.copied as f64 / ops,
+        }
+    }
+}
+
+impl Run {
+    /// A run on this machine.
+    pub fn new(limits: Limits, config: String, rows: Vec<Row>) -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let cpuinfo = read("/proc/cpuinfo");
+        let model = cpuinfo.lines().find_map(|l| l.strip_prefix("model name")?.split(": ").nth(1)).unwrap_or("unknown");
+        let git = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
+        let commit = git.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
+        let args = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+        Run {
+            machine: format!("{model}, {} CPUs", crate::limits::cpus().len()),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            commit,
+            command: format!("tunnelfs-bench {args}"),
+            config,
+            limits,
+            rows,
+        }
+    }
+}

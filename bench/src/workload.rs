@@ -1,0 +1,228 @@
+//! Drives one load on one session for a while, and checks the data.
+
+use crate::plan::{Load, Op};
+use crate::session::{opcode, reply_word, thread_cpu, OpenFile, Session, FILE, FILE_BYTES};
+use hdrhistogram::Histogram;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tunnelfs_guest::{message, Transport};
+use tunnelfs_ring::{OP_COPIED, OP_NOOP};
+
+/// What a case came to, over all its turns.
+pub struct Tally {
+    /// Latencies, nanoseconds.
+    pub latency: Histogram<u64>,
+    /// Operations done.
+    pub ops: u64,
+    /// Wall time.
+    pub elapsed: Duration,
+    /// CPU time of the guest's thread.
+    pub guest_cpu: Duration,
+    /// CPU time of the host.
+    pub host_cpu: Duration,
+    /// Payload bytes copied in user space, by both sides.
+    pub copied: u64,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        let latency = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds");
+        let zero = Duration::ZERO;
+        Tally { latency, ops: 0, elapsed: zero, guest_cpu: zero, host_cpu: zero, copied: 0 }
+    }
+}
+
+/// The word that belongs at a byte offset (a multiple of 8) of the file.
+pub fn pattern(offset: u64) -> u64 {
+    (offset / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
+}
+
+/// Makes the benchmark's file in `dir`.
+///
+/// # Errors
+/// The file system's.
+pub fn make_file(dir: &Path) -> io::Result<()> {
+    let bytes: Vec<u8> = (0..FILE_BYTES / 8).flat_map(|i| pattern(i * 8).to_ne_bytes()).collect();
+    std::fs::write(dir.join(FILE), bytes)
+}
+
+/// Checks the whole file from the host's side; WRITEs write the same pattern.
+///
+/// # Errors
+/// `InvalidData` at the first wrong word.
+pub fn check_file(dir: &Path) -> io::Result<()> {
+    let bytes = std::fs::read(dir.join(FILE))?;
+    let wrong = bytes.chunks_exact(8).enumerate().find(|(i, w)| **w != pattern(*i as u64 * 8).to_ne_bytes());
+    match wrong {
+        Some((i, _)) => Err(wrong_bytes(i as u64 * 8)),
+        None if bytes.len() as u64 != FILE_BYTES => Err(wrong_bytes(bytes.len() as u64)),
+        None => Ok(()),
+    }
+}
+
+fn wrong_bytes(offset: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("wrong bytes at offset {offset}"))
+}
+
+/// A request that is made over and over, at moving offsets.
+pub struct Template {
+    load: Load,
+    head: Vec<u8>,
+    next: u64,
+}
+
+impl Template {
+    /// The requests of `load` on `file`.
+    pub fn new(load: Load, file: OpenFile) -> Self {
+        let body = |words: &[u64]| words.iter().flat_map(|w| w.to_ne_bytes()).collect::<Vec<u8>>();
+        let size = load.size as usize;
+        let io = body(&[file.handle, 0, load.size.into(), 0, 0]);
+        let head = match load.op {
+            Op::Noop => message::request(OP_NOOP, 1, 0, &[], 0),
+            Op::Getattr => message::request(opcode::GETATTR, file.node, 0, &body(&[0, 0]), 0),
+            Op::Lookup => message::request(opcode::LOOKUP, 1, 0, format!("{FILE}\0").as_bytes(), 0),
+            Op::Read => message::request(opcode::READ, file.node, 0, &io, 0),
+            Op::Write => message::request(opcode::WRITE, file.node, 0, &io, size),
+        };
+        Template { load, head, next: 0 }
+    }
+
+    /// The next request's first bytes and its file offset.
+    pub fn next(&mut self) -> (&[u8], u64) {
+        let offset = if self.load.size == 0 { 0 } else { self.next * u64::from(self.load.size) % FILE_BYTES };
+        self.next += 1;
+        self.head[8..16].copy_from_slice(&self.next.to_ne_bytes());
+        if matches!(self.load.op, Op::Read | Op::Write) {
+            self.head[48..56].copy_from_slice(&offset.to_ne_bytes());
+        }
+        (&self.head, offset)
+    }
+
+    /// Payload bytes that follow the head, and room for the reply.
+    pub fn lengths(&self) -> (u32, u32) {
+        match self.load.op {
+            Op::Noop => (0, 0),
+            Op::Getattr | Op::Lookup => (0, 256),
+            Op::Read => (0, self.load.size),
+            Op::Write => (self.load.size, 16),
+        }
+    }
+}
+
+/// Words of a payload that are looked at on every operation: one each so many bytes.
+const STRIDE: usize = 4096;
+
+/// # Safety
+/// `size` bytes from `ptr` must be mapped, 8-aligned.
+pub(crate) unsafe fn fill(ptr: *mut u8, size: u32, offset: u64) {
+    for at in (0..size as usize).step_by(8) {
+        // SAFETY: inside the caller's bytes.
+        unsafe { ptr.add(at).cast::<u64>().write_volatile(pattern(offset + at as u64)) };
+    }
+}
+
+/// # Safety
+/// As for [`fill`].
+pub(crate) unsafe fn check(ptr: *mut u8, size: u32, offset: u64) -> io::Result<()> {
+    let last = (size as usize).saturating_sub(8);
+    for at in (0..last).step_by(STRIDE).chain([last]) {
+        // SAFETY: inside the caller's bytes.
+        if unsafe { ptr.add(at).cast::<u64>().read_volatile() } != pattern(offset + at as u64) {
+            return Err(wrong_bytes(offset + at as u64));
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that both sides have copied so far; a stock host does not count any.
+fn copied(session: &mut Session) -> u64 {
+    let t = session.queues[0].as_mut();
+    let host = reply_word(t, &message::request(OP_COPIED, 1, 1, &[], 0)).unwrap_or(0);
+    host + t.copied()
+}
+
+struct Flight {
+    offset: u64,
+    start: Instant,
+}
+
+/// Runs `load` for `time` and adds it to `tally`.
+///
+/// # Errors
+/// The transport's, a negative answer, or wrong bytes.
+pub fn run(session: &mut Session, load: Load, time: Duration, tally: &mut Tally) -> io::Result<()> {
+    let mut template = Template::new(load, session.file);
+    let (host_before, guest_before) = (session.host_cpu(), thread_cpu());
+    let copied_before = copied(session);
+    let t = session.queues[0].as_mut();
+    let depth = load.depth.min(t.slots());
+    let mut flights: Vec<Option<Flight>> = (0..depth).map(|_| None).collect();
+    let start = Instant::now();
+    let mut waiting: Vec<u32> = (0..depth).rev().collect();
+    let mut in_flight = 0;
+    loop {
+        let stop = start.elapsed() >= time;
+        while let Some(&slot) = waiting.last().filter(|_| !stop) {
+            if !submit(t, &mut template, slot, &mut flights)? {
+                break;
+            }
+            waiting.pop();
+            in_flight += 1;
+        }
+        if in_flight == 0 {
+            break;
+        }
+        let done = loop {
+            match t.reap().map_err(io::Error::other)? {
+                Some(done) => break done,
+                None => t.wait().map_err(io::Error::other)?,
+            }
+        };
+        let flight = flights.get_mut(done.slot as usize).and_then(Option::take);
+        let flight = flight.ok_or_else(|| io::Error::other("completion of an idle slot"))?;
+        tally.latency.saturating_record(flight.start.elapsed().as_nanos() as u64);
+        accept(t, &load, &done, flight.offset)?;
+        waiting.push(done.slot);
+        in_flight -= 1;
+        tally.ops += 1;
+    }
+    tally.elapsed += start.elapsed();
+    tally.guest_cpu += thread_cpu() - guest_before;
+    tally.host_cpu += session.host_cpu().saturating_sub(host_before);
+    tally.copied += copied(session) - copied_before;
+    Ok(())
+}
+
+fn submit(t: &mut dyn Transport, template: &mut Template, slot: u32, flights: &mut [Option<Flight>]) -> io::Result<bool> {
+    let (payload, room) = template.lengths();
+    let (op, size, serial) = (template.load.op, template.load.size, template.next);
+    let (head, offset) = template.next();
+    if op == Op::Write {
+        // SAFETY: a free slot is ours, page-aligned and at least `size` long.
+        unsafe { fill(t.slot(slot).0, size, offset) };
+    }
+    let start = Instant::now();
+    let fits = t.submit(slot, head, payload, room).map_err(io::Error::other)?;
+    match fits {
+        true => flights[slot as usize] = Some(Flight { offset, start }),
+        false => template.next = serial,
+    }
+    Ok(fits)
+}
+
+fn accept(t: &dyn Transport, load: &Load, done: &tunnelfs_guest::Completion, offset: u64) -> io::Result<()> {
+    // A stock host does not know our no-op and says so, which is as short an answer.
+    let refused = load.op == Op::Noop && done.error() == -libc::ENOSYS;
+    if done.error() != 0 && !refused {
+        return Err(io::Error::from_raw_os_error(-done.error()));
+    }
+    if load.op == Op::Read {
+        if done.payload_len != load.size as usize {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "short READ"));
+        }
+        // SAFETY: a completed slot is ours again.
+        unsafe { check(t.slot(done.slot).0, load.size, offset)? };
+    }
+    Ok(())
+}
