@@ -23,11 +23,7 @@ pub struct Limits {
 
 /// Measures all three (about 0.3 s).
 pub fn measure() -> Limits {
-    Limits {
-        cacheline_rtt_ns: cacheline(),
-        eventfd_rtt_ns: eventfd(),
-        memcpy_bytes_per_s: memcpy(),
-    }
+    Limits { cacheline_rtt_ns: cacheline(), eventfd_rtt_ns: eventfd(), memcpy_bytes_per_s: memcpy() }
 }
 
 /// The CPUs this process may use.

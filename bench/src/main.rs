@@ -25,7 +25,10 @@ enum What {
 
 /// Measure ring, virtqueue, socket, stock virtiofsd and the direct call, interleaved in one run.
 #[derive(Parser)]
-#[command(version, after_help = "Examples:\n  tunnelfs-bench latency --quick\n  tunnelfs-bench all --json run.json --report run.md")]
+#[command(
+    version,
+    after_help = "Examples:\n  tunnelfs-bench latency --quick\n  tunnelfs-bench all --json run.json --report run.md"
+)]
 struct Args {
     /// What to measure
     #[arg(value_enum)]
@@ -79,7 +82,8 @@ fn run(args: &Args) -> io::Result<()> {
     let pairs = plan::pairs(virtiofsd);
     let rows = measure(&pairs, &loads(args), &dir, scratch.path(), args.quick)?;
     workload::check_file(&dir)?;
-    let run = Run::new(limits, format!("{GEOMETRY:?}; file on {}", if args.dir.is_some() { "--dir" } else { "tmpfs" }), rows);
+    let run =
+        Run::new(limits, format!("{GEOMETRY:?}; file on {}", if args.dir.is_some() { "--dir" } else { "tmpfs" }), rows);
     let page = report::markdown(&run);
     println!("{page}");
     if let Some(path) = &args.json {

@@ -53,7 +53,12 @@ fn ratios(run: &Run) -> Vec<(String, f64, &'static str)> {
     let find = |via, policy, op, size, depth: u32| {
         run.rows.iter().find(|r| {
             let place = if via == Via::Direct { Placement::InProcess } else { Placement::Separate };
-            r.transport == via && r.placement == place && r.policy == policy && r.op == op && r.size == size && r.depth == depth
+            r.transport == via
+                && r.placement == place
+                && r.policy == policy
+                && r.op == op
+                && r.size == size
+                && r.depth == depth
         })
     };
     let p50 = |r: &Row| r.p50_ns as f64;
@@ -69,16 +74,27 @@ fn ratios(run: &Run) -> Vec<(String, f64, &'static str)> {
             out.push((format!("no-op p50, {policy}: ring / virtqueue"), p50(r) / p50(v), "at most 0.5 (spin)"));
         }
     }
-    if let (Some(r), Some(s)) = (find(Via::Ring, Policy::Auto, Op::Noop, 0, 1), find(Via::Socket, Policy::Auto, Op::Noop, 0, 1)) {
+    if let (Some(r), Some(s)) =
+        (find(Via::Ring, Policy::Auto, Op::Noop, 0, 1), find(Via::Socket, Policy::Auto, Op::Noop, 0, 1))
+    {
         out.push(("no-op p50, auto: socket / ring".into(), p50(s) / p50(r), "at least 20 with a spare core"));
     }
     let read = (find(Via::Ring, Policy::Spin, Op::Read, 4096, 1), find(Via::Direct, Policy::Spin, Op::Read, 4096, 1));
     if let (Some(r), Some(d)) = read {
-        out.push(("READ 4 KiB p50: ring / (direct + 3 round trips)".into(), p50(r) / (p50(d) + 3.0 * line), "at most 1.0"));
+        out.push((
+            "READ 4 KiB p50: ring / (direct + 3 round trips)".into(),
+            p50(r) / (p50(d) + 3.0 * line),
+            "at most 1.0",
+        ));
     }
-    let read = (find(Via::Ring, Policy::Spin, Op::Read, 1 << 20, 8), find(Via::Direct, Policy::Spin, Op::Read, 1 << 20, 8));
+    let read =
+        (find(Via::Ring, Policy::Spin, Op::Read, 1 << 20, 8), find(Via::Direct, Policy::Spin, Op::Read, 1 << 20, 8));
     if let (Some(r), Some(d)) = read {
-        out.push(("READ 1 MiB depth 8: ring / direct bandwidth".into(), r.bytes_per_s / d.bytes_per_s, "at least 0.95"));
+        out.push((
+            "READ 1 MiB depth 8: ring / direct bandwidth".into(),
+            r.bytes_per_s / d.bytes_per_s,
+            "at least 0.95",
+        ));
     }
     let rows = run.rows.iter().filter(|r| r.transport == Via::Ring && r.placement == Placement::Separate);
     for auto in rows.filter(|r| r.policy == Policy::Auto) {

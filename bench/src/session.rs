@@ -187,8 +187,13 @@ fn connect_soon(config: &GuestConfig, host: &mut Host) -> io::Result<Vec<Box<dyn
     loop {
         match connect(config) {
             Ok(queues) => return Ok(queues),
-            Err(e) if start.elapsed() > Duration::from_secs(5) => return Err(io::Error::other(e)),
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            Err(tunnelfs_guest::Error::Connect { source, .. })
+                if start.elapsed() < Duration::from_secs(5)
+                    && matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(e) => return Err(io::Error::other(e)),
         }
         if let Host::Process(child) = host {
             if let Some(status) = child.try_wait()? {

@@ -194,7 +194,12 @@ pub fn run(session: &mut Session, load: Load, time: Duration, tally: &mut Tally)
     Ok(())
 }
 
-fn submit(t: &mut dyn Transport, template: &mut Template, slot: u32, flights: &mut [Option<Flight>]) -> io::Result<bool> {
+fn submit(
+    t: &mut dyn Transport,
+    template: &mut Template,
+    slot: u32,
+    flights: &mut [Option<Flight>],
+) -> io::Result<bool> {
     let (payload, room) = template.lengths();
     let (op, size, serial) = (template.load.op, template.load.size, template.next);
     let (head, offset) = template.next();

@@ -226,7 +226,11 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
         }
     }
 
-    fn serve_virtqueue(&self, vring: &VringMutex<virtqueue::Memory>, ring: &mut Option<RingDevice>) -> io::Result<bool> {
+    fn serve_virtqueue(
+        &self,
+        vring: &VringMutex<virtqueue::Memory>,
+        ring: &mut Option<RingDevice>,
+    ) -> io::Result<bool> {
         let bell = vring.clone();
         let call: Call = Arc::new(move || {
             let _ = bell.signal_used_queue();

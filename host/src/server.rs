@@ -137,7 +137,9 @@ impl<F: FileSystem + Sync> Server<F> {
             Opcode::Create => self.create(r),
             Opcode::Read => self.read(r, out, may_block),
             Opcode::Write => self.write(r),
-            Opcode::Statfs => self.fs.statfs(r.context(), r.header.nodeid.into()).map(|st| Reply::with(Kstatfs::from(st))),
+            Opcode::Statfs => {
+                self.fs.statfs(r.context(), r.header.nodeid.into()).map(|st| Reply::with(Kstatfs::from(st)))
+            }
             Opcode::Release => self.release(r),
             Opcode::Fsync => self.fsync(r),
             Opcode::Fsyncdir => self.fsyncdir(r),
@@ -286,7 +288,9 @@ impl<F: FileSystem + Sync> Server<F> {
         let ReadIn { fh, offset, size, read_flags, lock_owner, flags, .. } = r.object()?;
         let owner = (read_flags & READ_LOCKOWNER != 0).then_some(lock_owner);
         let into = InPlace { shared: out, offset: 0, len: out.len(), may_block };
-        self.fs.read(r.context(), r.header.nodeid.into(), fh.into(), into, size, offset, owner, flags).map(Reply::in_place)
+        self.fs
+            .read(r.context(), r.header.nodeid.into(), fh.into(), into, size, offset, owner, flags)
+            .map(Reply::in_place)
     }
 
     fn write(&self, r: &mut Request<'_>) -> io::Result<Reply> {
@@ -371,7 +375,11 @@ impl<F: FileSystem + Sync> Server<F> {
             return Err(io::Error::from_raw_os_error(libc::EPROTO));
         }
         if major > KERNEL_VERSION {
-            return Ok(Reply::with(InitOut { major: KERNEL_VERSION, minor: KERNEL_MINOR_VERSION, ..Default::default() }));
+            return Ok(Reply::with(InitOut {
+                major: KERNEL_VERSION,
+                minor: KERNEL_MINOR_VERSION,
+                ..Default::default()
+            }));
         }
         let extended = FsOptions::from_bits_truncate(flags.into()).contains(FsOptions::INIT_EXT);
         let flags2 = if extended { r.object::<InitInExt>()?.flags2 } else { 0 };

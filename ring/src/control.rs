@@ -47,7 +47,8 @@ impl RingSetup {
     /// [`Error::Corrupt`] for another magic, version or feature, and
     /// [`Error::Geometry`] for sizes out of range.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        let bytes: &[u8; Self::BYTES] = bytes.try_into().map_err(|_| Error::Corrupt("set-up message of another length"))?;
+        let bytes: &[u8; Self::BYTES] =
+            bytes.try_into().map_err(|_| Error::Corrupt("set-up message of another length"))?;
         let word = |i: usize| u32::from_le_bytes(bytes[4 * i..4 * i + 4].try_into().expect("four bytes"));
         if word(0) != MAGIC || word(1) != VERSION || word(2) != 0 {
             return Err(Error::Corrupt("set-up message of another magic, version or feature"));

@@ -93,11 +93,7 @@ mod model {
     #[test]
     fn no_wake_up_is_lost() {
         loom::model(|| {
-            let s = Arc::new(Shared {
-                flag: Line::default(),
-                entry: AtomicU32::new(0),
-                bell: AtomicU32::new(0),
-            });
+            let s = Arc::new(Shared { flag: Line::default(), entry: AtomicU32::new(0), bell: AtomicU32::new(0) });
             let waker = {
                 let s = s.clone();
                 loom::thread::spawn(move || {

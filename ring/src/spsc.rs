@@ -146,10 +146,7 @@ mod model {
     #[test]
     fn entries_arrive_whole_and_in_order() {
         loom::model(|| {
-            let ring = Arc::new(Ring {
-                cells: (0..2).map(|_| Cell::new(0)).collect(),
-                head: Line::default(),
-            });
+            let ring = Arc::new(Ring { cells: (0..2).map(|_| Cell::new(0)).collect(), head: Line::default() });
             // SAFETY: the `Arc`s keep the memory alive for both halves.
             let mut tx = unsafe { Producer::new(ring.cells.as_ptr(), &ring.head, 2) };
             // SAFETY: as above.

@@ -110,9 +110,9 @@ fn open(config: &GuestConfig) -> Result<(Arc<Link>, Vec<Queue>), Error> {
     let refused = |source| Error::Connect { path: config.socket_path.display().to_string(), source };
     let path = config.socket_path.to_str().ok_or(Error::Protocol("socket path is not UTF-8"))?;
     let features = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
-    let before = open_descriptors();
+    let before = connections_to(&config.socket_path);
     let mut vhost = VhostUser::<FsConfig, virtqueue::Headers>::new(path, features.bits()).map_err(refused)?;
-    let alive = connection_to(&config.socket_path, &before)?;
+    let alive = new_connection(&config.socket_path, &before)?;
     let offered: FsConfig = vhost.get_config().map_err(refused)?;
     let count = config.queues.min(u32::from_le(offered.num_request_queues).max(1) as usize);
 
@@ -143,21 +143,21 @@ fn region_fd(region: &Region) -> i32 {
     region.as_fd().as_raw_fd()
 }
 
-fn open_descriptors() -> Vec<i32> {
+/// This process's sockets that are connected to `path`.
+fn connections_to(path: &Path) -> Vec<i32> {
+    use nix::sys::socket::{getpeername, UnixAddr};
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
-    entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect()
+    let numbers = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
+    numbers.filter(|&fd| getpeername::<UnixAddr>(fd).is_ok_and(|peer| peer.path() == Some(path))).collect()
 }
 
-/// A duplicate of the new socket to `path`: virtio-driver does not lend its
-/// own, and without it the host's death could not be seen while we sleep.
-fn connection_to(path: &Path, before: &[i32]) -> Result<OwnedFd, Error> {
-    use nix::sys::socket::{getpeername, UnixAddr};
-    for fd in open_descriptors().into_iter().filter(|fd| !before.contains(fd)) {
-        if getpeername::<UnixAddr>(fd).is_ok_and(|peer| peer.path() == Some(path)) {
-            // SAFETY: the descriptor was open a moment ago; a failed dup is an error below.
-            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            return Ok(fd.try_clone_to_owned()?);
-        }
-    }
-    Err(Error::Protocol("the connection's socket cannot be found"))
+/// A duplicate of the connection that was not there `before`: virtio-driver
+/// does not lend its own, and without it the host's death could not be seen
+/// while we sleep.
+fn new_connection(path: &Path, before: &[i32]) -> Result<OwnedFd, Error> {
+    let fd = connections_to(path).into_iter().find(|fd| !before.contains(fd));
+    let fd = fd.ok_or(Error::Protocol("the connection's socket cannot be found"))?;
+    // SAFETY: the descriptor was open a moment ago, and virtio-driver keeps it open.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    Ok(fd.try_clone_to_owned()?)
 }

@@ -53,7 +53,8 @@ impl Transport for Driver {
     }
 
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
-        let mut sqe = Sqe { tag: slot, slot, payload_len, reply_max, head_len: head.len() as u32, head: [0; SQE_HEAD_BYTES] };
+        let mut sqe =
+            Sqe { tag: slot, slot, payload_len, reply_max, head_len: head.len() as u32, head: [0; SQE_HEAD_BYTES] };
         sqe.head.get_mut(..head.len()).ok_or(Error::Protocol("header too long"))?.copy_from_slice(head);
         let free = self.in_flight.get_mut(slot as usize).ok_or(Error::Protocol("no such slot"))?;
         if !self.queue.sq.push(sqe)? {
@@ -74,7 +75,10 @@ impl Transport for Driver {
         let told = reply_header(&cqe.head).0;
         // No bytes at all: the answer to a request without a reply.
         let empty = head_len == 0 && payload_len == 0;
-        if head_len > cqe.head.len() || payload_len > room || !(empty || head_len >= OUT_HEADER && told == head_len + payload_len) {
+        if head_len > cqe.head.len()
+            || payload_len > room
+            || !(empty || head_len >= OUT_HEADER && told == head_len + payload_len)
+        {
             return Err(Error::Protocol("completion with impossible lengths"));
         }
         Ok(Some(Completion { slot: cqe.tag, head: cqe.head, head_len: head_len.max(OUT_HEADER), payload_len }))

@@ -28,8 +28,8 @@ pub struct Driver {
 /// [`Error::Connect`] when nobody listens.
 pub fn connect(config: &GuestConfig) -> Result<Box<dyn Transport>, Error> {
     let path = &config.socket_path;
-    let stream = UnixStream::connect(path)
-        .map_err(|source| Error::Connect { path: path.display().to_string(), source })?;
+    let stream =
+        UnixStream::connect(path).map_err(|source| Error::Connect { path: path.display().to_string(), source })?;
     let geometry = config.geometry;
     let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?;
     let (in_flight, waiter) = (HashMap::new(), Waiter::new(config.wait));

@@ -50,9 +50,7 @@ pub fn serve<F: FileSystem + Sync>(mut stream: UnixStream, server: &Server<F>, w
 fn readable(stream: &UnixStream) -> bool {
     let mut byte = 0u8;
     // SAFETY: one byte of room; peeking takes nothing off the stream.
-    let n = unsafe {
-        libc::recv(stream.as_raw_fd(), (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT)
-    };
+    let n = unsafe { libc::recv(stream.as_raw_fd(), (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
     n >= 0
 }
 

@@ -1,0 +1,37 @@
+# Two commands do everything: `make bench` and `make test`.
+.PHONY: all deps bench bench-full test lint
+
+all: bench
+
+# C libraries, and stock virtiofsd 1.14.0 as a peer to measure against.
+deps: .deps/bin/virtiofsd
+
+.deps/c-libraries:
+	@mkdir -p .deps
+	@if ! { test -e /usr/include/cap-ng.h && test -e /usr/include/seccomp.h; }; then \
+	  echo "installing libcap-ng-dev and libseccomp-dev"; \
+	  apt-get update -qq && apt-get install -y -qq libcap-ng-dev libseccomp-dev; fi
+	@touch $@
+
+.deps/bin/virtiofsd: .deps/c-libraries
+	cargo install virtiofsd --version 1.14.0 --locked --root .deps --quiet
+
+# The quick matrix, about a minute after building.
+bench: deps
+	cargo build --release --workspace
+	./target/release/tunnelfs-bench all --quick --json results/quick.json --report results/quick.md
+
+# The full matrix.
+bench-full: deps
+	cargo build --release --workspace
+	./target/release/tunnelfs-bench all --json results/full.json --report results/full.md
+
+# About 5 minutes on a fresh machine, most of it compiling.
+test: deps
+	cargo build --workspace
+	cargo test --workspace
+	RUSTFLAGS="--cfg loom" cargo test -p tunnelfs-ring --lib --release --target-dir target/loom
+
+lint: deps
+	cargo fmt --check
+	cargo clippy --workspace --all-targets -- -D warnings
