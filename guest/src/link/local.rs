@@ -74,8 +74,12 @@ impl Link {
         self.geometry
     }
 
-    pub(crate) fn call_fd(&self, virtqueue: usize) -> Arc<virtio_driver::EventFd> {
-        self.vhost.get_completion_fd(virtqueue)
+    /// The doorbell of a virtqueue, made non-blocking: draining one that has not rung must not sleep.
+    pub(crate) fn call_fd(&self, virtqueue: usize) -> Result<Arc<virtio_driver::EventFd>, Error> {
+        use nix::fcntl::{fcntl, FcntlArg, OFlag};
+        let bell = self.vhost.get_completion_fd(virtqueue);
+        fcntl(&*bell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(std::io::Error::from)?;
+        Ok(bell)
     }
 
     pub(crate) fn notifier(&self, virtqueue: usize) -> Box<dyn virtio_driver::QueueNotifier> {
@@ -95,7 +99,7 @@ pub fn connect(config: &GuestConfig) -> Result<Vec<Box<dyn Transport>>, Error> {
     }
     let (link, queues) = open(config)?;
     let drivers = queues.into_iter().enumerate().map(|(i, vq)| {
-        let driver = virtqueue::Driver::new(link.clone(), vq, i, config.wait);
+        let driver = virtqueue::Driver::new(link.clone(), vq, i, config.wait)?;
         match config.transport {
             Wanted::Ring => ring::upgrade(driver, config.wait),
             _ => Ok(Box::new(driver) as Box<dyn Transport>),

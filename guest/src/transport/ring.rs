@@ -34,7 +34,7 @@ pub fn upgrade(mut plain: virtqueue::Driver, wait: WaitConfig) -> Result<Box<dyn
     }
     // SAFETY: the link keeps the zeroed, page-aligned region mapped.
     let queue = unsafe { DriverQueue::new(base, geometry)? };
-    let (call, kick) = (link.call_fd(index + 1), link.notifier(index + 1));
+    let (call, kick) = (link.call_fd(index + 1)?, link.notifier(index + 1));
     let in_flight = vec![None; geometry.slots as usize];
     Ok(Box::new(Driver { queue, in_flight, waiter: Waiter::new(wait), link, index, call, kick }))
 }

@@ -47,7 +47,10 @@ impl Driver {
     fn readable(stream: &UnixStream) -> bool {
         let mut byte = 0u8;
         // SAFETY: one byte of room; peeking takes nothing off the stream.
-        unsafe { libc::recv(stream.as_raw_fd(), (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) >= 0 }
+        let n =
+            unsafe { libc::recv(stream.as_raw_fd(), (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
+        // A broken stream is for `read` to report.
+        n >= 0 || std::io::Error::last_os_error().kind() != ErrorKind::WouldBlock
     }
 }
 

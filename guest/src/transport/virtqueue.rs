@@ -7,6 +7,7 @@ use crate::link::local::Link;
 use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{fence, Ordering};
 use std::sync::Arc;
 use tunnelfs_ring::{drain, WaitConfig, Waiter, CQE_HEAD_BYTES, SQE_HEAD_BYTES};
 use virtio_driver::{iovec, virtqueue::Virtqueue};
@@ -35,10 +36,18 @@ pub struct Driver {
 
 impl Driver {
     /// Takes over request queue `index` of a link.
-    pub fn new(link: Arc<Link>, queue: Virtqueue<'static, Headers>, index: usize, wait: WaitConfig) -> Self {
-        let (call, kick) = (link.call_fd(index + 1), link.notifier(index + 1));
+    ///
+    /// # Errors
+    /// When its doorbell cannot be made non-blocking.
+    pub fn new(
+        link: Arc<Link>,
+        queue: Virtqueue<'static, Headers>,
+        index: usize,
+        wait: WaitConfig,
+    ) -> Result<Self, Error> {
+        let (call, kick) = (link.call_fd(index + 1)?, link.notifier(index + 1));
         let in_flight = vec![None; queue.queue_size() as usize];
-        Driver { queue, in_flight, waiter: Waiter::new(wait), link, index, call, kick }
+        Ok(Driver { queue, in_flight, waiter: Waiter::new(wait), link, index, call, kick })
     }
 
     pub(super) fn link(&self) -> &Arc<Link> {
@@ -108,6 +117,8 @@ impl Transport for Driver {
             return Ok(());
         }
         self.queue.set_used_notif_enabled(true);
+        // Pairs with the device's fence between the used index and its look at our wish to be called.
+        fence(Ordering::SeqCst);
         let slept =
             if self.queue.completions().has_next() { Ok(()) } else { sleep_on(self.call.as_fd(), self.link.alive()) };
         self.queue.set_used_notif_enabled(false);

@@ -51,7 +51,8 @@ fn readable(stream: &UnixStream) -> bool {
     let mut byte = 0u8;
     // SAFETY: one byte of room; peeking takes nothing off the stream.
     let n = unsafe { libc::recv(stream.as_raw_fd(), (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
-    n >= 0
+    // A broken stream is for `read` to report.
+    n >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock
 }
 
 /// Reads one message; `false` at the end of the stream.
