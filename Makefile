@@ -19,7 +19,7 @@ deps: .deps/bin/virtiofsd
 # The quick matrix, about a minute after building.
 bench: deps
 	cargo build --release --workspace
-	./target/release/tunnelfs-bench all --quick --json results/quick.json --report results/quick.md
+	./target/release/tunnelfs-bench latency --quick --json results/quick.json --report results/quick.md
 
 # The full matrix.
 bench-full: deps

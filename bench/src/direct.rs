@@ -63,7 +63,7 @@ impl Direct {
         let (payload, room) = template.lengths();
         let (begin, cpu) = (Instant::now(), thread_cpu());
         while begin.elapsed() < time {
-            let (head, offset) = template.next();
+            let (head, offset) = template.advance();
             if payload > 0 {
                 // SAFETY: the buffer is 1 MiB, as large as the largest load.
                 unsafe { fill(self.buffer.ptr(), load.size, offset) };

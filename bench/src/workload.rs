@@ -89,7 +89,7 @@ impl Template {
     }
 
     /// The next request's first bytes and its file offset.
-    pub fn next(&mut self) -> (&[u8], u64) {
+    pub fn advance(&mut self) -> (&[u8], u64) {
         let offset = if self.load.size == 0 { 0 } else { self.next * u64::from(self.load.size) % FILE_BYTES };
         self.next += 1;
         self.head[8..16].copy_from_slice(&self.next.to_ne_bytes());
@@ -202,7 +202,7 @@ fn submit(
 ) -> io::Result<bool> {
     let (payload, room) = template.lengths();
     let (op, size, serial) = (template.load.op, template.load.size, template.next);
-    let (head, offset) = template.next();
+    let (head, offset) = template.advance();
     if op == Op::Write {
         // SAFETY: a free slot is ours, page-aligned and at least `size` long.
         unsafe { fill(t.slot(slot).0, size, offset) };
