@@ -84,7 +84,11 @@ fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>) -> Result<(), Error> {
         Err(e) => Err(Error::Io(e.into())),
         // The rung bell comes first: what the host still answered is delivered.
         Ok(_) if fds[0].any() == Some(true) => Ok(()),
-        Ok(_) => Err(Error::HostGone),
+        // A stream that is its own bell may have become readable between poll's two looks: only a hang-up counts.
+        Ok(_) if fds[1].revents().is_some_and(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)) => {
+            Err(Error::HostGone)
+        }
+        Ok(_) => Ok(()),
     }
 }
 
