@@ -1,12 +1,11 @@
 //! The limit of every transport: the host's server called as a function.
 
 use crate::plan::Load;
-use crate::session::{opcode, thread_cpu, OpenFile, FILE};
+use crate::session::{open_file, thread_cpu, OpenFile};
 use crate::workload::{check, fill, Tally, Template};
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tunnelfs_guest::message;
 use tunnelfs_host::server::{Outcome, Server};
 use tunnelfs_host::shared::Shared;
 use tunnelfs_ring::Region;
@@ -28,11 +27,7 @@ impl Direct {
         let server = Server::new(tunnelfs_host::open_dir(dir)?);
         let buffer = Region::new(1 << 20, false).map_err(io::Error::other)?;
         let mut direct = Direct { server, buffer, file: OpenFile { node: 1, handle: 0 } };
-        let words = |words: &[u32]| words.iter().flat_map(|w| w.to_ne_bytes()).collect::<Vec<u8>>();
-        direct.word(&message::request(opcode::INIT, 0, 1, &words(&[7, 38, 1 << 20, 0]), 0))?;
-        direct.file.node = direct.word(&message::request(opcode::LOOKUP, 1, 2, format!("{FILE}\0").as_bytes(), 0))?;
-        let open = message::request(opcode::OPEN, direct.file.node, 3, &words(&[libc::O_RDWR as u32, 0]), 0);
-        direct.file.handle = direct.word(&open)?;
+        direct.file = open_file(|head| direct.word(head))?;
         Ok(direct)
     }
 

@@ -80,7 +80,7 @@ impl Session {
             wait: wait(pair),
         };
         let mut queues = connect_soon(&config, &mut host)?;
-        let file = open_file(queues[0].as_mut()).map_err(io::Error::other)?;
+        let file = open_file(|head| reply_word(queues[0].as_mut(), head)).map_err(io::Error::other)?;
         Ok(Session { queues, file, host })
     }
 
@@ -203,14 +203,17 @@ fn connect_soon(config: &GuestConfig, host: &mut Host) -> io::Result<Vec<Box<dyn
     }
 }
 
-fn open_file(t: &mut dyn Transport) -> Result<OpenFile, tunnelfs_guest::Error> {
+/// INIT, LOOKUP and OPEN of the benchmark's file; `word` makes a request and
+/// returns the first word of its reply.
+///
+/// # Errors
+/// Those of `word`.
+pub fn open_file<E>(mut word: impl FnMut(&[u8]) -> Result<u64, E>) -> Result<OpenFile, E> {
     let words = |words: &[u32]| words.iter().flat_map(|w| w.to_ne_bytes()).collect::<Vec<u8>>();
     // Protocol 7.38, 1 MiB of read-ahead, no options.
-    reply_word(t, &message::request(opcode::INIT, 0, 1, &words(&[7, 38, 1 << 20, 0]), 0))?;
-    let name = format!("{FILE}\0");
-    let node = reply_word(t, &message::request(opcode::LOOKUP, 1, 2, name.as_bytes(), 0))?;
-    let open = message::request(opcode::OPEN, node, 3, &words(&[libc::O_RDWR as u32, 0]), 0);
-    let handle = reply_word(t, &open)?;
+    word(&message::request(opcode::INIT, 0, 1, &words(&[7, 38, 1 << 20, 0]), 0))?;
+    let node = word(&message::request(opcode::LOOKUP, 1, 2, format!("{FILE}\0").as_bytes(), 0))?;
+    let handle = word(&message::request(opcode::OPEN, node, 3, &words(&[libc::O_RDWR as u32, 0]), 0))?;
     Ok(OpenFile { node, handle })
 }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tunnelfs_guest::{message, Transport};
-use tunnelfs_ring::{OP_COPIED, OP_NOOP};
+use tunnelfs_ring::{Slots, OP_COPIED, OP_NOOP};
 
 /// What a case came to, over all its turns.
 pub struct Tally {
@@ -153,24 +153,22 @@ struct Flight {
 /// The transport's, a negative answer, or wrong bytes.
 pub fn run(session: &mut Session, load: Load, time: Duration, tally: &mut Tally) -> io::Result<()> {
     let mut template = Template::new(load, session.file);
-    let (host_before, guest_before) = (session.host_cpu(), thread_cpu());
     let copied_before = copied(session);
+    let (host_before, guest_before) = (session.host_cpu(), thread_cpu());
     let t = session.queues[0].as_mut();
     let depth = load.depth.min(t.slots());
     let mut flights: Vec<Option<Flight>> = (0..depth).map(|_| None).collect();
     let start = Instant::now();
-    let mut waiting: Vec<u32> = (0..depth).rev().collect();
-    let mut in_flight = 0;
+    let mut slots = Slots::new(depth);
     loop {
         let stop = start.elapsed() >= time;
-        while let Some(&slot) = waiting.last().filter(|_| !stop) {
+        while let Some(slot) = (!stop).then(|| slots.take()).flatten() {
             if !submit(t, &mut template, slot, &mut flights)? {
+                slots.give(slot);
                 break;
             }
-            waiting.pop();
-            in_flight += 1;
         }
-        if in_flight == 0 {
+        if slots.free() == depth as usize {
             break;
         }
         let done = loop {
@@ -183,8 +181,7 @@ pub fn run(session: &mut Session, load: Load, time: Duration, tally: &mut Tally)
         let flight = flight.ok_or_else(|| io::Error::other("completion of an idle slot"))?;
         tally.latency.saturating_record(flight.start.elapsed().as_nanos() as u64);
         accept(t, &load, &done, flight.offset)?;
-        waiting.push(done.slot);
-        in_flight -= 1;
+        slots.give(done.slot);
         tally.ops += 1;
     }
     tally.elapsed += start.elapsed();

@@ -231,13 +231,13 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
         vring: &VringMutex<virtqueue::Memory>,
         ring: &mut Option<RingDevice>,
     ) -> io::Result<bool> {
-        let bell = vring.clone();
-        let call: Call = Arc::new(move || {
-            let _ = bell.signal_used_queue();
-        });
         let mut setup = |wanted: RingSetup| {
+            let bell = vring.clone();
+            let call: Call = Arc::new(move || {
+                let _ = bell.signal_used_queue();
+            });
             let memory = self.memory.memory().clone().into_inner();
-            *ring = Some(RingDevice::new(&wanted, memory, call.clone()).map_err(io::Error::other)?);
+            *ring = Some(RingDevice::new(&wanted, memory, call).map_err(io::Error::other)?);
             Ok(())
         };
         virtqueue::serve(vring, &self.memory, &self.server, &self.pool, &mut setup)

@@ -37,13 +37,6 @@ pub fn connect(config: &GuestConfig) -> Result<Box<dyn Transport>, Error> {
 }
 
 impl Driver {
-    fn slot_bytes(&mut self, slot: u32, len: usize) -> &mut [u8] {
-        let (ptr, size) = self.slot(slot);
-        assert!(len <= size);
-        // SAFETY: private memory of this driver, borrowed through `self`.
-        unsafe { std::slice::from_raw_parts_mut(ptr, len) }
-    }
-
     fn readable(stream: &UnixStream) -> bool {
         let mut byte = 0u8;
         // SAFETY: one byte of room; peeking takes nothing off the stream.
@@ -86,8 +79,9 @@ impl Transport for Driver {
         }
         let unique = head[8..16].try_into().map_err(|_| Error::Protocol("header too short"))?;
         self.stream.write_all(head).map_err(gone)?;
-        let (ptr, _) = self.slot(slot);
-        // SAFETY: as in `slot_bytes`; a second borrow of `self.stream` is needed here.
+        let (ptr, size) = self.slot(slot);
+        assert!(payload_len as usize <= size);
+        // SAFETY: private memory of this driver, which it alone borrows here.
         let payload = unsafe { std::slice::from_raw_parts(ptr, payload_len as usize) };
         self.stream.write_all(payload).map_err(gone)?;
         self.copied += u64::from(payload_len);
@@ -108,8 +102,11 @@ impl Transport for Driver {
         if payload_len > room as usize {
             return Err(Error::Protocol("reply longer than its room"));
         }
-        let mut stream = self.stream.try_clone()?;
-        stream.read_exact(self.slot_bytes(slot, payload_len)).map_err(gone)?;
+        let (ptr, size) = self.slot(slot);
+        assert!(payload_len <= size);
+        // SAFETY: private memory of this driver, which it alone borrows here.
+        let payload = unsafe { std::slice::from_raw_parts_mut(ptr, payload_len) };
+        self.stream.read_exact(payload).map_err(gone)?;
         self.copied += payload_len as u64;
         Ok(Some(Completion { slot, head, head_len: OUT_HEADER, payload_len }))
     }

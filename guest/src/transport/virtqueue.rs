@@ -17,8 +17,6 @@ use virtio_driver::{iovec, virtqueue::Virtqueue};
 #[repr(C)]
 pub struct Headers {
     out_header: [u8; OUT_HEADER],
-    slot: u32,
-    reply_max: u32,
     head: [u8; SQE_HEAD_BYTES],
 }
 
@@ -79,7 +77,6 @@ impl Transport for Driver {
         let (ptr, _) = self.slot(slot);
         let id = self.queue.add_request(|req, add| {
             req.head[..head.len()].copy_from_slice(head);
-            (req.slot, req.reply_max) = (slot, reply_max);
             add(iovec { iov_base: req.head.as_mut_ptr().cast(), iov_len: head.len() }, false)?;
             if payload_len > 0 {
                 add(iovec { iov_base: ptr.cast(), iov_len: payload_len as usize }, false)?;

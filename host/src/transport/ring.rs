@@ -7,7 +7,7 @@ use libc::iovec;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
-use tunnelfs_ring::{Consumer, Cqe, DeviceQueue, Error, Producer, RingSetup, SleepFlag, Sqe, CQE_HEAD_BYTES};
+use tunnelfs_ring::{Cqe, DeviceQueue, Error, Producer, RingSetup, SleepFlag, Sqe, CQE_HEAD_BYTES};
 use virtiofsd::filesystem::FileSystem;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 
@@ -62,7 +62,7 @@ impl RingDevice {
 
     /// Whether a submission waits that could be served.
     pub fn ready(&self) -> bool {
-        !self.broken && submissions(&self.queue).ready()
+        !self.broken && self.queue.sq.ready()
     }
 
     /// The "host sleeps" flag.
@@ -132,10 +132,6 @@ impl RingDevice {
             outcome => self.done.complete(&sqe, outcome, output),
         }
     }
-}
-
-fn submissions(queue: &DeviceQueue) -> &Consumer<Sqe> {
-    &queue.sq
 }
 
 impl Completions {
