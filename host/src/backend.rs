@@ -179,6 +179,7 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
     /// Serves a queue until there has been nothing to do for as long as the policy spins.
     fn run_queue(&self, vring: &VringMutex<virtqueue::Memory>, queue: &mut QueueState) -> io::Result<()> {
         let QueueState { ring, waiter } = queue;
+        waiter.awake();
         if let Some(ring) = ring {
             ring.sleep_flag().clear();
         }
@@ -204,6 +205,7 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
             if !more && !ring.as_ref().is_some_and(RingDevice::ready) {
                 return Ok(());
             }
+            waiter.awake();
             if let Some(ring) = ring {
                 ring.sleep_flag().clear();
             }

@@ -5,6 +5,8 @@
 //! (raw copies and iovecs) and decoded once, in [`request`]: the trust boundary.
 
 pub mod backend;
+mod in_place;
+mod patience;
 mod pool;
 pub mod request;
 pub mod server;

@@ -1,19 +1,17 @@
 //! FUSE requests to calls on a virtiofsd file system: one line per opcode.
 
+use crate::in_place::InPlace;
+use crate::patience::Patience;
 use crate::request::{einval, take_name, Request};
 use crate::shared::Shared;
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tunnelfs_ring::{OP_COPIED, OP_NOOP};
 use virtiofsd::filesystem::{
-    DirEntry, DirectoryIterator, Entry, Extensions, FileSystem, GetxattrReply, ListxattrReply, ZeroCopyReader,
-    ZeroCopyWriter,
+    DirEntry, DirectoryIterator, Entry, Extensions, FileSystem, GetxattrReply, ListxattrReply,
 };
 use virtiofsd::fuse::*;
-use virtiofsd::oslib::{ReadvFlags, WritevFlags};
 use vm_memory::ByteValued;
 
 /// Bytes that the largest fixed-size reply needs (CREATE: an entry and an open file).
@@ -75,6 +73,7 @@ pub enum Outcome {
 pub struct Server<F> {
     fs: F,
     options: AtomicU64,
+    patience: Patience,
     /// Payload bytes that any transport of this server has copied.
     pub copied: AtomicU64,
 }
@@ -82,7 +81,7 @@ pub struct Server<F> {
 impl<F: FileSystem + Sync> Server<F> {
     /// A server over `fs`.
     pub fn new(fs: F) -> Self {
-        Server { fs, options: AtomicU64::new(0), copied: AtomicU64::new(0) }
+        Server { fs, options: AtomicU64::new(0), patience: Patience::new(), copied: AtomicU64::new(0) }
     }
 
     /// Forgets all that a guest had open; called when one has gone.
@@ -136,7 +135,7 @@ impl<F: FileSystem + Sync> Server<F> {
             Opcode::Open => self.open(r),
             Opcode::Create => self.create(r),
             Opcode::Read => self.read(r, out, may_block),
-            Opcode::Write => self.write(r),
+            Opcode::Write => self.write(r, may_block),
             Opcode::Statfs => {
                 self.fs.statfs(r.context(), r.header.nodeid.into()).map(|st| Reply::with(Kstatfs::from(st)))
             }
@@ -287,20 +286,22 @@ impl<F: FileSystem + Sync> Server<F> {
     fn read(&self, r: &mut Request<'_>, out: Shared<'_>, may_block: bool) -> io::Result<Reply> {
         let ReadIn { fh, offset, size, read_flags, lock_owner, flags, .. } = r.object()?;
         let owner = (read_flags & READ_LOCKOWNER != 0).then_some(lock_owner);
-        let into = InPlace { shared: out, offset: 0, len: out.len(), may_block };
+        let patience = &self.patience;
+        let into = InPlace { shared: out, offset: 0, len: out.len(), handle: fh, may_block, patience };
         self.fs
             .read(r.context(), r.header.nodeid.into(), fh.into(), into, size, offset, owner, flags)
             .map(Reply::in_place)
     }
 
-    fn write(&self, r: &mut Request<'_>) -> io::Result<Reply> {
+    fn write(&self, r: &mut Request<'_>, may_block: bool) -> io::Result<Reply> {
         let WriteIn { fh, offset, size, write_flags, lock_owner, flags, .. } = r.object()?;
         let (shared, start, len) = r.data()?;
         if size as usize > len {
             return Err(einval());
         }
         let owner = (write_flags & WRITE_LOCKOWNER != 0).then_some(lock_owner);
-        let from = InPlace { shared, offset: start, len, may_block: true };
+        let patience = &self.patience;
+        let from = InPlace { shared, offset: start, len, handle: fh, may_block, patience };
         let (cached, kill_priv) = (write_flags & WRITE_CACHE != 0, write_flags & WRITE_KILL_PRIV != 0);
         let (ctx, inode) = (r.context(), r.header.nodeid.into());
         let n = self.fs.write(ctx, inode, fh.into(), from, size, offset, owner, cached, kill_priv, flags)?;
@@ -530,74 +531,4 @@ fn add_dirent(out: Shared<'_>, used: usize, room: usize, d: &DirEntry<'_>, known
     }
     out.write(used, &bytes)?;
     Ok(bytes.len())
-}
-
-/// File I/O straight between a file and the guest's buffers.
-struct InPlace<'a> {
-    shared: Shared<'a>,
-    offset: usize,
-    len: usize,
-    may_block: bool,
-}
-
-impl InPlace<'_> {
-    fn transfer(
-        &self,
-        count: usize,
-        off: u64,
-        mut call: impl FnMut(&[libc::iovec], i64) -> isize,
-    ) -> io::Result<usize> {
-        let count = count.min(self.len);
-        let mut done = 0;
-        while done < count {
-            let at = i64::try_from(off + done as u64).map_err(|_| einval())?;
-            let n = self.shared.with_iovecs(self.offset + done, count - done, |v| call(v, at));
-            match n {
-                0 => break,
-                1.. => done += n as usize,
-                _ => match io::Error::last_os_error() {
-                    e if e.kind() == io::ErrorKind::Interrupted => {}
-                    // Half a READ that must wait for the rest starts again on a pool thread.
-                    e if done == 0 || e.kind() == io::ErrorKind::WouldBlock => return Err(e),
-                    _ => break,
-                },
-            }
-        }
-        Ok(done)
-    }
-}
-
-impl ZeroCopyWriter for InPlace<'_> {
-    fn read_from_file_at(&mut self, f: &File, count: usize, off: u64, flags: Option<ReadvFlags>) -> io::Result<usize> {
-        let wanted = flags.map_or(0, |f| f.bits());
-        let read = |extra: i32| {
-            self.transfer(count, off, |v, at| {
-                // SAFETY: the iovecs lie in mapped guest memory; the kernel checks the rest.
-                unsafe { libc::preadv2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, wanted | extra) }
-            })
-        };
-        if self.may_block {
-            return read(0);
-        }
-        match read(libc::RWF_NOWAIT) {
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) && in_memory(f) => read(0),
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(io::ErrorKind::WouldBlock.into()),
-            other => other,
-        }
-    }
-}
-
-impl ZeroCopyReader for InPlace<'_> {
-    fn write_to_file_at(&mut self, f: &File, count: usize, off: u64, flags: Option<WritevFlags>) -> io::Result<usize> {
-        let wanted = flags.map_or(0, |f| f.bits());
-        self.transfer(count, off, |v, at| {
-            // SAFETY: as in `read_from_file_at`.
-            unsafe { libc::pwritev2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, wanted) }
-        })
-    }
-}
-
-/// Whether the file's data is always in memory, so that a read never waits for a device.
-fn in_memory(f: &File) -> bool {
-    nix::sys::statfs::fstatfs(f).is_ok_and(|st| st.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
 }

@@ -1,5 +1,7 @@
 //! The shared structures. No logic, plain integers only: any bit pattern is valid.
 
+use crate::sync::Entry;
+
 /// Bytes of a page: slots are aligned to it.
 pub const PAGE: usize = 4096;
 /// Bytes of message header that a submission entry carries.
@@ -40,6 +42,23 @@ pub struct Cqe {
     /// The reply's first bytes.
     pub head: [u8; CQE_HEAD_BYTES],
 }
+
+// SAFETY: integers only, 4-aligned, 4 + 15 * 8 bytes.
+unsafe impl Entry for Sqe {
+    fn short(&self) -> bool {
+        self.head_len <= SQE_SHORT_HEAD
+    }
+}
+
+// SAFETY: integers only, 4-aligned, 4 + 7 * 8 bytes.
+unsafe impl Entry for Cqe {
+    fn short(&self) -> bool {
+        true
+    }
+}
+
+/// Header bytes that lie in a submission's first cache line.
+const SQE_SHORT_HEAD: u32 = 40;
 
 #[cfg(not(loom))]
 const _: () = {

@@ -46,11 +46,12 @@ pub use doorbell::{drain, new_eventfd, ring_bell};
 pub use error::Error;
 pub use layout::{Cqe, Sqe, CQE_HEAD_BYTES, NO_SLOT, PAGE, SQE_HEAD_BYTES};
 #[cfg(not(loom))]
-pub use queue::{DeviceQueue, DriverQueue};
+pub use queue::{DeviceQueue, DriverQueue, SlotTable};
 #[cfg(not(loom))]
 pub use region::Region;
 #[cfg(not(loom))]
 pub use slots::Slots;
 pub use spsc::{Cell, Consumer, Line, Producer};
+pub use sync::Entry;
 #[cfg(not(loom))]
 pub use wait::{Policy, WaitConfig, WaitStats, Waiter};

@@ -50,12 +50,19 @@ pub struct DeviceQueue {
     pub peer_sleeps: SleepFlag,
     /// This side's own flag.
     pub own_sleep: SleepFlag,
-    slots: *mut u8,
+    /// Where the payloads lie.
+    pub slots: SlotTable,
+}
+
+/// The payload slots as the host sees them: every number is checked.
+#[derive(Debug)]
+pub struct SlotTable {
+    base: *mut u8,
     geometry: Geometry,
 }
 
-// SAFETY: `slots` is only handed out as a raw pointer.
-unsafe impl Send for DeviceQueue {}
+// SAFETY: `base` is only handed out as a raw pointer.
+unsafe impl Send for SlotTable {}
 
 impl DriverQueue {
     /// # Safety
@@ -96,18 +103,19 @@ impl DeviceQueue {
                 cq: Producer::new(p.cq.0, p.cq.1, geometry.entries),
                 peer_sleeps: p.guest_sleeps,
                 own_sleep: p.host_sleeps,
-                slots: base.add(geometry.slots_offset()),
-                geometry,
+                slots: SlotTable { base: base.add(geometry.slots_offset()), geometry },
             })
         }
     }
+}
 
-    /// The slot that a submission names, and its bytes; a null-free pointer
-    /// and zero bytes for [`NO_SLOT`].
+impl SlotTable {
+    /// Where the slot that a submission names starts (dangling for
+    /// [`NO_SLOT`]); all lengths of the submission are within their bounds then.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the number or a length is out of range.
-    pub fn slot(&self, sqe: &Sqe) -> Result<(*mut u8, usize), Error> {
+    pub fn of(&self, sqe: &Sqe) -> Result<*mut u8, Error> {
         let size = if sqe.slot == NO_SLOT { 0 } else { self.geometry.slot_size };
         if sqe.slot != NO_SLOT && sqe.slot >= self.geometry.slots {
             return Err(Error::Corrupt("slot number out of range"));
@@ -119,10 +127,9 @@ impl DeviceQueue {
             return Err(Error::Corrupt("header longer than its entry"));
         }
         if sqe.slot == NO_SLOT {
-            return Ok((NonNull::dangling().as_ptr(), 0));
+            return Ok(NonNull::dangling().as_ptr());
         }
         // SAFETY: `slot < slots`, so the offset lies in the mapped bytes.
-        let ptr = unsafe { self.slots.add(sqe.slot as usize * size as usize) };
-        Ok((ptr, size as usize))
+        Ok(unsafe { self.base.add(sqe.slot as usize * size as usize) })
     }
 }

@@ -4,7 +4,7 @@
 //! storing `p + 1` into its sequence word: a word left from an earlier lap
 //! differs by a multiple of the ring's size, and zeroed memory is position -1.
 
-use crate::sync::{AtomicU32, Body, Ordering};
+use crate::sync::{AtomicU32, Body, Entry, Ordering};
 use crate::Error;
 
 /// A shared word alone on its pair of cache lines (the prefetcher fetches pairs).
@@ -23,7 +23,7 @@ pub struct Cell<T> {
 }
 
 #[cfg(loom)]
-impl<T: Copy> Cell<T> {
+impl<T: Entry> Cell<T> {
     /// An entry as zeroed memory has it.
     pub fn new(body: T) -> Self {
         Cell { seq: AtomicU32::new(0), body: Body::new(body) }
@@ -55,7 +55,7 @@ unsafe impl<T: Send> Send for Producer<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Send for Consumer<T> {}
 
-impl<T: Copy> Producer<T> {
+impl<T: Entry> Producer<T> {
     /// # Safety
     /// `cells` (`entries` of them, a power of two) and `head` must stay mapped
     /// as long as this lives, and no other producer may serve the ring.
@@ -68,7 +68,7 @@ impl<T: Copy> Producer<T> {
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the consumer's head lies out of range.
-    pub fn push(&mut self, value: T) -> Result<bool, Error> {
+    pub fn push(&mut self, value: &T) -> Result<bool, Error> {
         if self.free()? == 0 {
             return Ok(false);
         }
@@ -100,7 +100,7 @@ impl<T: Copy> Producer<T> {
     }
 }
 
-impl<T: Copy> Consumer<T> {
+impl<T: Entry> Consumer<T> {
     /// # Safety
     /// As for [`Producer::new`]; `T` must be valid for any bit pattern.
     pub unsafe fn new(cells: *const Cell<T>, head: *const Line, entries: u32) -> Self {
@@ -138,6 +138,13 @@ mod model {
     use super::*;
     use loom::sync::Arc;
 
+    // SAFETY: one integer; a model copies it as a whole.
+    unsafe impl Entry for u32 {
+        fn short(&self) -> bool {
+            true
+        }
+    }
+
     struct Ring {
         cells: Vec<Cell<u32>>,
         head: Line,
@@ -156,7 +163,7 @@ mod model {
                 let _alive = other;
                 let mut next = 7;
                 while next < 10 {
-                    match tx.push(next).unwrap() {
+                    match tx.push(&next).unwrap() {
                         true => next += 1,
                         false => loom::thread::yield_now(),
                     }

@@ -5,46 +5,117 @@ pub(crate) use loom::sync::atomic::{fence, AtomicU32, Ordering};
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{fence, AtomicU32, Ordering};
 
-/// A cell whose content is only ever moved in and out as a whole.
+/// What a ring carries.
+///
+/// # Safety
+/// Plain integers, valid for any bit pattern, aligned to 4; four bytes and
+/// then whole 8-byte words, for that is how it is copied.
+pub unsafe trait Entry: Copy {
+    /// Whether all that counts lies in the entry's first cache line.
+    fn short(&self) -> bool;
+}
+
+/// A cell whose content is only ever copied in and out.
 #[cfg(loom)]
 #[derive(Debug)]
 pub(crate) struct Body<T>(loom::cell::UnsafeCell<T>);
 
-/// A cell whose content is only ever moved in and out as a whole.
+/// A cell whose content is only ever copied in and out.
 #[cfg(not(loom))]
 #[derive(Debug)]
 #[repr(transparent)]
 pub(crate) struct Body<T>(std::cell::UnsafeCell<T>);
 
-impl<T: Copy> Body<T> {
-    #[cfg(loom)]
+#[cfg(loom)]
+impl<T: Entry> Body<T> {
     pub(crate) fn new(value: T) -> Self {
         Body(loom::cell::UnsafeCell::new(value))
     }
 
-    /// Copies the content out with one volatile read.
-    ///
     /// # Safety
-    /// The cell must be mapped, and `T` must be valid for any bit pattern.
+    /// The cell must be mapped.
     pub(crate) unsafe fn get(&self) -> T {
-        #[cfg(loom)]
         // SAFETY: loom hands a pointer to a live value and checks the access.
-        return self.0.with(|p| unsafe { p.read_volatile() });
-        #[cfg(not(loom))]
-        // SAFETY: mapped and valid for any bits by the caller's promise.
-        return unsafe { self.0.get().read_volatile() };
+        self.0.with(|p| unsafe { p.read_volatile() })
     }
 
-    /// Stores `value` with one volatile write.
+    /// # Safety
+    /// The cell must be mapped and writable.
+    pub(crate) unsafe fn set(&self, value: &T) {
+        // SAFETY: loom hands a pointer to a live value and checks the access.
+        self.0.with_mut(|p| unsafe { p.write_volatile(*value) });
+    }
+}
+
+/// Bytes of a body that share the first cache line with the sequence word.
+#[cfg(not(loom))]
+const FIRST_LINE: usize = 60;
+
+#[cfg(not(loom))]
+impl<T: Entry> Body<T> {
+    /// Copies the content out; each byte is read once. What `short` says does not count stays zero.
+    ///
+    /// # Safety
+    /// The cell must be mapped.
+    pub(crate) unsafe fn get(&self) -> T {
+        let mut value = std::mem::MaybeUninit::<T>::zeroed();
+        let (from, to) = (self.0.get().cast::<u8>().cast_const(), value.as_mut_ptr().cast::<u8>());
+        // SAFETY: mapped by the caller's promise; an `Entry` is valid for any bits.
+        unsafe {
+            copy_words(from, to, 0, size_of::<T>().min(FIRST_LINE));
+            if size_of::<T>() > FIRST_LINE && !value.assume_init_ref().short() {
+                copy_words(from, to, FIRST_LINE, size_of::<T>());
+            }
+            value.assume_init()
+        }
+    }
+
+    /// Copies `value` in, without what `short` says does not count.
     ///
     /// # Safety
     /// The cell must be mapped and writable.
-    pub(crate) unsafe fn set(&self, value: T) {
-        #[cfg(loom)]
-        // SAFETY: loom hands a pointer to a live value and checks the access.
-        return self.0.with_mut(|p| unsafe { p.write_volatile(value) });
-        #[cfg(not(loom))]
+    pub(crate) unsafe fn set(&self, value: &T) {
+        let end = if value.short() { size_of::<T>().min(FIRST_LINE) } else { size_of::<T>() };
+        let (from, to) = ((&raw const *value).cast::<u8>(), self.0.get().cast::<u8>());
         // SAFETY: mapped and writable by the caller's promise.
-        return unsafe { self.0.get().write_volatile(value) };
+        unsafe {
+            copy_words(from, to, 0, size_of::<T>().min(FIRST_LINE));
+            if end > FIRST_LINE {
+                copy_words(from, to, FIRST_LINE, end);
+            }
+        }
     }
+}
+
+/// Volatile copy of bytes `start..end` of an entry: byte by byte would be
+/// what the compiler makes of a volatile structure.
+///
+/// # Safety
+/// Both must be valid for `end` bytes.
+#[cfg(not(loom))]
+#[inline(always)]
+unsafe fn copy_words(from: *const u8, to: *mut u8, start: usize, end: usize) {
+    let mut at = start;
+    if at == 0 {
+        // SAFETY: an entry is aligned to 4 and not empty.
+        unsafe { to.cast::<u32>().write_volatile(from.cast::<u32>().read_volatile()) };
+        at = 4;
+    }
+    while at < end {
+        // SAFETY: inside both; in shared memory the words behind the first four bytes are aligned to 8,
+        // in private memory any alignment may be.
+        unsafe { word(to.add(at)).write_volatile(word(from.add(at).cast_mut()).read_volatile()) };
+        at += 8;
+    }
+}
+
+/// An 8-byte word of any alignment.
+#[cfg(not(loom))]
+#[derive(Clone, Copy)]
+#[repr(C, packed(4))]
+struct Word(u64);
+
+#[cfg(not(loom))]
+fn word(p: *mut u8) -> *mut Word {
+    p.cast()
 }

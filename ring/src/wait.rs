@@ -66,17 +66,26 @@ pub struct WaitStats {
 
 /// After this many failed spins in a row `auto` sleeps at once.
 const GIVE_UP: u32 = 4;
-/// While it sleeps at once, `auto` tries a spin again each so many waits.
-const PROBE_EVERY: u32 = 256;
+/// Bounds of how many short sleeps `auto` sees before it tries to spin again.
+const RETRY: std::ops::RangeInclusive<u32> = 2..=4096;
 /// Between two looks at the clock.
 const LOOKS_PER_CLOCK: u32 = 64;
 
 /// One side's waiting on one queue.
+///
+/// ```text
+/// while !found { if !waiter.spin(ready) { announce; look again; sleep; waiter.awake() } }
+/// ```
 #[derive(Debug)]
 pub struct Waiter {
     config: WaitConfig,
+    /// Failed spins in a row.
     failed: u32,
-    since_probe: u32,
+    /// Short sleeps still to be seen before the next try.
+    until_retry: u32,
+    /// What `until_retry` starts from; doubles with each try in vain.
+    retry: u32,
+    asleep_since: Option<Instant>,
     /// Counts, for statistics.
     pub stats: WaitStats,
 }
@@ -84,7 +93,8 @@ pub struct Waiter {
 impl Waiter {
     /// A waiter that has learnt nothing yet.
     pub fn new(config: WaitConfig) -> Self {
-        Waiter { config, failed: 0, since_probe: 0, stats: WaitStats::default() }
+        let (failed, retry) = (0, *RETRY.start());
+        Waiter { config, failed, until_retry: retry, retry, asleep_since: None, stats: WaitStats::default() }
     }
 
     /// Spins for `ready` as long as the policy has it; `false`: go to sleep.
@@ -92,46 +102,137 @@ impl Waiter {
         let budget = self.budget();
         let found = !budget.is_zero() && spin_for(budget, ready);
         if found {
-            self.failed = 0;
+            (self.failed, self.retry) = (0, *RETRY.start());
             self.stats.spun += 1;
-        } else {
-            self.failed = self.failed.saturating_add(1);
-            self.stats.parked += 1;
+            return true;
         }
-        found
+        self.stats.parked += 1;
+        if self.config.policy == Policy::Auto {
+            self.gave_up(budget);
+        }
+        false
     }
 
-    fn budget(&mut self) -> Duration {
+    /// The sleep that followed a failed [`Self::spin`] is over.
+    ///
+    /// A short one says that spinning might have paid, if the peer has a core
+    /// of its own; a long one says nothing, for nobody wanted anything.
+    pub fn awake(&mut self) {
+        let Some(since) = self.asleep_since.take() else { return };
+        if since.elapsed() < self.auto_budget() {
+            self.until_retry = self.until_retry.saturating_sub(1);
+        }
+    }
+
+    fn gave_up(&mut self, spent: Duration) {
+        if !spent.is_zero() {
+            self.failed += 1;
+            if self.failed >= GIVE_UP {
+                self.until_retry = self.retry;
+                self.retry = (self.retry * 2).min(*RETRY.end());
+            }
+        }
+        self.asleep_since = Some(Instant::now());
+    }
+
+    fn auto_budget(&self) -> Duration {
+        Duration::from_micros(self.config.auto_us.into())
+    }
+
+    fn budget(&self) -> Duration {
         match self.config.policy {
             Policy::Park => Duration::ZERO,
             Policy::Spin => Duration::from_micros(self.config.spin_us.into()),
-            Policy::Auto if self.failed < GIVE_UP => Duration::from_micros(self.config.auto_us.into()),
-            Policy::Auto => {
-                self.since_probe += 1;
-                if self.since_probe < PROBE_EVERY {
-                    return Duration::ZERO;
-                }
-                self.since_probe = 0;
-                Duration::from_micros(self.config.auto_us.into())
-            }
+            Policy::Auto if self.failed < GIVE_UP || self.until_retry == 0 => self.auto_budget(),
+            Policy::Auto => Duration::ZERO,
         }
     }
 }
 
+/// Looks without the clock first: what comes at once must not pay for reading it.
 fn spin_for(budget: Duration, mut ready: impl FnMut() -> bool) -> bool {
-    let start = Instant::now();
-    let backoff = Backoff::new();
+    let mut start = None;
     loop {
         for _ in 0..LOOKS_PER_CLOCK {
             if ready() {
                 return true;
             }
             // One pause a look: a longer back-off would add its length to the latency.
-            backoff.reset();
-            backoff.spin();
+            Backoff::new().spin();
         }
-        if start.elapsed() >= budget {
+        if start.get_or_insert_with(Instant::now).elapsed() >= budget {
             return ready();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn auto() -> Waiter {
+        Waiter::new(WaitConfig { policy: Policy::Auto, spin_us: 0, auto_us: 1000 })
+    }
+
+    fn fail(w: &mut Waiter, looks: &mut u64) {
+        let found = w.spin(|| {
+            *looks += 1;
+            false
+        });
+        assert!(!found);
+    }
+
+    #[test]
+    fn auto_gives_up_and_tries_again_after_ever_more_short_sleeps() {
+        let (mut w, mut looks) = (auto(), 0);
+        for _ in 0..GIVE_UP {
+            fail(&mut w, &mut looks);
+            w.awake();
+        }
+        let mut gaps = Vec::new();
+        for _ in 0..3 {
+            let mut gap = 0;
+            loop {
+                let before = looks;
+                fail(&mut w, &mut looks);
+                w.awake();
+                if looks > before {
+                    break gaps.push(gap);
+                }
+                gap += 1;
+            }
+        }
+        assert!(gaps.windows(2).all(|g| g[0] < g[1]), "{gaps:?}");
+    }
+
+    #[test]
+    fn a_long_sleep_teaches_nothing() {
+        let (mut w, mut looks) = (auto(), 0);
+        for _ in 0..GIVE_UP {
+            fail(&mut w, &mut looks);
+        }
+        let before = looks;
+        for _ in 0..5 {
+            fail(&mut w, &mut looks);
+            std::thread::sleep(Duration::from_millis(2));
+            w.awake();
+        }
+        assert_eq!(looks, before);
+    }
+
+    #[test]
+    fn a_spin_that_pays_is_repeated() {
+        let mut w = auto();
+        for _ in 0..100 {
+            assert!(w.spin(|| true));
+        }
+        assert_eq!(w.stats.spun, 100);
+    }
+
+    #[test]
+    fn park_never_looks() {
+        let (mut w, mut looks) = (Waiter::new(WaitConfig { policy: Policy::Park, spin_us: 9, auto_us: 9 }), 0);
+        fail(&mut w, &mut looks);
+        assert_eq!(looks, 0);
     }
 }

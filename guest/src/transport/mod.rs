@@ -4,7 +4,7 @@ use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::os::fd::BorrowedFd;
-use tunnelfs_ring::CQE_HEAD_BYTES;
+use tunnelfs_ring::{WaitStats, CQE_HEAD_BYTES};
 
 pub mod ring;
 pub mod socket;
@@ -60,14 +60,38 @@ pub trait Transport: Send {
     /// [`Error`] when the host broke the protocol or has gone.
     fn reap(&mut self) -> Result<Option<Completion>, Error>;
 
+    /// Spins as the policy has it until a completion or `other` is there;
+    /// `false`: go to sleep.
+    fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool;
+
+    /// Asks the host to ring [`Self::fd`] from now on; `false` when a
+    /// completion has come meanwhile. [`Self::awake`] ends it.
+    fn announce_sleep(&mut self) -> bool;
+
+    /// The sleep is over: no more rings are wanted.
+    fn awake(&mut self);
+
+    /// The descriptor that becomes readable with completions, while asleep.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// The descriptor that hangs up when the host goes.
+    fn alive(&self) -> BorrowedFd<'_>;
+
     /// Waits by the policy until a completion may be there.
     ///
     /// # Errors
     /// [`Error::HostGone`] as soon as the host is.
-    fn wait(&mut self) -> Result<(), Error>;
+    fn wait(&mut self) -> Result<(), Error> {
+        if self.spin(&mut || false) {
+            return Ok(());
+        }
+        let slept = if self.announce_sleep() { sleep_on(self.fd(), self.alive()) } else { Ok(()) };
+        self.awake();
+        slept
+    }
 
-    /// The descriptor that becomes readable with completions, while asleep.
-    fn fd(&self) -> BorrowedFd<'_>;
+    /// How the waits ended so far.
+    fn wait_stats(&self) -> WaitStats;
 
     /// Payload bytes that this side has copied in user space.
     fn copied(&self) -> u64;

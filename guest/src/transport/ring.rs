@@ -1,13 +1,13 @@
 //! Driver side of the ring.
 
-use super::{call, sleep_on, Completion, Transport};
+use super::{call, Completion, Transport};
 use crate::link::local::Link;
 use crate::message::{reply_header, request, OUT_HEADER};
 use crate::transport::virtqueue;
 use crate::Error;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use tunnelfs_ring::{drain, DriverQueue, RingSetup, Sqe, WaitConfig, Waiter, OP_SETUP, SQE_HEAD_BYTES};
+use tunnelfs_ring::{drain, DriverQueue, RingSetup, Sqe, WaitConfig, WaitStats, Waiter, OP_SETUP, SQE_HEAD_BYTES};
 
 /// A request queue whose messages travel through a ring.
 pub struct Driver {
@@ -57,7 +57,7 @@ impl Transport for Driver {
             Sqe { tag: slot, slot, payload_len, reply_max, head_len: head.len() as u32, head: [0; SQE_HEAD_BYTES] };
         sqe.head.get_mut(..head.len()).ok_or(Error::Protocol("header too long"))?.copy_from_slice(head);
         let free = self.in_flight.get_mut(slot as usize).ok_or(Error::Protocol("no such slot"))?;
-        if !self.queue.sq.push(sqe)? {
+        if !self.queue.sq.push(&sqe)? {
             return Ok(false);
         }
         *free = Some(reply_max);
@@ -84,20 +84,32 @@ impl Transport for Driver {
         Ok(Some(Completion { slot: cqe.tag, head: cqe.head, head_len: head_len.max(OUT_HEADER), payload_len }))
     }
 
-    fn wait(&mut self) -> Result<(), Error> {
+    fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool {
         let cq = &self.queue.cq;
-        if self.waiter.spin(|| cq.ready()) {
-            return Ok(());
-        }
+        self.waiter.spin(|| cq.ready() || other())
+    }
+
+    fn announce_sleep(&mut self) -> bool {
         self.queue.own_sleep.announce();
-        let slept = if cq.ready() { Ok(()) } else { sleep_on(self.call.as_fd(), self.link.alive()) };
+        !self.queue.cq.ready()
+    }
+
+    fn awake(&mut self) {
         self.queue.own_sleep.clear();
         drain(self.call.as_fd());
-        slept
+        self.waiter.awake();
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
         self.call.as_fd()
+    }
+
+    fn alive(&self) -> BorrowedFd<'_> {
+        self.link.alive()
+    }
+
+    fn wait_stats(&self) -> WaitStats {
+        self.waiter.stats
     }
 
     fn copied(&self) -> u64 {

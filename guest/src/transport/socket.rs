@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use tunnelfs_ring::{Geometry, Region, Waiter, CQE_HEAD_BYTES};
+use tunnelfs_ring::{Geometry, Region, WaitStats, Waiter, CQE_HEAD_BYTES};
 
 /// A request queue over a stream socket.
 pub struct Driver {
@@ -111,16 +111,30 @@ impl Transport for Driver {
         Ok(Some(Completion { slot, head, head_len: OUT_HEADER, payload_len }))
     }
 
-    fn wait(&mut self) -> Result<(), Error> {
+    fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool {
         let stream = &self.stream;
-        if !self.waiter.spin(|| Self::readable(stream)) {
-            super::sleep_on(stream.as_fd(), stream.as_fd())?;
-        }
-        Ok(())
+        self.waiter.spin(|| Self::readable(stream) || other())
+    }
+
+    fn announce_sleep(&mut self) -> bool {
+        // The stream itself wakes the sleeper.
+        true
+    }
+
+    fn awake(&mut self) {
+        self.waiter.awake();
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
+    }
+
+    fn alive(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    fn wait_stats(&self) -> WaitStats {
+        self.waiter.stats
     }
 
     fn copied(&self) -> u64 {

@@ -2,14 +2,14 @@
 //! slots as the ring's entries do; the headers lie beside the queue.
 
 use super::ring::slot_of;
-use super::{sleep_on, Completion, Transport};
+use super::{Completion, Transport};
 use crate::link::local::Link;
 use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{fence, Ordering};
 use std::sync::Arc;
-use tunnelfs_ring::{drain, WaitConfig, Waiter, CQE_HEAD_BYTES, SQE_HEAD_BYTES};
+use tunnelfs_ring::{drain, WaitConfig, WaitStats, Waiter, CQE_HEAD_BYTES, SQE_HEAD_BYTES};
 use virtio_driver::{iovec, virtqueue::Virtqueue};
 
 /// A request's headers, in memory that the host reads and writes.
@@ -108,23 +108,34 @@ impl Transport for Driver {
         Ok(Some(Completion { slot, head, head_len: OUT_HEADER, payload_len }))
     }
 
-    fn wait(&mut self) -> Result<(), Error> {
+    fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool {
         let queue = &mut self.queue;
-        if self.waiter.spin(|| queue.completions().has_next()) {
-            return Ok(());
-        }
+        self.waiter.spin(|| queue.completions().has_next() || other())
+    }
+
+    fn announce_sleep(&mut self) -> bool {
         self.queue.set_used_notif_enabled(true);
         // Pairs with the device's fence between the used index and its look at our wish to be called.
         fence(Ordering::SeqCst);
-        let slept =
-            if self.queue.completions().has_next() { Ok(()) } else { sleep_on(self.call.as_fd(), self.link.alive()) };
+        !self.queue.completions().has_next()
+    }
+
+    fn awake(&mut self) {
         self.queue.set_used_notif_enabled(false);
         drain(self.call.as_fd());
-        slept
+        self.waiter.awake();
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
         self.call.as_fd()
+    }
+
+    fn alive(&self) -> BorrowedFd<'_> {
+        self.link.alive()
+    }
+
+    fn wait_stats(&self) -> WaitStats {
+        self.waiter.stats
     }
 
     fn copied(&self) -> u64 {

@@ -5,9 +5,10 @@ use crate::server::{Outcome, Reply, Server};
 use crate::shared::Shared;
 use libc::iovec;
 use parking_lot::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
-use tunnelfs_ring::{Cqe, DeviceQueue, Error, Producer, RingSetup, SleepFlag, Sqe, CQE_HEAD_BYTES};
+use tunnelfs_ring::{
+    Consumer, Cqe, DeviceQueue, Error, Producer, RingSetup, SleepFlag, SlotTable, Sqe, CQE_HEAD_BYTES,
+};
 use virtiofsd::filesystem::FileSystem;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 
@@ -19,14 +20,15 @@ struct Completions {
     cq: Mutex<Producer<Cqe>>,
     guest_sleeps: SleepFlag,
     call: Call,
-    in_pool: AtomicU32,
     /// Keeps the guest's memory mapped while a request is under way.
     _memory: Arc<GuestMemoryMmap>,
 }
 
 /// One ring that a guest set up.
 pub struct RingDevice {
-    queue: DeviceQueue,
+    sq: Consumer<Sqe>,
+    slots: SlotTable,
+    own_sleep: SleepFlag,
     done: Arc<Completions>,
     broken: bool,
 }
@@ -44,33 +46,25 @@ impl RingDevice {
         if base as usize % tunnelfs_ring::PAGE != 0 {
             return Err(Error::Corrupt("ring not page-aligned"));
         }
-        let twin = |base| {
-            // SAFETY: `get_slice` has checked that all bytes are mapped, and
-            // `Completions` keeps the mapping alive.
-            unsafe { DeviceQueue::new(base, setup.geometry) }
-        };
-        let (queue, completing) = (twin(base)?, twin(base)?);
-        let done = Completions {
-            cq: Mutex::new(completing.cq),
-            guest_sleeps: completing.peer_sleeps,
-            call,
-            in_pool: AtomicU32::new(0),
-            _memory: memory,
-        };
-        Ok(RingDevice { queue, done: Arc::new(done), broken: false })
+        // SAFETY: `get_slice` has checked that all bytes are mapped, and
+        // `Completions` keeps the mapping alive.
+        let queue = unsafe { DeviceQueue::new(base, setup.geometry)? };
+        let DeviceQueue { sq, cq, peer_sleeps, own_sleep, slots } = queue;
+        let done = Arc::new(Completions { cq: Mutex::new(cq), guest_sleeps: peer_sleeps, call, _memory: memory });
+        Ok(RingDevice { sq, slots, own_sleep, done, broken: false })
     }
 
     /// Whether a submission waits that could be served.
     pub fn ready(&self) -> bool {
-        !self.broken && self.queue.sq.ready()
+        !self.broken && self.sq.ready()
     }
 
     /// The "host sleeps" flag.
     pub fn sleep_flag(&self) -> &SleepFlag {
-        &self.queue.own_sleep
+        &self.own_sleep
     }
 
-    /// Serves what has been submitted, at most one ring's worth; whether there was anything.
+    /// Serves what has been submitted, at most `limit` requests; whether there was anything.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the guest broke the protocol; the ring then stays closed.
@@ -78,54 +72,39 @@ impl RingDevice {
     where
         F: FileSystem + Send + Sync + 'static,
     {
-        if self.broken {
-            return Ok(false);
-        }
-        let result = self.serve_checked(server, pool, limit);
-        self.broken = result.is_err();
-        result
-    }
-
-    fn serve_checked<F>(&mut self, server: &Arc<Server<F>>, pool: &Pool, limit: u32) -> Result<bool, Error>
-    where
-        F: FileSystem + Send + Sync + 'static,
-    {
         let mut any = false;
         for _ in 0..limit {
-            // A completion must always find room: requests on the pool have theirs reserved.
-            let room = self.done.cq.lock().free()?;
-            if room <= self.done.in_pool.load(Ordering::Acquire) {
+            if self.broken {
                 break;
             }
-            let Some(sqe) = self.queue.sq.pop() else { break };
+            let Some(sqe) = self.sq.pop() else { break };
             any = true;
-            self.serve_one(sqe, server, pool)?;
+            self.serve_one(sqe, server, pool).inspect_err(|_| self.broken = true)?;
         }
         Ok(any)
     }
 
-    fn serve_one<F>(&mut self, sqe: Sqe, server: &Arc<Server<F>>, pool: &Pool) -> Result<(), Error>
+    fn serve_one<F>(&self, sqe: Sqe, server: &Arc<Server<F>>, pool: &Pool) -> Result<(), Error>
     where
         F: FileSystem + Send + Sync + 'static,
     {
-        let (ptr, _) = self.queue.slot(&sqe)?;
+        let ptr = self.slots.of(&sqe)?;
         let input = [iovec { iov_base: ptr.cast(), iov_len: sqe.payload_len as usize }];
         let output = [iovec { iov_base: ptr.cast(), iov_len: sqe.reply_max as usize }];
-        // SAFETY: `slot` has checked that both lie in the slot.
+        // SAFETY: `of` has checked that both lie in the slot.
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
         match server.handle(&sqe.head[..sqe.head_len as usize], input, output, false) {
             Outcome::WouldBlock => {
                 let (input, output) = (input.to_buf(), output.to_buf());
                 let (done, server) = (self.done.clone(), server.clone());
-                done.in_pool.fetch_add(1, Ordering::AcqRel);
                 pool.run(Box::new(move || {
                     let (input, output) = (input, output);
                     // SAFETY: still in the slot, whose mapping `done` keeps.
                     let (payload, out) = unsafe { (Shared::new(&input.0), Shared::new(&output.0)) };
                     let outcome = server.handle(&sqe.head[..sqe.head_len as usize], payload, out, true);
-                    // A guest that breaks its ring here is found out by the queue's thread.
-                    let _ = done.complete(&sqe, outcome, out);
-                    done.in_pool.fetch_sub(1, Ordering::AcqRel);
+                    if let Err(e) = done.complete(&sqe, outcome, out) {
+                        tracing::warn!("dropping a completion: {e}");
+                    }
                 }));
                 Ok(())
             }
@@ -141,7 +120,9 @@ impl Completions {
         if let Outcome::Reply(reply) = outcome {
             fill(&mut cqe, sqe, reply, out);
         }
-        if !self.cq.lock().push(cqe)? {
+        // A guest reuses a slot only after it has reaped, and has no more slots
+        // than entries: one that lets the ring fill up has broken the protocol.
+        if !self.cq.lock().push(&cqe)? {
             return Err(Error::Corrupt("more requests than completions fit"));
         }
         if self.guest_sleeps.claim_wake() {

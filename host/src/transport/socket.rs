@@ -29,6 +29,7 @@ pub fn serve<F: FileSystem + Sync>(mut stream: UnixStream, server: &Server<F>, w
         if !read_message(&mut stream, &mut input)? {
             return Ok(());
         }
+        waiter.awake();
         let head_len = input.len().min(IN_HEADER + 40);
         let rest = [iovec { iov_base: input[head_len..].as_ptr().cast_mut().cast(), iov_len: input.len() - head_len }];
         let room = output.len() - OUT_HEADER;

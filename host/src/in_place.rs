@@ -1,0 +1,109 @@
+//! File I/O straight between a file and the guest's buffers.
+
+use crate::patience::{Nowait, Patience};
+use crate::request::einval;
+use crate::shared::Shared;
+use libc::{EOPNOTSUPP, RWF_NOWAIT};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use virtiofsd::filesystem::{ZeroCopyReader, ZeroCopyWriter};
+use virtiofsd::oslib::{ReadvFlags, WritevFlags};
+
+/// A part of a request's buffers, and what is known of the file behind its handle.
+pub struct InPlace<'a> {
+    pub shared: Shared<'a>,
+    /// Where in the buffers the data starts.
+    pub offset: usize,
+    /// Bytes there.
+    pub len: usize,
+    /// The request's file handle.
+    pub handle: u64,
+    /// Whether this thread may be held up.
+    pub may_block: bool,
+    pub patience: &'a Patience,
+}
+
+impl InPlace<'_> {
+    fn transfer(
+        &self,
+        count: usize,
+        off: u64,
+        mut call: impl FnMut(&[libc::iovec], i64) -> isize,
+    ) -> io::Result<usize> {
+        let count = count.min(self.len);
+        let mut done = 0;
+        while done < count {
+            let at = i64::try_from(off + done as u64).map_err(|_| einval())?;
+            let n = self.shared.with_iovecs(self.offset + done, count - done, |v| call(v, at));
+            match n {
+                0 => break,
+                1.. => done += n as usize,
+                _ => match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => {}
+                    // A transfer that must wait for the rest starts again on a pool thread.
+                    e if done == 0 || e.kind() == io::ErrorKind::WouldBlock => return Err(e),
+                    _ => break,
+                },
+            }
+        }
+        Ok(done)
+    }
+
+    /// `io` without waiting, or the file's answer why not.
+    fn ask(&self, f: &File, io: impl Fn(i32) -> io::Result<usize>) -> Result<io::Result<usize>, Nowait> {
+        match self.patience.of(self.handle) {
+            Nowait::Ask => match io(RWF_NOWAIT) {
+                Err(e) if e.raw_os_error() == Some(EOPNOTSUPP) => Err(self.patience.refused(self.handle, in_memory(f))),
+                other => Ok(other),
+            },
+            known => Err(known),
+        }
+    }
+}
+
+impl ZeroCopyWriter for InPlace<'_> {
+    fn read_from_file_at(&mut self, f: &File, count: usize, off: u64, flags: Option<ReadvFlags>) -> io::Result<usize> {
+        let wanted = flags.map_or(0, |f| f.bits());
+        let read = |extra: i32| {
+            self.transfer(count, off, |v, at| {
+                // SAFETY: the iovecs lie in mapped guest memory; the kernel checks the rest.
+                unsafe { libc::preadv2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, wanted | extra) }
+            })
+        };
+        if self.may_block {
+            return read(0);
+        }
+        match self.ask(f, read) {
+            Ok(answer) => answer,
+            Err(Nowait::InMemory) => read(0),
+            Err(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+impl ZeroCopyReader for InPlace<'_> {
+    fn write_to_file_at(&mut self, f: &File, count: usize, off: u64, flags: Option<WritevFlags>) -> io::Result<usize> {
+        let wanted = flags.map_or(0, |f| f.bits());
+        let write = |extra: i32| {
+            self.transfer(count, off, |v, at| {
+                // SAFETY: as in `read_from_file_at`.
+                unsafe { libc::pwritev2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, wanted | extra) }
+            })
+        };
+        if self.may_block {
+            return write(0);
+        }
+        match self.ask(f, write) {
+            Ok(answer) => answer,
+            Err(Nowait::InMemory) => write(0),
+            Err(_) if self.patience.writes_are_slow() => Err(io::ErrorKind::WouldBlock.into()),
+            Err(_) => self.patience.watch(|| write(0)),
+        }
+    }
+}
+
+/// Whether the file's data is always in memory, so that I/O never waits for a device.
+fn in_memory(f: &File) -> bool {
+    nix::sys::statfs::fstatfs(f).is_ok_and(|st| st.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
+}
