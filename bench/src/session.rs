@@ -186,7 +186,7 @@ fn connect_soon(config: &GuestConfig, host: &mut Host) -> io::Result<Vec<Box<dyn
     let start = Instant::now();
     loop {
         match connect(config) {
-            Ok(queues) => return Ok(queues),
+            Ok(connection) => return Ok(connection.queues),
             Err(tunnelfs_guest::Error::Connect { source, .. })
                 if start.elapsed() < Duration::from_secs(5)
                     && matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>

@@ -1,11 +1,15 @@
 //! The guest side: a link to a host, and the driver side of the three
 //! transports behind one interface, [`Transport`].
 
+pub mod channel;
+pub mod fuse;
 pub mod link;
 pub mod message;
+pub mod mount;
+pub mod stats;
 pub mod transport;
 
-pub use link::local::{connect, GuestConfig, Wanted};
+pub use link::local::{connect, Connection, GuestConfig, Wanted};
 pub use transport::{Completion, Transport};
 
 /// An error of the guest side.
@@ -25,6 +29,9 @@ pub enum Error {
     /// The host broke the protocol.
     #[error("the host broke the protocol: {0}")]
     Protocol(&'static str),
+    /// Something on this machine stands in the way; the text says what to do.
+    #[error("{0}")]
+    Setup(String),
     /// The ring or its memory.
     #[error(transparent)]
     Ring(#[from] tunnelfs_ring::Error),

@@ -5,7 +5,7 @@ use crate::Error;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tunnelfs_ring::{Geometry, Region, WaitConfig};
+use tunnelfs_ring::{Geometry, Policy, Region, WaitConfig};
 use virtio_driver::virtqueue::{Virtqueue, VirtqueueLayout};
 use virtio_driver::{VhostUser, VirtioFeatureFlags, VirtioTransport};
 
@@ -56,6 +56,20 @@ pub struct Link {
     geometry: Geometry,
 }
 
+/// The queues of a connection.
+pub struct Connection {
+    /// For FORGET and the like, where they come apart from the others.
+    pub control: Box<dyn Transport>,
+    /// The request queues.
+    pub queues: Vec<Box<dyn Transport>>,
+}
+
+/// The control queue has few small messages; but a slot must take the largest
+/// request, for the kernel reads none into less.
+fn control_geometry(of: Geometry) -> Geometry {
+    Geometry { entries: 4, slots: 2, slot_size: of.slot_size }
+}
+
 impl Link {
     /// Becomes readable or hung up when the host closes the connection.
     pub fn alive(&self) -> BorrowedFd<'_> {
@@ -63,15 +77,20 @@ impl Link {
         self.alive.as_fd()
     }
 
-    /// First byte of a request queue's part of the region.
-    pub fn queue_base(&self, queue: usize) -> *mut u8 {
+    /// First byte of a virtqueue's part of the region; number 0 is the control queue.
+    pub fn queue_base(&self, virtqueue: usize) -> *mut u8 {
+        let before = |n: usize| control_geometry(self.geometry).bytes() + (n - 1) * self.geometry.bytes();
         // SAFETY: the region was made for all queues.
-        unsafe { self.region.ptr().add(queue * self.geometry.bytes()) }
+        unsafe { self.region.ptr().add(if virtqueue == 0 { 0 } else { before(virtqueue) }) }
     }
 
-    /// The queues' sizes.
-    pub fn geometry(&self) -> Geometry {
-        self.geometry
+    /// A virtqueue's sizes.
+    pub fn geometry(&self, virtqueue: usize) -> Geometry {
+        if virtqueue == 0 {
+            control_geometry(self.geometry)
+        } else {
+            self.geometry
+        }
     }
 
     /// The doorbell of a virtqueue, made non-blocking: draining one that has not rung must not sleep.
@@ -92,20 +111,24 @@ impl Link {
 /// # Errors
 /// [`Error::Connect`] when nobody serves the socket; [`Error::Ring`] for
 /// sizes out of range or memory that cannot be had.
-pub fn connect(config: &GuestConfig) -> Result<Vec<Box<dyn Transport>>, Error> {
+pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
     config.geometry.check()?;
     if config.transport == Wanted::Socket {
-        return (0..config.queues).map(|_| socket::connect(config)).collect();
+        let control = socket::connect(config, control_geometry(config.geometry))?;
+        let queues = (0..config.queues).map(|_| socket::connect(config, config.geometry)).collect::<Result<_, _>>()?;
+        return Ok(Connection { control, queues });
     }
     let (link, queues) = open(config)?;
+    let park = WaitConfig { policy: Policy::Park, ..config.wait };
     let drivers = queues.into_iter().enumerate().map(|(i, vq)| {
-        let driver = virtqueue::Driver::new(link.clone(), vq, i, config.wait)?;
+        let driver = virtqueue::Driver::new(link.clone(), vq, i, if i == 0 { park } else { config.wait })?;
         match config.transport {
-            Wanted::Ring => ring::upgrade(driver, config.wait),
+            Wanted::Ring if i > 0 => ring::upgrade(driver, config.wait),
             _ => Ok(Box::new(driver) as Box<dyn Transport>),
         }
     });
-    drivers.collect()
+    let mut queues = drivers.collect::<Result<Vec<_>, _>>()?;
+    Ok(Connection { control: queues.remove(0), queues })
 }
 
 type Queue = Virtqueue<'static, virtqueue::Headers>;
@@ -120,7 +143,8 @@ fn open(config: &GuestConfig) -> Result<(Arc<Link>, Vec<Queue>), Error> {
     let offered: FsConfig = vhost.get_config().map_err(refused)?;
     let count = config.queues.min(u32::from_le(offered.num_request_queues).max(1) as usize);
 
-    let region = Region::new(count * config.geometry.bytes(), config.huge_pages)?;
+    let bytes = control_geometry(config.geometry).bytes() + count * config.geometry.bytes();
+    let region = Region::new(bytes, config.huge_pages)?;
     vhost.map_mem_region(region.ptr() as usize, region.bytes(), region_fd(&region), 0)?;
     let features = VirtioFeatureFlags::from_bits_truncate(vhost.get_features());
     // Four descriptors a request; the high-priority queue comes first.
@@ -137,8 +161,6 @@ fn open(config: &GuestConfig) -> Result<(Arc<Link>, Vec<Queue>), Error> {
     }
     vhost.setup_queues(&queues)?;
     let link = Arc::new(Link { vhost, alive, region, geometry: config.geometry });
-    // FORGET has no reply and goes with the rest: the high-priority queue stays empty.
-    queues.remove(0);
     Ok((link, queues))
 }
 

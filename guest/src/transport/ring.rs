@@ -26,7 +26,7 @@ pub struct Driver {
 /// [`Error`] when the host cannot be asked.
 pub fn upgrade(mut plain: virtqueue::Driver, wait: WaitConfig) -> Result<Box<dyn Transport>, Error> {
     let (link, index) = (plain.link().clone(), plain.index());
-    let (base, geometry) = (link.queue_base(index), link.geometry());
+    let (base, geometry) = (link.queue_base(index), link.geometry(index));
     let setup = RingSetup { features: 0, geometry, base: base as u64 };
     let answer = call(&mut plain, &request(OP_SETUP, 0, 1, &setup.to_bytes(), 0), 0, 0)?;
     if answer.error() != 0 {
@@ -34,7 +34,7 @@ pub fn upgrade(mut plain: virtqueue::Driver, wait: WaitConfig) -> Result<Box<dyn
     }
     // SAFETY: the link keeps the zeroed, page-aligned region mapped.
     let queue = unsafe { DriverQueue::new(base, geometry)? };
-    let (call, kick) = (link.call_fd(index + 1)?, link.notifier(index + 1));
+    let (call, kick) = (link.call_fd(index)?, link.notifier(index));
     let in_flight = vec![None; geometry.slots as usize];
     Ok(Box::new(Driver { queue, in_flight, waiter: Waiter::new(wait), link, index, call, kick }))
 }
@@ -45,7 +45,7 @@ impl Transport for Driver {
     }
 
     fn slots(&self) -> u32 {
-        self.link.geometry().slots
+        self.link.geometry(self.index).slots
     }
 
     fn slot(&self, slot: u32) -> (*mut u8, usize) {
@@ -118,7 +118,7 @@ impl Transport for Driver {
 }
 
 pub(super) fn slot_of(link: &Link, queue: usize, slot: u32) -> (*mut u8, usize) {
-    let g = link.geometry();
+    let g = link.geometry(queue);
     assert!(slot < g.slots, "slot {slot} of {}", g.slots);
     // SAFETY: the slot's number was just checked.
     let ptr = unsafe { link.queue_base(queue).add(g.slots_offset() + slot as usize * g.slot_size as usize) };

@@ -2,6 +2,7 @@
 //! each payload byte crosses the socket: copied, and counted.
 
 use super::{Completion, Transport};
+use crate::fuse::abi::{opcode, request_opcode};
 use crate::link::local::GuestConfig;
 use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
@@ -18,6 +19,8 @@ pub struct Driver {
     geometry: Geometry,
     /// Slot and reply room by the request's `unique`.
     in_flight: HashMap<[u8; 8], (u32, u32)>,
+    /// Slots of requests that get no reply, to be given back.
+    unanswered: Vec<u32>,
     waiter: Waiter,
     copied: u64,
 }
@@ -26,14 +29,13 @@ pub struct Driver {
 ///
 /// # Errors
 /// [`Error::Connect`] when nobody listens.
-pub fn connect(config: &GuestConfig) -> Result<Box<dyn Transport>, Error> {
+pub fn connect(config: &GuestConfig, geometry: Geometry) -> Result<Box<dyn Transport>, Error> {
     let path = &config.socket_path;
     let stream =
         UnixStream::connect(path).map_err(|source| Error::Connect { path: path.display().to_string(), source })?;
-    let geometry = config.geometry;
     let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?;
     let (in_flight, waiter) = (HashMap::new(), Waiter::new(config.wait));
-    Ok(Box::new(Driver { stream, memory, geometry, in_flight, waiter, copied: 0 }))
+    Ok(Box::new(Driver { stream, memory, geometry, in_flight, unanswered: Vec::new(), waiter, copied: 0 }))
 }
 
 impl Driver {
@@ -85,11 +87,18 @@ impl Transport for Driver {
         let payload = unsafe { std::slice::from_raw_parts(ptr, payload_len as usize) };
         self.stream.write_all(payload).map_err(gone)?;
         self.copied += u64::from(payload_len);
-        self.in_flight.insert(unique, (slot, reply_max));
+        if matches!(request_opcode(head), opcode::FORGET | opcode::BATCH_FORGET) {
+            self.unanswered.push(slot);
+        } else {
+            self.in_flight.insert(unique, (slot, reply_max));
+        }
         Ok(true)
     }
 
     fn reap(&mut self) -> Result<Option<Completion>, Error> {
+        if let Some(slot) = self.unanswered.pop() {
+            return Ok(Some(Completion { slot, head: [0; CQE_HEAD_BYTES], head_len: OUT_HEADER, payload_len: 0 }));
+        }
         if self.in_flight.is_empty() || !Self::readable(&self.stream) {
             return Ok(None);
         }
@@ -112,13 +121,13 @@ impl Transport for Driver {
     }
 
     fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool {
-        let stream = &self.stream;
-        self.waiter.spin(|| Self::readable(stream) || other())
+        let (stream, unanswered) = (&self.stream, !self.unanswered.is_empty());
+        self.waiter.spin(|| unanswered || Self::readable(stream) || other())
     }
 
     fn announce_sleep(&mut self) -> bool {
         // The stream itself wakes the sleeper.
-        true
+        self.unanswered.is_empty()
     }
 
     fn awake(&mut self) {

@@ -20,6 +20,9 @@ pub struct Headers {
     head: [u8; SQE_HEAD_BYTES],
 }
 
+/// `fuse_out_header` of a reply without anything: 16 bytes long, no error.
+const NO_ANSWER: [u8; OUT_HEADER] = (OUT_HEADER as u128).to_le_bytes();
+
 /// A request queue over a virtqueue.
 pub struct Driver {
     queue: Virtqueue<'static, Headers>,
@@ -33,7 +36,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Takes over request queue `index` of a link.
+    /// Takes over virtqueue `index` of a link.
     ///
     /// # Errors
     /// When its doorbell cannot be made non-blocking.
@@ -43,7 +46,7 @@ impl Driver {
         index: usize,
         wait: WaitConfig,
     ) -> Result<Self, Error> {
-        let (call, kick) = (link.call_fd(index + 1)?, link.notifier(index + 1));
+        let (call, kick) = (link.call_fd(index)?, link.notifier(index));
         let in_flight = vec![None; queue.queue_size() as usize];
         Ok(Driver { queue, in_flight, waiter: Waiter::new(wait), link, index, call, kick })
     }
@@ -63,7 +66,7 @@ impl Transport for Driver {
     }
 
     fn slots(&self) -> u32 {
-        self.link.geometry().slots.min(u32::from(self.queue.queue_size()) / 4)
+        self.link.geometry(self.index).slots.min(u32::from(self.queue.queue_size()) / 4)
     }
 
     fn slot(&self, slot: u32) -> (*mut u8, usize) {
@@ -77,6 +80,8 @@ impl Transport for Driver {
         let (ptr, _) = self.slot(slot);
         let id = self.queue.add_request(|req, add| {
             req.head[..head.len()].copy_from_slice(head);
+            // What stays when the host does not answer (FORGET).
+            req.out_header = NO_ANSWER;
             add(iovec { iov_base: req.head.as_mut_ptr().cast(), iov_len: head.len() }, false)?;
             if payload_len > 0 {
                 add(iovec { iov_base: ptr.cast(), iov_len: payload_len as usize }, false)?;

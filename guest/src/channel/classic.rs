@@ -1,0 +1,177 @@
+//! `/dev/fuse`: one `readv` scatters a request into its header and a slot, one
+//! `writev` gathers the reply from there. No payload is copied in user space.
+
+use super::queue::{Answer, Queue};
+use crate::fuse::abi::{opcode, request_len, request_opcode};
+use crate::message::{IN_HEADER, OUT_HEADER};
+use crate::Error;
+use libc::iovec;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use tunnelfs_ring::Slots;
+
+/// Header and operation structure of WRITE: behind them the data starts, in the slot.
+const HEAD: usize = IN_HEADER + 40;
+/// While requests have come singly, each so many answers one look is taken whether more wait.
+const LOOK_EVERY: u32 = 8;
+
+/// Which of a worker's two descriptors a request came by: its reply must go the same way.
+const BLOCKING: usize = 0;
+const NONBLOCKING: usize = 1;
+
+pub struct Channel {
+    devices: [OwnedFd; 2],
+    queue: Queue,
+    slots: Slots,
+    came_by: Vec<usize>,
+    /// Whether the last look beside requests under way has found another.
+    busy: bool,
+    since_look: u32,
+}
+
+enum Taken {
+    Request,
+    Nothing,
+    Unmounted,
+}
+
+impl Channel {
+    pub fn new(devices: [OwnedFd; 2], queue: Queue) -> Self {
+        let count = queue.transport.slots();
+        let (slots, came_by) = (Slots::new(count), vec![BLOCKING; count as usize]);
+        Channel { devices, queue, slots, came_by, busy: false, since_look: 0 }
+    }
+
+    /// Serves until the file system is unmounted.
+    pub fn run(mut self) -> Result<(), Error> {
+        loop {
+            let idle = self.queue.under_way() == 0;
+            if idle || self.look_for_more() {
+                match self.take(if idle { BLOCKING } else { NONBLOCKING })? {
+                    Taken::Unmounted => return Ok(()),
+                    Taken::Request => self.busy = !idle,
+                    Taken::Nothing => self.busy = false,
+                }
+            }
+            while let Some(answer) = self.queue.reap()? {
+                self.reply(&answer)?;
+                self.since_look += 1;
+            }
+            if self.queue.under_way() > 0 && (!self.busy || self.slots.free() == 0) {
+                self.wait()?;
+            }
+        }
+    }
+
+    fn look_for_more(&mut self) -> bool {
+        let look = self.slots.free() > 0 && (self.busy || self.since_look >= LOOK_EVERY);
+        if look {
+            self.since_look = 0;
+        }
+        look
+    }
+
+    /// Reads a request into a free slot and submits it.
+    fn take(&mut self, by: usize) -> Result<Taken, Error> {
+        let Some(slot) = self.slots.take() else { return Ok(Taken::Nothing) };
+        let mut head = [0u8; HEAD];
+        let (ptr, size) = self.queue.transport.slot(slot);
+        let parts = [
+            iovec { iov_base: head.as_mut_ptr().cast(), iov_len: HEAD },
+            iovec { iov_base: ptr.cast(), iov_len: size },
+        ];
+        // SAFETY: both buffers are ours: `head`, and a free slot.
+        let n = unsafe { libc::readv(self.devices[by].as_raw_fd(), parts.as_ptr(), parts.len() as i32) };
+        let taken = match usize::try_from(n) {
+            Ok(n) => self.request(slot, by, &head, n)?,
+            Err(_) => match io::Error::last_os_error() {
+                e if e.raw_os_error() == Some(libc::ENODEV) => Taken::Unmounted,
+                // EAGAIN: nothing there; ENOENT: taken back before it was read.
+                e if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOENT)) => Taken::Nothing,
+                e => return Err(e.into()),
+            },
+        };
+        if !matches!(taken, Taken::Request) {
+            self.slots.give(slot);
+        }
+        Ok(taken)
+    }
+
+    fn request(&mut self, slot: u32, by: usize, head: &[u8; HEAD], n: usize) -> Result<Taken, Error> {
+        if n < IN_HEADER || request_len(head) != n {
+            return Err(Error::Protocol("the kernel's request has another length than it says"));
+        }
+        // The host's operations end by themselves: there is nothing to interrupt, and no reply is due.
+        if request_opcode(head) == opcode::INTERRUPT {
+            return Ok(Taken::Nothing);
+        }
+        self.came_by[slot as usize] = by;
+        self.queue.send(slot, &head[..n.min(HEAD)], n.saturating_sub(HEAD) as u32)?;
+        Ok(Taken::Request)
+    }
+
+    fn reply(&mut self, answer: &Answer) -> Result<(), Error> {
+        self.slots.give(answer.slot);
+        if answer.wants_none() {
+            return Ok(());
+        }
+        let (ptr, _) = self.queue.transport.slot(answer.slot);
+        let inline = answer.inline();
+        let parts = [
+            iovec { iov_base: answer.header.as_ptr().cast_mut().cast(), iov_len: OUT_HEADER },
+            iovec { iov_base: inline.as_ptr().cast_mut().cast(), iov_len: inline.len() },
+            iovec { iov_base: ptr.cast(), iov_len: answer.payload_len() },
+        ];
+        let device = self.devices[self.came_by[answer.slot as usize]].as_raw_fd();
+        // SAFETY: the header and inline bytes are `answer`'s, the payload lies in a slot that is ours again.
+        let n = unsafe { libc::writev(device, parts.as_ptr(), parts.len() as i32) };
+        if n >= 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            // The request was interrupted, or its mount has gone: `take` will be told.
+            e if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+            // The kernel refuses a reply that does not fit the question: the caller still gets an error.
+            e if e.raw_os_error() == Some(libc::EINVAL) => self.refuse(answer, device),
+            e => Err(e.into()),
+        }
+    }
+
+    fn refuse(&self, answer: &Answer, device: i32) -> Result<(), Error> {
+        let header = answer.error_header(-libc::EIO);
+        // SAFETY: the bytes are this function's own.
+        let n = unsafe { libc::write(device, header.as_ptr().cast(), header.len()) };
+        if n < 0 {
+            tracing::debug!("the kernel takes no answer: {}", io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Waits for the host by the policy, and beside a sleep for the kernel too.
+    fn wait(&mut self) -> Result<(), Error> {
+        let transport = &mut self.queue.transport;
+        if transport.spin(&mut || false) {
+            return Ok(());
+        }
+        if transport.announce_sleep() {
+            let kernel = if self.slots.free() > 0 { PollFlags::POLLIN } else { PollFlags::empty() };
+            let mut fds = [
+                PollFd::new(self.devices[NONBLOCKING].as_fd(), kernel),
+                PollFd::new(transport.fd(), PollFlags::POLLIN),
+                PollFd::new(transport.alive(), PollFlags::empty()),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(e) => return Err(io::Error::from(e).into()),
+            }
+            let hung_up = fds[2].any() == Some(true) && fds[1].any() != Some(true);
+            self.busy = fds[0].any() == Some(true);
+            if hung_up {
+                return Err(Error::HostGone);
+            }
+        }
+        transport.awake();
+        Ok(())
+    }
+}

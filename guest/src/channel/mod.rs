@@ -1,0 +1,68 @@
+//! The two ways in which the kernel hands its FUSE requests over, behind one
+//! interface: a [`Worker`] serves one request queue over one of them until the
+//! file system is unmounted.
+
+mod classic;
+mod queue;
+mod uring;
+
+use crate::fuse::device::clone_device;
+use crate::stats::QueueStats;
+use crate::transport::Transport;
+use crate::Error;
+use nix::sched::{sched_setaffinity, CpuSet};
+use nix::unistd::Pid;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// What carries the kernel's requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `read` and `write` on `/dev/fuse`.
+    Classic,
+    /// FUSE-over-io_uring: these kernel queues (one per possible CPU, all workers' together).
+    Uring(Vec<u16>),
+}
+
+/// One thread's work: a request queue to the host, and its share of the kernel's requests.
+pub struct Worker {
+    /// The host's queue.
+    pub transport: Box<dyn Transport>,
+    /// The mounted connection.
+    pub device: Arc<OwnedFd>,
+    /// How requests come.
+    pub kind: Kind,
+    /// The CPU to stay on.
+    pub cpu: Option<usize>,
+    /// Where to count.
+    pub stats: Arc<QueueStats>,
+}
+
+impl Worker {
+    /// Serves until the file system is unmounted.
+    ///
+    /// # Errors
+    /// [`Error::HostGone`] or what else ended the service early.
+    pub fn run(self) -> Result<(), Error> {
+        if let Some(cpu) = self.cpu {
+            pin(cpu);
+        }
+        let queue = queue::Queue::new(self.transport, self.stats);
+        match self.kind {
+            Kind::Classic => {
+                let devices = [clone_device(&self.device, false)?, clone_device(&self.device, true)?];
+                classic::Channel::new(devices, queue).run()
+            }
+            Kind::Uring(queues) => uring::Channel::new(self.device, queues, queue)?.run(),
+        }
+    }
+}
+
+/// A CPU that cannot be had costs speed, not correctness.
+fn pin(cpu: usize) {
+    let mut set = CpuSet::new();
+    let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    if let Err(e) = pinned {
+        tracing::warn!("cannot stay on CPU {cpu}: {e}");
+    }
+}

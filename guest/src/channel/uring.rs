@@ -1,0 +1,270 @@
+//! FUSE-over-io_uring: the kernel itself fills and drains the slots. Each slot
+//! is the payload of one ring entry for good; headers are private memory.
+//!
+//! Source of the protocol: `struct fuse_uring_req_header`, `fuse_uring_ent_in_out`
+//! and `fuse_uring_cmd_req` of linux/fuse.h 7.42, and the kernel's fs/fuse/dev_uring.c.
+
+use super::queue::{Answer, Queue};
+use crate::fuse::abi::{request_len, request_opcode};
+use crate::fuse::device::uring_hint;
+use crate::message::{IN_HEADER, OUT_HEADER};
+use crate::Error;
+use io_uring::squeue::Entry128;
+use io_uring::{cqueue, opcode, types, IoUring};
+use libc::iovec;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use tunnelfs_ring::SQE_HEAD_BYTES;
+
+/// `enum fuse_uring_cmd`.
+const REGISTER: u32 = 1;
+const COMMIT_AND_FETCH: u32 = 2;
+/// Offset of `len` in `struct io_uring_sqe` (linux/io_uring.h): the crate sets only `addr`.
+const SQE_LEN_OFFSET: usize = 24;
+/// `user_data` of what is not a ring entry.
+const BELL: u64 = 1 << 32;
+const HOST: u64 = 2 << 32;
+
+/// `struct fuse_uring_req_header`: 128 + 128 + 32 bytes.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Headers {
+    in_out: [u8; 128],
+    op_in: [u8; 128],
+    flags: u64,
+    commit_id: u64,
+    payload_sz: u32,
+    padding: u32,
+    reserved: u64,
+}
+
+const _: () = assert!(size_of::<Headers>() == 288 && size_of::<Entry128>() == 128);
+
+pub struct Channel {
+    ring: IoUring<Entry128, cqueue::Entry>,
+    device: Arc<OwnedFd>,
+    queue: Queue,
+    /// The kernel queue of each slot's entry.
+    of_queue: Vec<u16>,
+    /// One a slot. The kernel writes them: reached by raw pointers only.
+    headers: *mut Headers,
+    /// Keeps `headers`' memory.
+    _memory: Box<[Headers]>,
+    iovecs: Box<[[iovec; 2]]>,
+    /// Entries that the kernel has given back for good.
+    ended: usize,
+    bell_armed: bool,
+}
+
+impl Channel {
+    /// Registers every slot with the kernel, for `kernel_queues` in turn.
+    pub fn new(device: Arc<OwnedFd>, kernel_queues: Vec<u16>, queue: Queue) -> Result<Self, Error> {
+        let count = queue.transport.slots() as usize;
+        if count < kernel_queues.len() {
+            return Err(Error::Setup(format!(
+                "slots = {count}: FUSE-over-io_uring needs at least {} here, one a CPU",
+                kernel_queues.len()
+            )));
+        }
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build((count as u32 + 4).next_power_of_two())?;
+        // SAFETY: all-zero bytes are a valid `Headers`.
+        let mut memory = vec![unsafe { std::mem::zeroed::<Headers>() }; count].into_boxed_slice();
+        let headers = memory.as_mut_ptr();
+        let iovecs = (0..count).map(|slot| {
+            let (payload, size) = queue.transport.slot(slot as u32);
+            // SAFETY: `slot` is less than the number of headers.
+            let header = unsafe { headers.add(slot) };
+            [
+                iovec { iov_base: header.cast(), iov_len: size_of::<Headers>() },
+                iovec { iov_base: payload.cast(), iov_len: size },
+            ]
+        });
+        let iovecs = iovecs.collect();
+        let of_queue = kernel_queues.iter().copied().cycle().take(count).collect();
+        let mut channel =
+            Channel { ring, device, queue, of_queue, headers, _memory: memory, iovecs, ended: 0, bell_armed: false };
+        for slot in 0..count as u32 {
+            channel.push(channel.command(REGISTER, slot, 0))?;
+        }
+        channel.watch_host()?;
+        Ok(channel)
+    }
+
+    /// Serves until the file system is unmounted.
+    pub fn run(mut self) -> Result<(), Error> {
+        loop {
+            self.take_events()?;
+            if self.ended == self.of_queue.len() {
+                return Ok(());
+            }
+            while let Some(answer) = self.queue.reap()? {
+                self.commit(&answer)?;
+            }
+            self.wait()?;
+        }
+    }
+
+    /// Waits for the kernel, and for the host when it owes an answer; what has been committed goes first.
+    fn wait(&mut self) -> Result<(), Error> {
+        if self.queue.under_way() == 0 {
+            return self.enter(1);
+        }
+        if !self.ring.submission().is_empty() {
+            self.enter(0)?;
+        }
+        let ring = &self.ring;
+        let kernel = || {
+            // SAFETY: this thread alone uses the ring, and holds no other queue object now.
+            unsafe { ring.submission_shared().taskrun() || !ring.completion_shared().is_empty() }
+        };
+        if self.queue.transport.spin(&mut || kernel()) {
+            // Only an enter makes the kernel's news into events.
+            return if kernel() { self.enter(0) } else { Ok(()) };
+        }
+        self.arm_bell()?;
+        let sleep = self.queue.transport.announce_sleep();
+        let slept = self.enter(usize::from(sleep));
+        self.queue.transport.awake();
+        slept
+    }
+
+    fn enter(&mut self, want: usize) -> Result<(), Error> {
+        use io_uring::EnterFlags;
+        let to_submit = self.ring.submission().len() as u32;
+        // SAFETY: no extra argument is passed; every pushed entry's memory lives as long as the channel.
+        let entered = unsafe {
+            self.ring.submitter().enter::<libc::sigset_t>(to_submit, want as u32, EnterFlags::GETEVENTS.bits(), None)
+        };
+        match entered {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn take_events(&mut self) -> Result<(), Error> {
+        loop {
+            let Some(event) = self.ring.completion().next() else { return Ok(()) };
+            match (event.user_data(), event.result()) {
+                (BELL, _) => self.bell_armed = cqueue::more(event.flags()),
+                (HOST, _) => return Err(Error::HostGone),
+                (slot, 0) => self.request(slot as u32)?,
+                // Unmounted, or aborted.
+                (_, e) if matches!(-e, libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED) => self.ended += 1,
+                (slot, e) if matches!(-e, libc::EINTR | libc::EAGAIN) => {
+                    self.push(self.command(REGISTER, slot as u32, 0))?
+                }
+                (_, e) => {
+                    let e = io::Error::from_raw_os_error(-e);
+                    return Err(Error::Setup(format!("FUSE-over-io_uring: {e} ({})", uring_hint())));
+                }
+            }
+        }
+    }
+
+    /// Hands the request that the kernel put into a slot to the host.
+    fn request(&mut self, slot: u32) -> Result<(), Error> {
+        // SAFETY: the entry is ours until it is committed; any bits are a valid `Headers`.
+        let headers = unsafe { self.headers(slot).read_volatile() };
+        let payload_len = headers.payload_sz as usize;
+        let (ptr, size) = self.queue.transport.slot(slot);
+        let op_len = request_len(&headers.in_out).checked_sub(IN_HEADER + payload_len);
+        let op_len = op_len.filter(|&n| n <= headers.op_in.len() && payload_len <= size);
+        let op_len = op_len.ok_or(Error::Protocol("the kernel's request has another length than it says"))?;
+
+        let mut head = [0; SQE_HEAD_BYTES];
+        let fits = op_len.min(SQE_HEAD_BYTES - IN_HEADER);
+        head[..IN_HEADER].copy_from_slice(&headers.in_out[..IN_HEADER]);
+        head[IN_HEADER..IN_HEADER + fits].copy_from_slice(&headers.op_in[..fits]);
+        let rest = &headers.op_in[fits..op_len];
+        if !rest.is_empty() {
+            // SETATTR, whose structure alone is its whole body: its end goes where a payload would.
+            if payload_len > 0 {
+                let name = crate::fuse::abi::opcode::name(request_opcode(&headers.in_out));
+                return Err(Error::Setup(format!("{name}: its structure is too long for a ring entry")));
+            }
+            // SAFETY: a slot has at least `MIN_SLOT_SIZE` bytes, `rest` at most 128.
+            unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), ptr, rest.len()) };
+        }
+        self.queue.send(slot, &head[..IN_HEADER + fits], (payload_len + rest.len()) as u32)
+    }
+
+    /// Gives the kernel its answer, with the next enter, and fetches the entry's next request.
+    fn commit(&mut self, answer: &Answer) -> Result<(), Error> {
+        let slot = answer.slot;
+        let (ptr, size) = self.queue.transport.slot(slot);
+        let inline = answer.inline();
+        let mut header = answer.header;
+        let mut payload_len = answer.payload_len();
+        if !inline.is_empty() {
+            // SAFETY: the slot is ours, and larger than an entry's inline bytes.
+            unsafe { std::ptr::copy_nonoverlapping(inline.as_ptr(), ptr, inline.len()) };
+            // The host may put a reply into the entry or into the slot, not into both.
+            if payload_len > 0 {
+                header = answer.error_header(-libc::EIO);
+            }
+            payload_len = inline.len();
+        }
+        debug_assert!(payload_len <= size);
+        let at = self.headers(slot);
+        // SAFETY: the entry is ours until it is committed.
+        let commit_id = unsafe {
+            (&raw mut (*at).in_out).cast::<[u8; OUT_HEADER]>().write_volatile(header);
+            (&raw mut (*at).payload_sz).write_volatile(payload_len as u32);
+            (&raw const (*at).commit_id).read_volatile()
+        };
+        self.push(self.command(COMMIT_AND_FETCH, slot, commit_id))
+    }
+
+    fn headers(&self, slot: u32) -> *mut Headers {
+        assert!((slot as usize) < self.of_queue.len());
+        // SAFETY: the slot's number was just checked.
+        unsafe { self.headers.add(slot as usize) }
+    }
+
+    fn command(&self, op: u32, slot: u32, commit_id: u64) -> Entry128 {
+        // struct fuse_uring_cmd_req: u64 flags, u64 commit_id, u16 qid, padding.
+        let mut cmd = [0; 80];
+        cmd[8..16].copy_from_slice(&commit_id.to_ne_bytes());
+        cmd[16..18].copy_from_slice(&self.of_queue[slot as usize].to_ne_bytes());
+        let iovecs = &self.iovecs[slot as usize];
+        let mut entry = opcode::UringCmd80::new(types::Fd(self.device.as_raw_fd()), op)
+            .cmd(cmd)
+            .addr(Some(iovecs.as_ptr() as u64))
+            .build()
+            .user_data(slot.into());
+        // SAFETY: an `Entry128` is the kernel's 128-byte structure (asserted above), `len` a u32 in it.
+        unsafe { (&raw mut entry).cast::<u8>().add(SQE_LEN_OFFSET).cast::<u32>().write(iovecs.len() as u32) };
+        entry
+    }
+
+    fn push(&mut self, entry: Entry128) -> Result<(), Error> {
+        loop {
+            // SAFETY: what the entry points at lives as long as the channel.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return Ok(());
+            }
+            self.enter(0)?;
+        }
+    }
+
+    fn arm_bell(&mut self) -> Result<(), Error> {
+        if self.bell_armed {
+            return Ok(());
+        }
+        self.bell_armed = true;
+        let fd = types::Fd(self.queue.transport.fd().as_raw_fd());
+        self.push(opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build().user_data(BELL).into())
+    }
+
+    /// Only a hang-up is reported.
+    fn watch_host(&mut self) -> Result<(), Error> {
+        let fd = types::Fd(self.queue.transport.alive().as_raw_fd());
+        self.push(opcode::PollAdd::new(fd, 0).build().user_data(HOST).into())
+    }
+}

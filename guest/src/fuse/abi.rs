@@ -1,0 +1,135 @@
+//! Numbers and structures of `linux/fuse.h`.
+
+/// `enum fuse_opcode`.
+pub mod opcode {
+    /// FUSE_FORGET: no reply.
+    pub const FORGET: u32 = 2;
+    /// FUSE_INIT.
+    pub const INIT: u32 = 26;
+    /// FUSE_INTERRUPT: no reply.
+    pub const INTERRUPT: u32 = 36;
+    /// FUSE_DESTROY.
+    pub const DESTROY: u32 = 38;
+    /// FUSE_BATCH_FORGET: no reply.
+    pub const BATCH_FORGET: u32 = 42;
+
+    const NAMES: [&str; 53] = [
+        "",
+        "LOOKUP",
+        "FORGET",
+        "GETATTR",
+        "SETATTR",
+        "READLINK",
+        "SYMLINK",
+        "",
+        "MKNOD",
+        "MKDIR",
+        "UNLINK",
+        "RMDIR",
+        "RENAME",
+        "LINK",
+        "OPEN",
+        "READ",
+        "WRITE",
+        "STATFS",
+        "RELEASE",
+        "",
+        "FSYNC",
+        "SETXATTR",
+        "GETXATTR",
+        "LISTXATTR",
+        "REMOVEXATTR",
+        "FLUSH",
+        "INIT",
+        "OPENDIR",
+        "READDIR",
+        "RELEASEDIR",
+        "FSYNCDIR",
+        "GETLK",
+        "SETLK",
+        "SETLKW",
+        "ACCESS",
+        "CREATE",
+        "INTERRUPT",
+        "BMAP",
+        "DESTROY",
+        "IOCTL",
+        "POLL",
+        "NOTIFY_REPLY",
+        "BATCH_FORGET",
+        "FALLOCATE",
+        "READDIRPLUS",
+        "RENAME2",
+        "LSEEK",
+        "COPY_FILE_RANGE",
+        "SETUPMAPPING",
+        "REMOVEMAPPING",
+        "SYNCFS",
+        "TMPFILE",
+        "STATX",
+    ];
+
+    /// The operation's name, for people.
+    pub fn name(opcode: u32) -> &'static str {
+        NAMES.get(opcode as usize).filter(|n| !n.is_empty()).unwrap_or(&"?")
+    }
+}
+
+/// Bits of INIT's `flags` (low word) and `flags2` (high word).
+pub mod init_flag {
+    /// FUSE_WRITEBACK_CACHE.
+    pub const WRITEBACK_CACHE: u64 = 1 << 16;
+    /// FUSE_MAX_PAGES: `max_pages` counts.
+    pub const MAX_PAGES: u64 = 1 << 22;
+    /// FUSE_MAP_ALIGNMENT: DAX.
+    pub const MAP_ALIGNMENT: u64 = 1 << 26;
+    /// FUSE_INIT_EXT: `flags2` counts.
+    pub const INIT_EXT: u64 = 1 << 30;
+    /// FUSE_SECURITY_CTX: extensions in requests.
+    pub const SECURITY_CTX: u64 = 1 << 32;
+    /// FUSE_HAS_INODE_DAX.
+    pub const HAS_INODE_DAX: u64 = 1 << 33;
+    /// FUSE_CREATE_SUPP_GROUP: extensions in requests.
+    pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
+    /// FUSE_DIRECT_IO_ALLOW_MMAP.
+    pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+    /// FUSE_PASSTHROUGH: files of the guest's own kernel.
+    pub const PASSTHROUGH: u64 = 1 << 37;
+    /// FUSE_HAS_RESEND.
+    pub const HAS_RESEND: u64 = 1 << 39;
+    /// FUSE_ALLOW_IDMAP.
+    pub const ALLOW_IDMAP: u64 = 1 << 40;
+    /// FUSE_OVER_IO_URING.
+    pub const OVER_IO_URING: u64 = 1 << 41;
+    /// FUSE_REQUEST_TIMEOUT.
+    pub const REQUEST_TIMEOUT: u64 = 1 << 42;
+}
+
+/// A field of a request's header: `len`, `opcode`, `unique`.
+pub fn request_len(head: &[u8]) -> usize {
+    u32_at(head, 0) as usize
+}
+
+/// `fuse_in_header.opcode`.
+pub fn request_opcode(head: &[u8]) -> u32 {
+    u32_at(head, 4)
+}
+
+/// `fuse_in_header.unique`.
+pub fn request_unique(head: &[u8]) -> u64 {
+    u64::from(u32_at(head, 8)) | u64::from(u32_at(head, 12)) << 32
+}
+
+/// `fuse_out_header`.
+pub fn reply_header(len: usize, error: i32, unique: u64) -> [u8; 16] {
+    let mut out = [0; 16];
+    out[..4].copy_from_slice(&(len as u32).to_ne_bytes());
+    out[4..8].copy_from_slice(&error.to_ne_bytes());
+    out[8..].copy_from_slice(&unique.to_ne_bytes());
+    out
+}
+
+/// The `u32` at a byte offset; 0 beyond the end.
+pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("four bytes")))
+}

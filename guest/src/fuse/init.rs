@@ -1,0 +1,147 @@
+//! INIT passes through here: each side is told what the other, and the slots
+//! between them, can carry.
+
+use super::abi::{init_flag::*, u32_at};
+
+/// What a mount wants of INIT.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Bytes of a slot: the largest READ or WRITE.
+    pub slot_size: u32,
+    /// FUSE-over-io_uring: `None` takes it when the kernel offers it.
+    pub uring: Option<bool>,
+    /// Cache writes in the kernel.
+    pub writeback: bool,
+}
+
+/// What was agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// The requests come over io_uring.
+    pub uring: bool,
+    /// Bytes of the largest WRITE.
+    pub max_write: u32,
+}
+
+/// Bytes of `struct fuse_init_in` behind the header, and offsets in it.
+const IN_FLAGS: usize = 12;
+const IN_FLAGS2: usize = 16;
+/// Bytes of `struct fuse_init_out`, and offsets in it.
+const OUT_BYTES: usize = 64;
+const OUT_FLAGS: usize = 12;
+const OUT_MAX_WRITE: usize = 20;
+const OUT_MAX_PAGES: usize = 28;
+const OUT_FLAGS2: usize = 32;
+
+/// What no host of ours may be offered: it concerns the guest's kernel alone,
+/// or brings messages that are not carried.
+const NOT_FOR_HOST: u64 = OVER_IO_URING
+    | MAP_ALIGNMENT
+    | HAS_INODE_DAX
+    | PASSTHROUGH
+    | SECURITY_CTX
+    | CREATE_SUPP_GROUP
+    | HAS_RESEND
+    | ALLOW_IDMAP
+    | REQUEST_TIMEOUT;
+
+fn flags(body: &[u8], low: usize, high: usize) -> u64 {
+    let first = u64::from(u32_at(body, low));
+    let second = if first & INIT_EXT != 0 { u64::from(u32_at(body, high)) } else { 0 };
+    first | second << 32
+}
+
+fn set_flags(body: &mut [u8], low: usize, high: usize, flags: u64) {
+    put(body, low, flags as u32);
+    put(body, high, (flags >> 32) as u32);
+}
+
+fn put(body: &mut [u8], at: usize, value: u32) {
+    if let Some(place) = body.get_mut(at..at + 4) {
+        place.copy_from_slice(&value.to_ne_bytes());
+    }
+}
+
+/// The flags that the kernel offers in `fuse_init_in`.
+pub fn offered(body: &[u8]) -> u64 {
+    flags(body, IN_FLAGS, IN_FLAGS2)
+}
+
+/// Takes out of the kernel's `fuse_init_in` what the host must not see.
+pub fn narrow_request(body: &mut [u8], wanted: Wanted) {
+    let mut kept = offered(body) & !NOT_FOR_HOST;
+    if !wanted.writeback {
+        kept &= !WRITEBACK_CACHE;
+    }
+    set_flags(body, IN_FLAGS, IN_FLAGS2, kept);
+}
+
+/// Adapts the host's `fuse_init_out` to the slots and the channel; `offered`
+/// is what the kernel had offered. `None` when the reply is too short.
+pub fn adapt_reply(body: &mut [u8], offered: u64, wanted: Wanted) -> Option<Agreed> {
+    if body.len() < OUT_BYTES {
+        return None;
+    }
+    let page = 4096;
+    let max_pages = (wanted.slot_size / page).min(u32::from(u16::MAX)).min(kernel_pages_limit());
+    let max_write = u32_at(body, OUT_MAX_WRITE).min(max_pages * page).max(page);
+    let uring = wanted.uring.unwrap_or(true) && offered & OVER_IO_URING != 0;
+    // The host chose from what it was shown; the rest is between the kernel and us.
+    let mut agreed = flags(body, OUT_FLAGS, OUT_FLAGS2) & offered & !NOT_FOR_HOST;
+    agreed |= offered & (MAX_PAGES | INIT_EXT | DIRECT_IO_ALLOW_MMAP);
+    if uring {
+        agreed |= OVER_IO_URING;
+    }
+    if !wanted.writeback {
+        agreed &= !WRITEBACK_CACHE;
+    }
+    set_flags(body, OUT_FLAGS, OUT_FLAGS2, agreed);
+    put(body, OUT_MAX_WRITE, max_write);
+    body[OUT_MAX_PAGES..OUT_MAX_PAGES + 2].copy_from_slice(&((max_write / page) as u16).to_ne_bytes());
+    Some(Agreed { uring, max_write })
+}
+
+/// Pages that the kernel lets one request have (`fs.fuse.max_pages_limit`, kernel 6.13 and later).
+fn kernel_pages_limit() -> u32 {
+    let text = std::fs::read_to_string("/proc/sys/fs/fuse/max_pages_limit").unwrap_or_default();
+    text.trim().parse().unwrap_or(256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WANTED: Wanted = Wanted { slot_size: 64 << 10, uring: None, writeback: false };
+
+    fn reply(flags: u64, max_write: u32) -> [u8; OUT_BYTES] {
+        let mut body = [0; OUT_BYTES];
+        set_flags(&mut body, OUT_FLAGS, OUT_FLAGS2, flags);
+        put(&mut body, OUT_MAX_WRITE, max_write);
+        body
+    }
+
+    #[test]
+    fn the_host_does_not_see_what_it_cannot_carry() {
+        let mut body = [0; 64];
+        set_flags(&mut body, IN_FLAGS, IN_FLAGS2, INIT_EXT | OVER_IO_URING | WRITEBACK_CACHE | 1);
+        narrow_request(&mut body, WANTED);
+        assert_eq!(offered(&body), INIT_EXT | 1);
+    }
+
+    #[test]
+    fn writes_are_capped_to_the_slots() {
+        let mut body = reply(INIT_EXT | MAX_PAGES, 1 << 20);
+        let agreed = adapt_reply(&mut body, INIT_EXT | MAX_PAGES | OVER_IO_URING, WANTED).unwrap();
+        assert_eq!(agreed, Agreed { uring: true, max_write: 64 << 10 });
+        assert_eq!((u32_at(&body, OUT_MAX_WRITE), u32_at(&body, OUT_MAX_PAGES) & 0xffff), (64 << 10, 16));
+    }
+
+    #[test]
+    fn a_host_cannot_switch_on_what_the_kernel_did_not_offer() {
+        let mut body = reply(INIT_EXT | PASSTHROUGH | WRITEBACK_CACHE | 1 | 2, 4096);
+        let agreed = adapt_reply(&mut body, INIT_EXT | 1, WANTED).unwrap();
+        assert!(!agreed.uring);
+        assert_eq!(flags(&body, OUT_FLAGS, OUT_FLAGS2), INIT_EXT | 1);
+        assert!(adapt_reply(&mut [0; 24], 0, WANTED).is_none());
+    }
+}

@@ -1,0 +1,7 @@
+//! The FUSE protocol as far as a mount must know it, and the FUSE device.
+//!
+//! Source of every number: the kernel's `include/uapi/linux/fuse.h`, 7.42 and later.
+
+pub mod abi;
+pub mod device;
+pub mod init;

@@ -1,0 +1,142 @@
+//! `tunnelfs-guest`: mounts a host's directory; also `mount.tunnelfs` for mount(8).
+
+mod options;
+
+use clap::{Parser, Subcommand};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{fork, ForkResult};
+use options::MountArgs;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitCode;
+use tunnelfs_guest::mount::{Mount, MountConfig};
+use tunnelfs_guest::Error;
+
+/// Mount a directory that tunnelfs-host shares.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Mount a host's directory on a mount point
+    Mount(MountArgs),
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::builder()
+                .with_default_directive(tracing_subscriber::filter::LevelFilter::INFO.into())
+                .from_env_lossy(),
+        )
+        .without_time()
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let helper = std::env::args().next().is_some_and(|a| Path::new(&a).file_name() == Some("mount.tunnelfs".as_ref()));
+    let args = if helper {
+        options::HelperArgs::parse().into()
+    } else {
+        let Command::Mount(args) = Args::parse().command;
+        args
+    };
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("tunnelfs-guest: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &MountArgs) -> Result<(), Error> {
+    let config = args.config()?;
+    if args.foreground {
+        return serve(&config, |mount| println!("{}", mount.describe()));
+    }
+    let (told, tell) = nix::unistd::pipe().map_err(std::io::Error::from)?;
+    // SAFETY: this process has one thread so far.
+    match unsafe { fork() }.map_err(std::io::Error::from)? {
+        ForkResult::Parent { .. } => {
+            drop(tell);
+            await_daemon(File::from(told))
+        }
+        ForkResult::Child => {
+            drop(told);
+            daemon(&config, File::from(tell))
+        }
+    }
+}
+
+/// Waits for the daemon's word: nothing but `ok`, or what went wrong.
+fn await_daemon(mut told: File) -> Result<(), Error> {
+    let mut word = String::new();
+    told.read_to_string(&mut word)?;
+    match word.as_str() {
+        "ok" => Ok(()),
+        "" => Err(Error::Setup("the daemon died before it had mounted".into())),
+        error => Err(Error::Setup(error.into())),
+    }
+}
+
+fn daemon(config: &MountConfig, mut tell: File) -> Result<(), Error> {
+    nix::unistd::setsid().map_err(std::io::Error::from)?;
+    let mut told = false;
+    let result = serve(config, |_| {
+        told = tell.write_all(b"ok").is_ok();
+        leave_terminal();
+        // The parent waits for the end of the pipe.
+        drop(std::mem::replace(&mut tell, File::open("/dev/null").expect("/dev/null can be opened")));
+    });
+    if let (Err(e), false) = (&result, told) {
+        let _ = tell.write_all(e.to_string().as_bytes());
+        std::process::exit(1);
+    }
+    result
+}
+
+fn leave_terminal() {
+    let _ = std::env::set_current_dir("/");
+    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+        let _ = nix::unistd::dup2_stdin(&null);
+        let _ = nix::unistd::dup2_stdout(&null);
+        let _ = nix::unistd::dup2_stderr(&null);
+    }
+}
+
+/// Mounts, then serves until the file system is unmounted or a signal ends it.
+fn serve(config: &MountConfig, ready: impl FnOnce(&Mount)) -> Result<(), Error> {
+    let mut wanted = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
+        wanted.add(signal);
+    }
+    // Before any thread starts, so that all inherit it.
+    wanted.thread_block().map_err(std::io::Error::from)?;
+    let signals = SignalFd::with_flags(&wanted, SfdFlags::SFD_CLOEXEC).map_err(std::io::Error::from)?;
+    let mount = Mount::new(config)?;
+    ready(&mount);
+    loop {
+        let mut fds = [PollFd::new(mount.ended(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(nix::Error::EINTR) => continue,
+            Err(e) => return Err(std::io::Error::from(e).into()),
+        }
+        if fds[0].any() == Some(true) {
+            return mount.finish();
+        }
+        match signals.read_signal() {
+            Ok(Some(s)) if s.ssi_signo == Signal::SIGUSR1 as u32 => eprint!("{}", mount.statistics()),
+            Ok(Some(_)) => mount.unmount()?,
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! A mounted file system: connection, mount, INIT, workers, unmount.
+
+use crate::channel::{Kind, Worker};
+use crate::fuse::abi::{init_flag, opcode, reply_header, request_len, request_opcode, request_unique};
+use crate::fuse::device::{self, MountOptions};
+use crate::fuse::init::{self, Agreed};
+use crate::link::local::{connect, Connection, GuestConfig};
+use crate::message::{IN_HEADER, OUT_HEADER};
+use crate::stats::{self, QueueStats};
+use crate::transport::{call, Completion, Transport};
+use crate::Error;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use tunnelfs_ring::{new_eventfd, ring_bell};
+
+/// Which channel to the kernel is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Channel {
+    /// io_uring where the kernel offers it.
+    #[default]
+    Auto,
+    /// FUSE-over-io_uring, or an error.
+    Uring,
+    /// `/dev/fuse`.
+    Classic,
+}
+
+/// What to mount, and how.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// The host, the transport and the sizes.
+    pub guest: GuestConfig,
+    /// Where to mount.
+    pub point: PathBuf,
+    /// mount(8)'s options.
+    pub options: MountOptions,
+    /// The channel to the kernel.
+    pub channel: Channel,
+    /// CPUs of the workers in turn; empty: one a CPU where there are as many, else anywhere.
+    pub cpus: Vec<usize>,
+    /// Cache writes in the kernel.
+    pub writeback: bool,
+}
+
+/// A mounted file system; unmounted when dropped.
+pub struct Mount {
+    point: PathBuf,
+    workers: Vec<JoinHandle<Result<(), Error>>>,
+    queues: Vec<(&'static str, u32, Arc<QueueStats>)>,
+    ended: Arc<OwnedFd>,
+    agreed: Agreed,
+    /// The kernel's number of the connection, if it tells.
+    connection: Option<u32>,
+}
+
+impl Mount {
+    /// Connects to the host, mounts and starts to serve.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing is left mounted then.
+    pub fn new(config: &MountConfig) -> Result<Mount, Error> {
+        let mut connection = connect(&config.guest)?;
+        let device = Arc::new(device::open_device()?);
+        device::mount_on(&device, &config.point, &config.options)?;
+        let ended = Arc::new(new_eventfd()?);
+        let mut mount = Mount {
+            point: config.point.clone(),
+            workers: Vec::new(),
+            queues: Vec::new(),
+            ended,
+            agreed: Agreed { uring: false, max_write: 0 },
+            connection: connection_number(&config.point),
+        };
+        mount.agreed = agree(&device, connection.queues[0].as_mut(), config)?;
+        mount.start(connection, &device, config)?;
+        Ok(mount)
+    }
+
+    fn start(&mut self, connection: Connection, device: &Arc<OwnedFd>, config: &MountConfig) -> Result<(), Error> {
+        let Connection { control, queues } = connection;
+        let (count, possible) = (queues.len(), possible_cpus());
+        for (i, transport) in queues.into_iter().enumerate() {
+            let share = (0..possible as u16).filter(|q| usize::from(*q) % count == i).collect();
+            let kind = if self.agreed.uring { Kind::Uring(share) } else { Kind::Classic };
+            let natural = (self.agreed.uring && count == possible).then_some(i);
+            let cpu = config.cpus.get(i % config.cpus.len().max(1)).copied().or(natural);
+            self.spawn(format!("queue-{i}"), transport, device, kind, cpu)?;
+        }
+        if self.agreed.uring {
+            // FORGET and INTERRUPT come over /dev/fuse all the same.
+            self.spawn("control".into(), control, device, Kind::Classic, None)?;
+        }
+        Ok(())
+    }
+
+    fn spawn(
+        &mut self,
+        name: String,
+        transport: Box<dyn Transport>,
+        device: &Arc<OwnedFd>,
+        kind: Kind,
+        cpu: Option<usize>,
+    ) -> Result<(), Error> {
+        let stats = Arc::new(QueueStats::default());
+        self.queues.push((transport.name(), transport.slots(), stats.clone()));
+        let worker = Worker { transport, device: device.clone(), kind, cpu, stats };
+        let ended = self.ended.clone();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let result = worker.run();
+            ring_bell(&*ended);
+            result
+        })?;
+        self.workers.push(thread);
+        Ok(())
+    }
+
+    /// Becomes readable when the service ends: unmounted, or failed.
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+
+    /// What was negotiated, in one line.
+    pub fn describe(&self) -> String {
+        let transport = self.queues.first().map_or("no", |q| q.0);
+        let channel = if self.agreed.uring { "FUSE-over-io_uring" } else { "/dev/fuse" };
+        let queues = self.queues.len() - usize::from(self.agreed.uring);
+        format!(
+            "{} mounted: {transport} transport, {queues} queue(s), {channel}, writes up to {} KiB",
+            self.point.display(),
+            self.agreed.max_write >> 10
+        )
+    }
+
+    /// The operations so far.
+    pub fn statistics(&self) -> String {
+        stats::table(self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))
+    }
+
+    /// Unmounts; a busy mount is detached.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn unmount(&self) -> std::io::Result<()> {
+        device::unmount(&self.point)
+    }
+
+    /// Waits until all workers have ended, after [`Self::ended`].
+    ///
+    /// # Errors
+    /// The first worker's error; the mount is detached then, and what was
+    /// under way fails in the kernel.
+    pub fn finish(mut self) -> Result<(), Error> {
+        let mut result = Ok(());
+        while !self.workers.is_empty() {
+            let done = self.workers.iter().position(JoinHandle::is_finished).unwrap_or(0);
+            let ended = self.workers.swap_remove(done).join();
+            let ended = ended.unwrap_or(Err(Error::Protocol("a worker panicked")));
+            if ended.is_err() && result.is_ok() {
+                result = ended;
+                // The others end when the kernel's connection does.
+                self.abort();
+            }
+        }
+        result
+    }
+
+    /// Ends the kernel's connection: all that is under way fails at once.
+    fn abort(&self) {
+        let _ = device::detach(&self.point);
+        if let Some(number) = self.connection {
+            let _ = std::fs::write(format!("/sys/fs/fuse/connections/{number}/abort"), "1");
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if !self.workers.is_empty() || self.queues.is_empty() {
+            let _ = device::detach(&self.point);
+        }
+    }
+}
+
+/// Carries INIT between the kernel and the host.
+fn agree(device: &OwnedFd, transport: &mut dyn Transport, config: &MountConfig) -> Result<Agreed, Error> {
+    // The kernel reads nothing into less than FUSE_MIN_READ_BUFFER.
+    let mut request = [0; 8192];
+    let n = nix::unistd::read(device, &mut request).map_err(std::io::Error::from)?;
+    let head = &mut request[..n];
+    if n < IN_HEADER || request_len(head) != n || request_opcode(head) != opcode::INIT {
+        return Err(Error::Protocol("the kernel's first request is not INIT"));
+    }
+    let wanted = init::Wanted {
+        slot_size: config.guest.geometry.slot_size,
+        uring: match config.channel {
+            Channel::Auto => None,
+            Channel::Uring => Some(true),
+            Channel::Classic => Some(false),
+        },
+        writeback: config.writeback,
+    };
+    let offered = init::offered(&head[IN_HEADER..]);
+    let uring_offered = offered & init_flag::OVER_IO_URING != 0;
+    if config.channel == Channel::Uring && !uring_offered {
+        return Err(Error::Setup(device::uring_hint().into()));
+    }
+    if config.channel == Channel::Auto && !uring_offered {
+        tracing::info!("{}", device::uring_hint());
+    }
+    init::narrow_request(&mut head[IN_HEADER..], wanted);
+    let done = call(transport, head, 0, 4096)?;
+    if done.error() != 0 {
+        let e = std::io::Error::from_raw_os_error(-done.error());
+        return Err(Error::Setup(format!("the host refuses INIT: {e}; does it speak FUSE 7.31 or later?")));
+    }
+    let mut body = reply_bytes(transport, &done);
+    let agreed = init::adapt_reply(&mut body, offered, wanted).ok_or(Error::Protocol("INIT's reply is too short"))?;
+    let mut reply = reply_header(OUT_HEADER + body.len(), 0, request_unique(head)).to_vec();
+    reply.extend_from_slice(&body);
+    nix::unistd::write(device, &reply).map_err(std::io::Error::from)?;
+    Ok(agreed)
+}
+
+/// A private copy of a reply without its header.
+fn reply_bytes(transport: &dyn Transport, done: &Completion) -> Vec<u8> {
+    let mut body = done.inline().to_vec();
+    let inline = body.len();
+    body.resize(inline + done.payload_len, 0);
+    let (ptr, _) = transport.slot(done.slot);
+    // SAFETY: the transport has checked that the reply lies in the slot.
+    unsafe { std::ptr::copy_nonoverlapping(ptr, body[inline..].as_mut_ptr(), done.payload_len) };
+    body
+}
+
+/// CPUs that the kernel could ever have: FUSE-over-io_uring wants a queue for each.
+fn possible_cpus() -> usize {
+    // "0-3" or "0": the last number and one.
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<usize>().ok()).map_or(1, |n| n + 1)
+}
+
+/// The minor device number of what is mounted on `point`, which names its
+/// directory in /sys/fs/fuse/connections. Asking the file system itself could hang.
+fn connection_number(point: &Path) -> Option<u32> {
+    let point = point.canonicalize().ok()?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    // "36 35 0:45 / /mnt/point rw - fuse.tunnelfs ...": the last of several mounts counts.
+    let fields = mounts.lines().rev().map(|l| l.split(' ').collect::<Vec<_>>());
+    let ours = fields.into_iter().find(|f| f.get(4).is_some_and(|p| Path::new(p) == point))?;
+    ours[2].split(':').nth(1)?.parse().ok()
+}

@@ -1,0 +1,69 @@
+//! What a mount has done so far, for people: printed on SIGUSR1.
+
+use crate::fuse::abi::opcode;
+use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+use tunnelfs_ring::WaitStats;
+
+struct Operation {
+    failed: u64,
+    latency: Histogram<u64>,
+}
+
+#[derive(Default)]
+struct Counts {
+    operations: BTreeMap<u32, Operation>,
+    waits: WaitStats,
+    under_way_max: usize,
+}
+
+/// One queue's counts; its worker writes, whoever asks reads.
+#[derive(Default)]
+pub struct QueueStats(Mutex<Counts>);
+
+impl QueueStats {
+    /// Counts an answered request.
+    pub fn record(&self, opcode: u32, error: i32, took: Duration, under_way: usize, waits: WaitStats) {
+        let mut counts = self.0.lock();
+        counts.waits = waits;
+        counts.under_way_max = counts.under_way_max.max(under_way);
+        let operation = counts.operations.entry(opcode).or_insert_with(|| Operation {
+            failed: 0,
+            latency: Histogram::new_with_bounds(1, 60_000_000_000, 2).expect("valid bounds"),
+        });
+        operation.failed += u64::from(error != 0);
+        operation.latency.saturating_record(took.as_nanos() as u64);
+    }
+}
+
+/// A table of all queues' operations.
+pub fn table<'a>(queues: impl Iterator<Item = (&'a str, u32, &'a QueueStats)>) -> String {
+    let mut out = String::new();
+    for (i, (transport, slots, stats)) in queues.enumerate() {
+        let counts = stats.0.lock();
+        let WaitStats { spun, parked } = counts.waits;
+        let most = counts.under_way_max;
+        let _ = writeln!(
+            out,
+            "queue {i}: {transport}, at most {most} of {slots} slots in use, waits: {spun} spun, {parked} parked"
+        );
+        for (&number, op) in &counts.operations {
+            let us = |q| op.latency.value_at_quantile(q) as f64 / 1e3;
+            let _ = writeln!(
+                out,
+                "  {:<16} {:>10} done {:>8} failed  p50 {:>9.1} us  p99 {:>9.1} us  p99.9 {:>9.1} us  max {:>9.1} us",
+                opcode::name(number),
+                op.latency.len(),
+                op.failed,
+                us(0.5),
+                us(0.99),
+                us(0.999),
+                op.latency.max() as f64 / 1e3
+            );
+        }
+    }
+    out
+}
