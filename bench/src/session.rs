@@ -78,6 +78,7 @@ impl Session {
             geometry: GEOMETRY,
             huge_pages: false,
             wait: wait(pair),
+            cpus: Vec::new(),
         };
         let mut queues = connect_soon(&config, &mut host)?;
         let file = open_file(|head| reply_word(queues[0].as_mut(), head)).map_err(io::Error::other)?;

@@ -38,8 +38,6 @@ pub struct MountConfig {
     pub options: MountOptions,
     /// The channel to the kernel.
     pub channel: Channel,
-    /// CPUs of the workers in turn; empty: one a CPU where there are as many, else anywhere.
-    pub cpus: Vec<usize>,
     /// Cache writes in the kernel.
     pub writeback: bool,
 }
@@ -61,7 +59,14 @@ impl Mount {
     /// # Errors
     /// [`Error`]; nothing is left mounted then.
     pub fn new(config: &MountConfig) -> Result<Mount, Error> {
-        let mut connection = connect(&config.guest)?;
+        Mount::over(connect(&config.guest)?, config)
+    }
+
+    /// Mounts over a connection that is there already.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn over(mut connection: Connection, config: &MountConfig) -> Result<Mount, Error> {
         let device = Arc::new(device::open_device()?);
         device::mount_on(&device, &config.point, &config.options)?;
         let ended = Arc::new(new_eventfd()?);
@@ -84,9 +89,7 @@ impl Mount {
         for (i, transport) in queues.into_iter().enumerate() {
             let share = (0..possible as u16).filter(|q| usize::from(*q) % count == i).collect();
             let kind = if self.agreed.uring { Kind::Uring(share) } else { Kind::Classic };
-            let natural = (self.agreed.uring && count == possible).then_some(i);
-            let cpu = config.cpus.get(i % config.cpus.len().max(1)).copied().or(natural);
-            self.spawn(format!("queue-{i}"), transport, device, kind, cpu)?;
+            self.spawn(format!("queue-{i}"), transport, device, kind, config.guest.cpus.get(i).copied())?;
         }
         if self.agreed.uring {
             // FORGET and INTERRUPT come over /dev/fuse all the same.
@@ -235,7 +238,7 @@ fn reply_bytes(transport: &dyn Transport, done: &Completion) -> Vec<u8> {
 }
 
 /// CPUs that the kernel could ever have: FUSE-over-io_uring wants a queue for each.
-fn possible_cpus() -> usize {
+pub fn possible_cpus() -> usize {
     // "0-3" or "0": the last number and one.
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
     text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<usize>().ok()).map_or(1, |n| n + 1)

@@ -3,7 +3,7 @@
 use clap::Parser;
 use std::path::PathBuf;
 use tunnelfs_guest::fuse::device::MountOptions;
-use tunnelfs_guest::mount::{Channel, MountConfig};
+use tunnelfs_guest::mount::{possible_cpus, Channel, MountConfig};
 use tunnelfs_guest::{Error, GuestConfig, Wanted};
 use tunnelfs_ring::{Geometry, Policy, WaitConfig};
 
@@ -80,6 +80,7 @@ impl MountArgs {
                 geometry: Geometry { entries: 64, slots: 32, slot_size: 1 << 20 },
                 huge_pages: false,
                 wait: WaitConfig { policy: Policy::Auto, spin_us: 10_000, auto_us: 200 },
+                cpus: Vec::new(),
             },
             point,
             options: MountOptions {
@@ -89,13 +90,24 @@ impl MountArgs {
                 ..Default::default()
             },
             channel: Channel::Auto,
-            cpus: Vec::new(),
             writeback: false,
         };
         for word in &self.options {
             apply(&mut config, word)?;
         }
+        if config.guest.cpus.is_empty() && config.channel != Channel::Classic {
+            config.guest.cpus = one_a_cpu(config.guest.queues);
+        }
         Ok(config)
+    }
+}
+
+/// FUSE-over-io_uring has a queue for each CPU: where we have as many, each stays on its own.
+fn one_a_cpu(queues: usize) -> Vec<usize> {
+    if queues == possible_cpus() {
+        (0..queues).collect()
+    } else {
+        Vec::new()
     }
 }
 
@@ -131,7 +143,7 @@ fn apply(config: &mut MountConfig, word: &str) -> Result<(), Error> {
         "auto_us" => guest.wait.auto_us = number()?,
         "cpus" => {
             let cpus = value.split(':').map(str::parse).collect::<Result<_, _>>();
-            config.cpus = cpus.map_err(|_| wrong("CPU numbers with colons between them"))?;
+            guest.cpus = cpus.map_err(|_| wrong("CPU numbers with colons between them"))?;
         }
         "writeback" => config.writeback = true,
         "allow_other" => config.options.allow_other = true,

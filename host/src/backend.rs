@@ -1,6 +1,7 @@
 //! The vhost-user-fs back end: one thread a queue, which waits for its kick
 //! and does the work itself (a hand-over to another thread costs a wake).
 
+use crate::placement::Placement;
 use crate::pool::Pool;
 use crate::server::Server;
 use crate::transport::ring::{Call, RingDevice};
@@ -11,7 +12,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use tunnelfs_ring::{RingSetup, WaitConfig, Waiter};
+use tunnelfs_ring::{Error, Policy, RingSetup, WaitConfig, Waiter};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringMutex, VringT};
@@ -143,9 +144,56 @@ fn other(e: impl std::fmt::Display) -> io::Error {
     io::Error::other(e.to_string())
 }
 
+/// What one queue's thread owns.
 struct QueueState {
     ring: Option<RingDevice>,
     waiter: Waiter,
+    placement: Option<Placement>,
+}
+
+impl QueueState {
+    fn new(wait: WaitConfig) -> Self {
+        QueueState { ring: None, waiter: Waiter::new(wait), placement: None }
+    }
+
+    /// Takes over the ring that the guest asks for; `place`: look for the best core too.
+    fn start_ring(
+        &mut self,
+        setup: &RingSetup,
+        memory: Arc<GuestMemoryMmap>,
+        call: Call,
+        place: bool,
+    ) -> Result<(), Error> {
+        let ring = RingDevice::new(setup, memory, call)?;
+        self.placement = ring.guest_cpu.filter(|_| place).and_then(Placement::new);
+        self.ring = Some(ring);
+        self.tell_place();
+        Ok(())
+    }
+
+    /// Both sides wait as the thread's place has it.
+    fn tell_place(&mut self) {
+        if let (Some(ring), Some(placement)) = (&self.ring, &self.placement) {
+            let hint = placement.place().hint();
+            ring.sleep_flag().give_hint(hint);
+            self.waiter.advise(hint);
+        }
+    }
+
+    /// Asks the guest to ring from now on; whether there is something to serve already.
+    fn announce_sleep(&self) -> bool {
+        self.ring.as_ref().is_some_and(|ring| {
+            ring.sleep_flag().announce();
+            ring.ready()
+        })
+    }
+
+    fn awake(&mut self) {
+        self.waiter.awake();
+        if let Some(ring) = &self.ring {
+            ring.sleep_flag().clear();
+        }
+    }
 }
 
 /// One guest's device.
@@ -155,6 +203,8 @@ struct Backend<F> {
     pool: Pool,
     queues: Vec<Mutex<QueueState>>,
     config_space: Vec<u8>,
+    /// Whether queue threads look for their best place.
+    placing: bool,
     stopping: AtomicBool,
 }
 
@@ -164,83 +214,71 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
         let mut config_space = config.tag.clone().into_bytes();
         config_space.resize(TAG_BYTES, 0);
         config_space.extend_from_slice(&(config.queues as u32).to_le_bytes());
-        let queue = || Mutex::new(QueueState { ring: None, waiter: Waiter::new(config.wait) });
         Ok(Backend {
             server,
             memory,
             pool: Pool::new(config.workers)?,
             // One more for the high-priority queue, number 0.
-            queues: (0..=config.queues).map(|_| queue()).collect(),
+            queues: (0..=config.queues).map(|_| Mutex::new(QueueState::new(config.wait))).collect(),
             config_space,
+            placing: config.wait.policy == Policy::Auto,
             stopping: AtomicBool::new(false),
         })
     }
 
     /// Serves a queue until there has been nothing to do for as long as the policy spins.
     fn run_queue(&self, vring: &VringMutex<virtqueue::Memory>, queue: &mut QueueState) -> io::Result<()> {
-        let QueueState { ring, waiter } = queue;
-        waiter.awake();
-        if let Some(ring) = ring {
-            ring.sleep_flag().clear();
-        }
+        queue.awake();
         let _ = vring.disable_notification();
-        self.serve_virtqueue(vring, ring)?;
+        self.serve_virtqueue(vring, queue)?;
         while !self.stopping.load(Ordering::Acquire) {
             // Beside a ring the virtqueue is only looked at before and after a sleep.
-            let found = if ring.is_some() { self.serve_ring(ring) } else { self.serve_virtqueue(vring, ring)? };
+            let found = if queue.ring.is_some() { self.serve_ring(queue) } else { self.serve_virtqueue(vring, queue)? };
             if found {
                 continue;
             }
-            let ready = || match &*ring {
+            let ready = || match &queue.ring {
                 Some(ring) => ring.ready(),
                 None => virtqueue::ready(vring, &self.memory),
             };
-            if waiter.spin(ready) {
+            if queue.waiter.spin(ready) {
                 continue;
             }
-            if let Some(ring) = ring {
-                ring.sleep_flag().announce();
-            }
-            let more = vring.enable_notification().unwrap_or(false);
-            if !more && !ring.as_ref().is_some_and(RingDevice::ready) {
+            let in_ring = queue.announce_sleep();
+            let in_virtqueue = vring.enable_notification().unwrap_or(false);
+            if !in_ring && !in_virtqueue {
                 return Ok(());
             }
-            waiter.awake();
-            if let Some(ring) = ring {
-                ring.sleep_flag().clear();
-            }
+            queue.awake();
             let _ = vring.disable_notification();
-            if more {
-                self.serve_virtqueue(vring, ring)?;
+            if in_virtqueue {
+                self.serve_virtqueue(vring, queue)?;
             }
         }
         Ok(())
     }
 
-    fn serve_ring(&self, ring: &mut Option<RingDevice>) -> bool {
-        match ring.as_mut().map(|r| r.serve(&self.server, &self.pool, BATCH)) {
-            None => false,
-            Some(Ok(found)) => found,
-            Some(Err(e)) => {
-                tracing::warn!("closing a ring: {e}");
-                false
-            }
+    /// Whether there was anything to serve.
+    fn serve_ring(&self, queue: &mut QueueState) -> bool {
+        let Some(ring) = &mut queue.ring else { return false };
+        let served = ring.serve(&self.server, &self.pool, BATCH).unwrap_or_else(|e| {
+            tracing::warn!("closing a ring: {e}");
+            0
+        });
+        if queue.placement.as_mut().is_some_and(|p| p.served(served)) {
+            queue.tell_place();
         }
+        served > 0
     }
 
-    fn serve_virtqueue(
-        &self,
-        vring: &VringMutex<virtqueue::Memory>,
-        ring: &mut Option<RingDevice>,
-    ) -> io::Result<bool> {
+    fn serve_virtqueue(&self, vring: &VringMutex<virtqueue::Memory>, queue: &mut QueueState) -> io::Result<bool> {
         let mut setup = |wanted: RingSetup| {
             let bell = vring.clone();
             let call: Call = Arc::new(move || {
                 let _ = bell.signal_used_queue();
             });
             let memory = self.memory.memory().clone().into_inner();
-            *ring = Some(RingDevice::new(&wanted, memory, call).map_err(io::Error::other)?);
-            Ok(())
+            queue.start_ring(&wanted, memory, call, self.placing).map_err(io::Error::other)
         };
         virtqueue::serve(vring, &self.memory, &self.server, &self.pool, &mut setup)
     }
@@ -280,7 +318,8 @@ impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Backend<F> {
 
     fn reset_device(&self) {
         for queue in &self.queues {
-            queue.lock().ring = None;
+            let mut queue = queue.lock();
+            (queue.ring, queue.placement) = (None, None);
         }
     }
 

@@ -7,6 +7,7 @@
 pub mod backend;
 mod in_place;
 mod patience;
+mod placement;
 mod pool;
 pub mod request;
 pub mod server;

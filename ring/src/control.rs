@@ -15,7 +15,8 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"TFS1");
 /// Version of the region's layout.
 pub const VERSION: u32 = 1;
 
-/// The body of [`OP_SETUP`]: little-endian integers in this order.
+/// The body of [`OP_SETUP`]: magic and version, then these as little-endian
+/// integers in this order, then four bytes of zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingSetup {
     /// Optional features wanted; none exist in version 1.
@@ -24,11 +25,17 @@ pub struct RingSetup {
     pub geometry: Geometry,
     /// Address of the queue's first byte, in the guest's address space.
     pub base: u64,
+    /// The CPU that the guest's thread stays on, or [`NO_CPU`]: a host on the
+    /// same machine may place its own thread by it.
+    pub cpu: u32,
 }
+
+/// The guest's thread may run anywhere, or on another machine's CPUs.
+pub const NO_CPU: u32 = u32::MAX;
 
 impl RingSetup {
     /// Bytes on the wire.
-    pub const BYTES: usize = 32;
+    pub const BYTES: usize = 40;
 
     /// The message's bytes.
     pub fn to_bytes(self) -> [u8; Self::BYTES] {
@@ -37,7 +44,8 @@ impl RingSetup {
         for (i, word) in [MAGIC, VERSION, self.features, g.entries, g.slots, g.slot_size].into_iter().enumerate() {
             out[4 * i..4 * i + 4].copy_from_slice(&word.to_le_bytes());
         }
-        out[24..].copy_from_slice(&self.base.to_le_bytes());
+        out[24..32].copy_from_slice(&self.base.to_le_bytes());
+        out[32..36].copy_from_slice(&self.cpu.to_le_bytes());
         out
     }
 
@@ -55,6 +63,7 @@ impl RingSetup {
         }
         let geometry = Geometry { entries: word(3), slots: word(4), slot_size: word(5) };
         geometry.check()?;
-        Ok(RingSetup { features: 0, geometry, base: u64::from_le_bytes(bytes[24..].try_into().expect("eight bytes")) })
+        let base = u64::from_le_bytes(bytes[24..32].try_into().expect("eight bytes"));
+        Ok(RingSetup { features: 0, geometry, base, cpu: word(8) })
     }
 }

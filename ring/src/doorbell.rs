@@ -8,6 +8,19 @@
 use crate::spsc::Line;
 use crate::sync::{fence, Ordering};
 
+/// What a side that knows where it runs tells its peer about waiting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Hint {
+    /// Nothing: find out.
+    #[default]
+    None = 0,
+    /// "I have a core of my own."
+    Spin = 1,
+    /// "I run on your core: while you spin, I cannot."
+    Park = 2,
+}
+
 /// One side's "I am about to sleep" word in shared memory.
 #[derive(Debug)]
 pub struct SleepFlag(*const Line);
@@ -24,9 +37,27 @@ impl SleepFlag {
         SleepFlag(line)
     }
 
+    fn line(&self) -> &Line {
+        // SAFETY: mapped by `new`'s contract; a line is atomics only.
+        unsafe { &*self.0 }
+    }
+
     fn word(&self) -> &crate::sync::AtomicU32 {
-        // SAFETY: mapped by `new`'s contract; the word is an atomic.
-        unsafe { &(*self.0).word }
+        &self.line().word
+    }
+
+    /// Tells the peer how to wait for this side.
+    pub fn give_hint(&self, hint: Hint) {
+        self.line().hint.store(hint as u32, Ordering::Relaxed);
+    }
+
+    /// How this side says it is best waited for: no more than advice.
+    pub fn hint(&self) -> Hint {
+        match self.line().hint.load(Ordering::Relaxed) {
+            1 => Hint::Spin,
+            2 => Hint::Park,
+            _ => Hint::None,
+        }
     }
 
     /// Sleeper: announces the sleep. Look for work once more before sleeping.

@@ -39,10 +39,10 @@ mod wait;
 #[cfg(not(loom))]
 pub use config::{Geometry, MAX_ENTRIES, MAX_SLOT_SIZE, MIN_SLOT_SIZE};
 #[cfg(not(loom))]
-pub use control::{RingSetup, MAGIC, OP_COPIED, OP_NOOP, OP_SETUP, VERSION};
-pub use doorbell::SleepFlag;
+pub use control::{RingSetup, MAGIC, NO_CPU, OP_COPIED, OP_NOOP, OP_SETUP, VERSION};
 #[cfg(not(loom))]
 pub use doorbell::{drain, new_eventfd, ring_bell};
+pub use doorbell::{Hint, SleepFlag};
 pub use error::Error;
 pub use layout::{Cqe, Sqe, CQE_HEAD_BYTES, NO_SLOT, PAGE, SQE_HEAD_BYTES};
 #[cfg(not(loom))]

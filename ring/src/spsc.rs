@@ -12,6 +12,8 @@ use crate::Error;
 #[repr(C, align(128))]
 pub struct Line {
     pub(crate) word: AtomicU32,
+    /// Of the "host sleeps" line: a [`Hint`](crate::Hint).
+    pub(crate) hint: AtomicU32,
 }
 
 /// One ring entry: the sequence word and the message behind it.

@@ -4,6 +4,7 @@
 //! Which is right depends on whether the peer has a core of its own, and that
 //! changes with the load: `auto` learns it from whether its spins pay off.
 
+use crate::Hint;
 use crossbeam_utils::Backoff;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -86,6 +87,7 @@ pub struct Waiter {
     /// What `until_retry` starts from; doubles with each try in vain.
     retry: u32,
     asleep_since: Option<Instant>,
+    hint: Hint,
     /// Counts, for statistics.
     pub stats: WaitStats,
 }
@@ -94,7 +96,22 @@ impl Waiter {
     /// A waiter that has learnt nothing yet.
     pub fn new(config: WaitConfig) -> Self {
         let (failed, retry) = (0, *RETRY.start());
-        Waiter { config, failed, until_retry: retry, retry, asleep_since: None, stats: WaitStats::default() }
+        Waiter {
+            config,
+            failed,
+            until_retry: retry,
+            retry,
+            asleep_since: None,
+            hint: Hint::None,
+            stats: WaitStats::default(),
+        }
+    }
+
+    /// Under `auto`: the peer has told how it is best waited for.
+    pub fn advise(&mut self, hint: Hint) {
+        if hint != self.hint {
+            (self.hint, self.failed, self.retry) = (hint, 0, *RETRY.start());
+        }
     }
 
     /// Spins for `ready` as long as the policy has it; `false`: go to sleep.
@@ -143,6 +160,7 @@ impl Waiter {
         match self.config.policy {
             Policy::Park => Duration::ZERO,
             Policy::Spin => Duration::from_micros(self.config.spin_us.into()),
+            Policy::Auto if self.hint == Hint::Park => Duration::ZERO,
             Policy::Auto if self.failed < GIVE_UP || self.until_retry == 0 => self.auto_budget(),
             Policy::Auto => Duration::ZERO,
         }

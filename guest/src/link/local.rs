@@ -35,6 +35,8 @@ pub struct GuestConfig {
     pub huge_pages: bool,
     /// How this side waits.
     pub wait: WaitConfig,
+    /// The CPU that each queue's thread will stay on, as far as that is known.
+    pub cpus: Vec<usize>,
 }
 
 /// `struct virtio_fs_config` (linux/virtio_fs.h).
@@ -123,7 +125,7 @@ pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
     let drivers = queues.into_iter().enumerate().map(|(i, vq)| {
         let driver = virtqueue::Driver::new(link.clone(), vq, i, if i == 0 { park } else { config.wait })?;
         match config.transport {
-            Wanted::Ring if i > 0 => ring::upgrade(driver, config.wait),
+            Wanted::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpus.get(i - 1).copied()),
             _ => Ok(Box::new(driver) as Box<dyn Transport>),
         }
     });

@@ -7,7 +7,9 @@ use crate::transport::virtqueue;
 use crate::Error;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use tunnelfs_ring::{drain, DriverQueue, RingSetup, Sqe, WaitConfig, WaitStats, Waiter, OP_SETUP, SQE_HEAD_BYTES};
+use tunnelfs_ring::{
+    drain, DriverQueue, RingSetup, Sqe, WaitConfig, WaitStats, Waiter, NO_CPU, OP_SETUP, SQE_HEAD_BYTES,
+};
 
 /// A request queue whose messages travel through a ring.
 pub struct Driver {
@@ -24,10 +26,15 @@ pub struct Driver {
 ///
 /// # Errors
 /// [`Error`] when the host cannot be asked.
-pub fn upgrade(mut plain: virtqueue::Driver, wait: WaitConfig) -> Result<Box<dyn Transport>, Error> {
+pub fn upgrade(
+    mut plain: virtqueue::Driver,
+    wait: WaitConfig,
+    cpu: Option<usize>,
+) -> Result<Box<dyn Transport>, Error> {
     let (link, index) = (plain.link().clone(), plain.index());
     let (base, geometry) = (link.queue_base(index), link.geometry(index));
-    let setup = RingSetup { features: 0, geometry, base: base as u64 };
+    let cpu = cpu.map_or(NO_CPU, |cpu| cpu as u32);
+    let setup = RingSetup { features: 0, geometry, base: base as u64, cpu };
     let answer = call(&mut plain, &request(OP_SETUP, 0, 1, &setup.to_bytes(), 0), 0, 0)?;
     if answer.error() != 0 {
         return Ok(Box::new(plain));
@@ -86,6 +93,7 @@ impl Transport for Driver {
 
     fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool {
         let cq = &self.queue.cq;
+        self.waiter.advise(self.queue.peer_sleeps.hint());
         self.waiter.spin(|| cq.ready() || other())
     }
 

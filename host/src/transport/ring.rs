@@ -7,7 +7,7 @@ use libc::iovec;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use tunnelfs_ring::{
-    Consumer, Cqe, DeviceQueue, Error, Producer, RingSetup, SleepFlag, SlotTable, Sqe, CQE_HEAD_BYTES,
+    Consumer, Cqe, DeviceQueue, Error, Producer, RingSetup, SleepFlag, SlotTable, Sqe, CQE_HEAD_BYTES, NO_CPU,
 };
 use virtiofsd::filesystem::FileSystem;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
@@ -31,6 +31,8 @@ pub struct RingDevice {
     own_sleep: SleepFlag,
     done: Arc<Completions>,
     broken: bool,
+    /// The CPU that the guest's thread stays on.
+    pub guest_cpu: Option<usize>,
 }
 
 impl RingDevice {
@@ -50,8 +52,9 @@ impl RingDevice {
         // `Completions` keeps the mapping alive.
         let queue = unsafe { DeviceQueue::new(base, setup.geometry)? };
         let DeviceQueue { sq, cq, peer_sleeps, own_sleep, slots } = queue;
+        let guest_cpu = (setup.cpu != NO_CPU).then_some(setup.cpu as usize);
         let done = Arc::new(Completions { cq: Mutex::new(cq), guest_sleeps: peer_sleeps, call, _memory: memory });
-        Ok(RingDevice { sq, slots, own_sleep, done, broken: false })
+        Ok(RingDevice { sq, slots, own_sleep, done, broken: false, guest_cpu })
     }
 
     /// Whether a submission waits that could be served.
@@ -64,24 +67,24 @@ impl RingDevice {
         &self.own_sleep
     }
 
-    /// Serves what has been submitted, at most `limit` requests; whether there was anything.
+    /// Serves what has been submitted, at most `limit` requests; how many there were.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the guest broke the protocol; the ring then stays closed.
-    pub fn serve<F>(&mut self, server: &Arc<Server<F>>, pool: &Pool, limit: u32) -> Result<bool, Error>
+    pub fn serve<F>(&mut self, server: &Arc<Server<F>>, pool: &Pool, limit: u32) -> Result<u32, Error>
     where
         F: FileSystem + Send + Sync + 'static,
     {
-        let mut any = false;
-        for _ in 0..limit {
+        let mut served = 0;
+        while served < limit {
             if self.broken {
                 break;
             }
             let Some(sqe) = self.sq.pop() else { break };
-            any = true;
+            served += 1;
             self.serve_one(sqe, server, pool).inspect_err(|_| self.broken = true)?;
         }
-        Ok(any)
+        Ok(served)
     }
 
     fn serve_one<F>(&self, sqe: Sqe, server: &Arc<Server<F>>, pool: &Pool) -> Result<(), Error>

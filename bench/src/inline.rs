@@ -1,0 +1,102 @@
+//! The host's server called from the guest's own thread: the in-VMM option of
+//! the original design, without any isolation. A transport for a mount.
+
+use nix::sys::eventfd::EventFd;
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use tunnelfs_guest::fuse::abi::reply_header;
+use tunnelfs_guest::{Completion, Error, Transport};
+use tunnelfs_host::server::{Outcome, Server};
+use tunnelfs_host::shared::Shared;
+use tunnelfs_ring::{Geometry, Region, WaitStats, CQE_HEAD_BYTES};
+use virtiofsd::passthrough::PassthroughFs;
+
+const OUT_HEADER: usize = 16;
+
+/// A request queue that answers as soon as it is asked.
+pub struct Inline {
+    server: Arc<Server<PassthroughFs>>,
+    memory: Region,
+    geometry: Geometry,
+    done: VecDeque<Completion>,
+    /// Never rings: there is nobody to wait for.
+    bell: EventFd,
+}
+
+impl Inline {
+    /// One queue over `server`.
+    ///
+    /// # Errors
+    /// When there is no memory or descriptor.
+    pub fn new(server: Arc<Server<PassthroughFs>>, geometry: Geometry) -> Result<Self, Error> {
+        let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?;
+        let bell = EventFd::new().map_err(std::io::Error::from)?;
+        Ok(Inline { server, memory, geometry, done: VecDeque::new(), bell })
+    }
+}
+
+impl Transport for Inline {
+    fn name(&self) -> &'static str {
+        "inline"
+    }
+
+    fn slots(&self) -> u32 {
+        self.geometry.slots
+    }
+
+    fn slot(&self, slot: u32) -> (*mut u8, usize) {
+        assert!(slot < self.geometry.slots);
+        let size = self.geometry.slot_size as usize;
+        // SAFETY: the slot's number was just checked.
+        (unsafe { self.memory.ptr().add(slot as usize * size) }, size)
+    }
+
+    fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
+        let (ptr, _) = self.slot(slot);
+        let part = |len: u32| [libc::iovec { iov_base: ptr.cast(), iov_len: len as usize }];
+        let (input, output) = (part(payload_len), part(reply_max));
+        // SAFETY: both lie in the slot.
+        let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
+        let mut completion = Completion { slot, head: [0; CQE_HEAD_BYTES], head_len: OUT_HEADER, payload_len: 0 };
+        if let Outcome::Reply(reply) = self.server.handle(head, input, output, true) {
+            output.write(0, reply.fixed())?;
+            completion.payload_len = reply.fixed().len() + reply.in_place;
+            let unique = u64::from_ne_bytes(head[8..16].try_into().expect("eight bytes"));
+            let header = reply_header(OUT_HEADER + completion.payload_len, reply.error, unique);
+            completion.head[..OUT_HEADER].copy_from_slice(&header);
+        }
+        self.done.push_back(completion);
+        Ok(true)
+    }
+
+    fn reap(&mut self) -> Result<Option<Completion>, Error> {
+        Ok(self.done.pop_front())
+    }
+
+    fn spin(&mut self, _other: &mut dyn FnMut() -> bool) -> bool {
+        true
+    }
+
+    fn announce_sleep(&mut self) -> bool {
+        false
+    }
+
+    fn awake(&mut self) {}
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    fn alive(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    fn wait_stats(&self) -> WaitStats {
+        WaitStats::default()
+    }
+
+    fn copied(&self) -> u64 {
+        0
+    }
+}

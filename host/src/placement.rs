@@ -1,0 +1,211 @@
+//! Where a queue's thread runs, under `auto`: beside the guest's thread, on
+//! another core and spinning, or on the guest's own core and parked.
+//!
+//! Neither is always better (see DESIGN.md, decision 5): small requests of one
+//! reader want the spinning core, large payloads and busy machines the shared
+//! one. So it is tried out: the queue's own throughput decides, and the loser
+//! is tried again after ever longer times.
+
+use nix::sched::{sched_getaffinity, sched_setaffinity, CpuSet};
+use nix::unistd::Pid;
+use std::time::{Duration, Instant};
+use tunnelfs_ring::Hint;
+
+/// Length of one measurement.
+const WINDOW: Duration = Duration::from_millis(10);
+/// Served requests between two looks at the clock.
+const LOOK_EVERY: u32 = 8;
+/// Windows in a new place before the measured one: caches and the peer's waiting settle.
+const SETTLE: u32 = 1;
+/// Windows between two trials: from, to.
+const HOLD: (u32, u32) = (10, 640);
+/// By how much the other place must be better to be moved to.
+const BETTER: f64 = 1.05;
+/// A rate that has changed by this factor is another load: try again soon.
+const CHANGED: f64 = 1.5;
+
+/// The two places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On another core, spinning.
+    Beside,
+    /// On the guest's core, parked.
+    Shared,
+}
+
+impl Place {
+    fn other(self) -> Place {
+        match self {
+            Place::Beside => Place::Shared,
+            Place::Shared => Place::Beside,
+        }
+    }
+
+    /// What the guest should know.
+    pub fn hint(self) -> Hint {
+        match self {
+            Place::Beside => Hint::Spin,
+            Place::Shared => Hint::Park,
+        }
+    }
+}
+
+/// Requests a second in each place, and what to try when.
+#[derive(Debug)]
+struct Trial {
+    place: Place,
+    /// The rate that the present place is held for.
+    rate: f64,
+    /// Whether the present place is on trial, against that rate.
+    trying: bool,
+    windows: u32,
+    hold: u32,
+}
+
+impl Trial {
+    fn new() -> Self {
+        Trial { place: Place::Beside, rate: 0.0, trying: false, windows: 0, hold: HOLD.0 }
+    }
+
+    /// Takes a finished window's rate; the place to be in from now on.
+    fn window(&mut self, rate: f64) -> Place {
+        self.windows += 1;
+        if self.trying {
+            if self.windows > SETTLE {
+                self.judge(rate);
+            }
+        } else {
+            if self.rate > 0.0 && !(1.0 / CHANGED..CHANGED).contains(&(rate / self.rate)) {
+                self.hold = HOLD.0;
+            }
+            self.rate = rate;
+            if self.windows >= self.hold {
+                (self.trying, self.windows, self.place) = (true, 0, self.place.other());
+            }
+        }
+        self.place
+    }
+
+    fn judge(&mut self, rate: f64) {
+        (self.trying, self.windows) = (false, 0);
+        if rate > self.rate * BETTER {
+            (self.rate, self.hold) = (rate, HOLD.0);
+        } else {
+            self.place = self.place.other();
+            self.hold = (self.hold * 2).min(HOLD.1);
+        }
+    }
+}
+
+/// One queue thread's placement.
+#[derive(Debug)]
+pub struct Placement {
+    home: usize,
+    allowed: CpuSet,
+    trial: Trial,
+    since: Instant,
+    served: u32,
+    looked: u32,
+}
+
+impl Placement {
+    /// For a guest whose thread stays on `home`; `None` when there is no
+    /// choice. The calling thread is the queue's, and is moved.
+    pub fn new(home: usize) -> Option<Placement> {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).ok()?;
+        let others = (0..CpuSet::count()).any(|cpu| cpu != home && allowed.is_set(cpu).unwrap_or(false));
+        if !others || !allowed.is_set(home).unwrap_or(false) {
+            return None;
+        }
+        let placement = Placement { home, allowed, trial: Trial::new(), since: Instant::now(), served: 0, looked: 0 };
+        placement.move_to(placement.place());
+        Some(placement)
+    }
+
+    /// Where the thread is now.
+    pub fn place(&self) -> Place {
+        self.trial.place
+    }
+
+    /// `count` more requests have been served; whether the place has changed.
+    pub fn served(&mut self, count: u32) -> bool {
+        self.served += count;
+        if self.served - self.looked < LOOK_EVERY {
+            return false;
+        }
+        self.looked = self.served;
+        let elapsed = self.since.elapsed();
+        if elapsed < WINDOW {
+            return false;
+        }
+        let before = self.place();
+        // After a pause nothing was measured.
+        if elapsed < 3 * WINDOW {
+            self.trial.window(f64::from(self.served) / elapsed.as_secs_f64());
+        }
+        (self.served, self.looked, self.since) = (0, 0, Instant::now());
+        let moved = self.place() != before;
+        if moved {
+            self.move_to(self.place());
+        }
+        moved
+    }
+
+    fn move_to(&self, place: Place) {
+        let mut set = self.allowed;
+        match place {
+            Place::Beside => {
+                let _ = set.unset(self.home);
+            }
+            Place::Shared => {
+                set = CpuSet::new();
+                let _ = set.set(self.home);
+            }
+        }
+        // Refused, the thread stays where it is: slower, not wrong.
+        if let Err(e) = sched_setaffinity(Pid::from_raw(0), &set) {
+            tracing::debug!("placing a queue's thread: {e}");
+        }
+    }
+}
+
+impl Drop for Placement {
+    fn drop(&mut self) {
+        let _ = sched_setaffinity(Pid::from_raw(0), &self.allowed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(trial: &mut Trial, windows: u32, rate: impl Fn(Place) -> f64) -> f64 {
+        let mut done = 0.0;
+        for _ in 0..windows {
+            let r = rate(trial.place);
+            done += r;
+            trial.window(r);
+        }
+        done
+    }
+
+    #[test]
+    fn the_better_place_is_found_and_kept() {
+        for better in [Place::Beside, Place::Shared] {
+            let rate = |p| if p == better { 3.0 } else { 1.0 };
+            let mut trial = Trial::new();
+            run(&mut trial, 100, rate);
+            let kept = run(&mut trial, 1000, rate) / 3000.0;
+            assert!(kept > 0.97, "{better:?}: {kept}");
+        }
+    }
+
+    #[test]
+    fn a_changed_load_is_tried_again_soon() {
+        let mut trial = Trial::new();
+        run(&mut trial, 3000, |p| if p == Place::Beside { 10.0 } else { 5.0 });
+        let rate = |p| if p == Place::Shared { 3.0 } else { 1.0 };
+        run(&mut trial, 40, rate);
+        assert_eq!(trial.place, Place::Shared);
+    }
+}
