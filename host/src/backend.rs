@@ -1,7 +1,7 @@
 //! The vhost-user-fs back end: one thread a queue, which waits for its kick
 //! and does the work itself (a hand-over to another thread costs a wake).
 
-use crate::placement::Placement;
+use crate::placement::{Decision, Placement};
 use crate::pool::Pool;
 use crate::server::Server;
 use crate::transport::ring::{Call, RingDevice};
@@ -156,16 +156,16 @@ impl QueueState {
         QueueState { ring: None, waiter: Waiter::new(wait), placement: None }
     }
 
-    /// Takes over the ring that the guest asks for; `place`: look for the best core too.
+    /// Takes over the ring that the guest asks for; `decision`: look for the best core too.
     fn start_ring(
         &mut self,
         setup: &RingSetup,
         memory: Arc<GuestMemoryMmap>,
         call: Call,
-        place: bool,
+        decision: Option<&Arc<Decision>>,
     ) -> Result<(), Error> {
         let ring = RingDevice::new(setup, memory, call)?;
-        self.placement = ring.guest_cpu.filter(|_| place).and_then(Placement::new);
+        self.placement = ring.guest_cpu.zip(decision).and_then(|(cpu, d)| Placement::new(cpu, d.clone()));
         self.ring = Some(ring);
         self.tell_place();
         Ok(())
@@ -203,8 +203,8 @@ struct Backend<F> {
     pool: Pool,
     queues: Vec<Mutex<QueueState>>,
     config_space: Vec<u8>,
-    /// Whether queue threads look for their best place.
-    placing: bool,
+    /// Where queue threads run, if that is looked for.
+    placing: Option<Arc<Decision>>,
     stopping: AtomicBool,
 }
 
@@ -221,7 +221,7 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
             // One more for the high-priority queue, number 0.
             queues: (0..=config.queues).map(|_| Mutex::new(QueueState::new(config.wait))).collect(),
             config_space,
-            placing: config.wait.policy == Policy::Auto,
+            placing: (config.wait.policy == Policy::Auto).then(|| Arc::new(Decision::new())),
             stopping: AtomicBool::new(false),
         })
     }
@@ -229,33 +229,46 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
     /// Serves a queue until there has been nothing to do for as long as the policy spins.
     fn run_queue(&self, vring: &VringMutex<virtqueue::Memory>, queue: &mut QueueState) -> io::Result<()> {
         queue.awake();
+        if queue.ring.is_none() {
+            self.run_virtqueue(vring, queue)?;
+        } else if !self.serve_ring(queue) {
+            // Beside a ring the virtqueue is only looked at when a kick was not for the ring.
+            self.serve_virtqueue(vring, queue)?;
+        }
+        self.run_ring(queue);
+        Ok(())
+    }
+
+    fn run_virtqueue(&self, vring: &VringMutex<virtqueue::Memory>, queue: &mut QueueState) -> io::Result<()> {
         let _ = vring.disable_notification();
-        self.serve_virtqueue(vring, queue)?;
-        while !self.stopping.load(Ordering::Acquire) {
-            // Beside a ring the virtqueue is only looked at before and after a sleep.
-            let found = if queue.ring.is_some() { self.serve_ring(queue) } else { self.serve_virtqueue(vring, queue)? };
-            if found {
+        while !self.stopping.load(Ordering::Acquire) && queue.ring.is_none() {
+            if self.serve_virtqueue(vring, queue)? || queue.waiter.spin(|| virtqueue::ready(vring, &self.memory)) {
                 continue;
             }
-            let ready = || match &queue.ring {
-                Some(ring) => ring.ready(),
-                None => virtqueue::ready(vring, &self.memory),
-            };
-            if queue.waiter.spin(ready) {
-                continue;
-            }
-            let in_ring = queue.announce_sleep();
-            let in_virtqueue = vring.enable_notification().unwrap_or(false);
-            if !in_ring && !in_virtqueue {
+            if !vring.enable_notification().unwrap_or(false) {
                 return Ok(());
             }
             queue.awake();
             let _ = vring.disable_notification();
-            if in_virtqueue {
-                self.serve_virtqueue(vring, queue)?;
-            }
+        }
+        let more = vring.enable_notification().unwrap_or(false);
+        if more {
+            self.serve_virtqueue(vring, queue)?;
         }
         Ok(())
+    }
+
+    fn run_ring(&self, queue: &mut QueueState) {
+        while queue.ring.is_some() && !self.stopping.load(Ordering::Acquire) {
+            let ready = || queue.ring.as_ref().is_some_and(RingDevice::ready);
+            if !queue.waiter.spin(ready) {
+                if !queue.announce_sleep() {
+                    return;
+                }
+                queue.awake();
+            }
+            self.serve_ring(queue);
+        }
     }
 
     /// Whether there was anything to serve.
@@ -278,7 +291,7 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
                 let _ = bell.signal_used_queue();
             });
             let memory = self.memory.memory().clone().into_inner();
-            queue.start_ring(&wanted, memory, call, self.placing).map_err(io::Error::other)
+            queue.start_ring(&wanted, memory, call, self.placing.as_ref()).map_err(io::Error::other)
         };
         virtqueue::serve(vring, &self.memory, &self.server, &self.pool, &mut setup)
     }

@@ -3,22 +3,26 @@
 //!
 //! Neither is always better (see DESIGN.md, decision 5): small requests of one
 //! reader want the spinning core, large payloads and busy machines the shared
-//! one. So it is tried out: the queue's own throughput decides, and the loser
-//! is tried again after ever longer times.
+//! one. So it is tried out: the throughput of all queues together decides (an
+//! application that changes its core takes its requests from one queue to
+//! another), and the loser is tried again after ever longer times.
 
 use nix::sched::{sched_getaffinity, sched_setaffinity, CpuSet};
 use nix::unistd::Pid;
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tunnelfs_ring::Hint;
 
 /// Length of one measurement.
-const WINDOW: Duration = Duration::from_millis(10);
-/// Served requests between two looks at the clock.
+const WINDOW: Duration = Duration::from_millis(20);
+/// Requests that a queue serves between two looks at the clock.
 const LOOK_EVERY: u32 = 8;
 /// Windows in a new place before the measured one: caches and the peer's waiting settle.
 const SETTLE: u32 = 1;
 /// Windows between two trials: from, to.
-const HOLD: (u32, u32) = (10, 640);
+const HOLD: (u32, u32) = (8, 512);
 /// By how much the other place must be better to be moved to.
 const BETTER: f64 = 1.05;
 /// A rate that has changed by this factor is another load: try again soon.
@@ -67,8 +71,8 @@ impl Trial {
         Trial { place: Place::Beside, rate: 0.0, trying: false, windows: 0, hold: HOLD.0 }
     }
 
-    /// Takes a finished window's rate; the place to be in from now on.
-    fn window(&mut self, rate: f64) -> Place {
+    /// Takes a finished window's rate, and decides on `place`.
+    fn window(&mut self, rate: f64) {
         self.windows += 1;
         if self.trying {
             if self.windows > SETTLE {
@@ -83,7 +87,6 @@ impl Trial {
                 (self.trying, self.windows, self.place) = (true, 0, self.place.other());
             }
         }
-        self.place
     }
 
     fn judge(&mut self, rate: f64) {
@@ -97,58 +100,86 @@ impl Trial {
     }
 }
 
+/// The decision of all queues of a device.
+#[derive(Debug)]
+pub struct Decision {
+    served: AtomicU64,
+    state: Mutex<Measured>,
+}
+
+#[derive(Debug)]
+struct Measured {
+    trial: Trial,
+    since: Instant,
+    /// `served` at that time.
+    from: u64,
+}
+
+impl Decision {
+    pub fn new() -> Self {
+        let state = Measured { trial: Trial::new(), since: Instant::now(), from: 0 };
+        Decision { served: AtomicU64::new(0), state: Mutex::new(state) }
+    }
+
+    /// Counts, and at a window's end decides; the place to be in.
+    fn count(&self, served: u32) -> Place {
+        let total = self.served.fetch_add(served.into(), Ordering::Relaxed) + u64::from(served);
+        let mut state = self.state.lock();
+        let elapsed = state.since.elapsed();
+        if elapsed >= WINDOW {
+            // After a pause nothing was measured.
+            if elapsed < 3 * WINDOW {
+                let rate = (total - state.from) as f64 / elapsed.as_secs_f64();
+                state.trial.window(rate);
+            }
+            (state.since, state.from) = (Instant::now(), total);
+        }
+        state.trial.place
+    }
+}
+
 /// One queue thread's placement.
 #[derive(Debug)]
 pub struct Placement {
     home: usize,
     allowed: CpuSet,
-    trial: Trial,
-    since: Instant,
+    decision: Arc<Decision>,
+    place: Place,
     served: u32,
-    looked: u32,
 }
 
 impl Placement {
     /// For a guest whose thread stays on `home`; `None` when there is no
     /// choice. The calling thread is the queue's, and is moved.
-    pub fn new(home: usize) -> Option<Placement> {
+    pub fn new(home: usize, decision: Arc<Decision>) -> Option<Placement> {
         let allowed = sched_getaffinity(Pid::from_raw(0)).ok()?;
         let others = (0..CpuSet::count()).any(|cpu| cpu != home && allowed.is_set(cpu).unwrap_or(false));
         if !others || !allowed.is_set(home).unwrap_or(false) {
             return None;
         }
-        let placement = Placement { home, allowed, trial: Trial::new(), since: Instant::now(), served: 0, looked: 0 };
-        placement.move_to(placement.place());
+        let place = decision.count(0);
+        let placement = Placement { home, allowed, decision, place, served: 0 };
+        placement.move_to(place);
         Some(placement)
     }
 
     /// Where the thread is now.
     pub fn place(&self) -> Place {
-        self.trial.place
+        self.place
     }
 
     /// `count` more requests have been served; whether the place has changed.
     pub fn served(&mut self, count: u32) -> bool {
         self.served += count;
-        if self.served - self.looked < LOOK_EVERY {
+        if self.served < LOOK_EVERY {
             return false;
         }
-        self.looked = self.served;
-        let elapsed = self.since.elapsed();
-        if elapsed < WINDOW {
-            return false;
+        let before = self.place;
+        self.place = self.decision.count(std::mem::take(&mut self.served));
+        if self.place != before {
+            self.move_to(self.place);
         }
-        let before = self.place();
-        // After a pause nothing was measured.
-        if elapsed < 3 * WINDOW {
-            self.trial.window(f64::from(self.served) / elapsed.as_secs_f64());
-        }
-        (self.served, self.looked, self.since) = (0, 0, Instant::now());
-        let moved = self.place() != before;
-        if moved {
-            self.move_to(self.place());
-        }
-        moved
+        self.place != before
     }
 
     fn move_to(&self, place: Place) {

@@ -171,6 +171,7 @@ impl Channel {
                 return Err(Error::HostGone);
             }
         }
+        transport.silence();
         transport.awake();
         Ok(())
     }

@@ -128,6 +128,7 @@ impl Channel {
         }
         self.arm_bell()?;
         let sleep = self.queue.transport.announce_sleep();
+        // The bell's poll counts rings, not the level: there is nothing to drain.
         let slept = self.enter(usize::from(sleep));
         self.queue.transport.awake();
         slept

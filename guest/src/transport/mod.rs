@@ -4,7 +4,7 @@ use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::os::fd::BorrowedFd;
-use tunnelfs_ring::{WaitStats, CQE_HEAD_BYTES};
+use tunnelfs_ring::{drain, WaitStats, CQE_HEAD_BYTES};
 
 pub mod ring;
 pub mod socket;
@@ -68,8 +68,14 @@ pub trait Transport: Send {
     /// completion has come meanwhile. [`Self::awake`] ends it.
     fn announce_sleep(&mut self) -> bool;
 
-    /// The sleep is over: no more rings are wanted.
+    /// The sleep is over: no more rings are wanted. The bell itself is still to be [`Self::silence`]d, if whoever slept
+    /// looks at its level.
     fn awake(&mut self);
+
+    /// Takes past rings off the bell.
+    fn silence(&self) {
+        drain(self.fd());
+    }
 
     /// The descriptor that becomes readable with completions, while asleep.
     fn fd(&self) -> BorrowedFd<'_>;
@@ -86,6 +92,7 @@ pub trait Transport: Send {
             return Ok(());
         }
         let slept = if self.announce_sleep() { sleep_on(self.fd(), self.alive()) } else { Ok(()) };
+        self.silence();
         self.awake();
         slept
     }

@@ -7,9 +7,7 @@ use crate::transport::virtqueue;
 use crate::Error;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use tunnelfs_ring::{
-    drain, DriverQueue, RingSetup, Sqe, WaitConfig, WaitStats, Waiter, NO_CPU, OP_SETUP, SQE_HEAD_BYTES,
-};
+use tunnelfs_ring::{DriverQueue, RingSetup, Sqe, WaitConfig, WaitStats, Waiter, NO_CPU, OP_SETUP, SQE_HEAD_BYTES};
 
 /// A request queue whose messages travel through a ring.
 pub struct Driver {
@@ -104,7 +102,6 @@ impl Transport for Driver {
 
     fn awake(&mut self) {
         self.queue.own_sleep.clear();
-        drain(self.call.as_fd());
         self.waiter.awake();
     }
 

@@ -134,6 +134,10 @@ impl Transport for Driver {
         self.waiter.awake();
     }
 
+    fn silence(&self) {
+        // What can be read is the host's messages.
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }

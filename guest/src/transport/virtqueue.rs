@@ -9,7 +9,7 @@ use crate::Error;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{fence, Ordering};
 use std::sync::Arc;
-use tunnelfs_ring::{drain, WaitConfig, WaitStats, Waiter, CQE_HEAD_BYTES, SQE_HEAD_BYTES};
+use tunnelfs_ring::{WaitConfig, WaitStats, Waiter, CQE_HEAD_BYTES, SQE_HEAD_BYTES};
 use virtio_driver::{iovec, virtqueue::Virtqueue};
 
 /// A request's headers, in memory that the host reads and writes.
@@ -127,7 +127,6 @@ impl Transport for Driver {
 
     fn awake(&mut self) {
         self.queue.set_used_notif_enabled(false);
-        drain(self.call.as_fd());
         self.waiter.awake();
     }
 
