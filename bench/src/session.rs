@@ -141,7 +141,10 @@ fn start_host(pair: &Pair, socket: &Path, dir: &Path) -> io::Result<Child> {
 }
 
 /// A program built beside this one (tests run one folder below).
-fn sibling(name: &str) -> io::Result<PathBuf> {
+///
+/// # Errors
+/// When it is not there; says what to do.
+pub fn sibling(name: &str) -> io::Result<PathBuf> {
     let me = std::env::current_exe()?;
     let found = me.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|p| p.exists());
     found.ok_or_else(|| io::Error::other(format!("{name} is not built: run `cargo build` in the same profile")))

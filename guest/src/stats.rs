@@ -1,6 +1,7 @@
 //! What a mount has done so far, for people: printed on SIGUSR1.
 
 use crate::fuse::abi::opcode;
+use crate::transport::Transport;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ struct Operation {
 struct Counts {
     operations: BTreeMap<u32, Operation>,
     waits: WaitStats,
+    copied: u64,
     under_way_max: usize,
 }
 
@@ -26,9 +28,10 @@ pub struct QueueStats(Mutex<Counts>);
 
 impl QueueStats {
     /// Counts an answered request.
-    pub fn record(&self, opcode: u32, error: i32, took: Duration, under_way: usize, waits: WaitStats) {
+    pub fn record(&self, opcode: u32, error: i32, took: Duration, under_way: usize, by: &dyn Transport) {
         let mut counts = self.0.lock();
-        counts.waits = waits;
+        counts.waits = by.wait_stats();
+        counts.copied = by.copied();
         counts.under_way_max = counts.under_way_max.max(under_way);
         let operation = counts.operations.entry(opcode).or_insert_with(|| Operation {
             failed: 0,
@@ -50,6 +53,7 @@ pub fn table<'a>(queues: impl Iterator<Item = (&'a str, u32, &'a QueueStats)>) -
             out,
             "queue {i}: {transport}, at most {most} of {slots} slots in use, waits: {spun} spun, {parked} parked"
         );
+        let _ = writeln!(out, "  payload copied in user space: {} bytes", counts.copied);
         for (&number, op) in &counts.operations {
             let us = |q| op.latency.value_at_quantile(q) as f64 / 1e3;
             let _ = writeln!(

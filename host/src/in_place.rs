@@ -94,7 +94,10 @@ impl ZeroCopyReader for InPlace<'_> {
         if self.may_block {
             return write(0);
         }
-        match self.ask(f, write) {
+        // What has been appended before a wait would be appended again on the pool.
+        let append = wanted & libc::RWF_APPEND != 0;
+        let answer = if append { Err(Nowait::Unknown) } else { self.ask(f, write) };
+        match answer {
             Ok(answer) => answer,
             Err(Nowait::InMemory) => write(0),
             Err(_) if self.patience.writes_are_slow() => Err(io::ErrorKind::WouldBlock.into()),

@@ -5,6 +5,7 @@
 //! (raw copies and iovecs) and decoded once, in [`request`]: the trust boundary.
 
 pub mod backend;
+mod extensions;
 mod in_place;
 mod patience;
 mod placement;

@@ -1,5 +1,6 @@
 //! FUSE requests to calls on a virtiofsd file system: one line per opcode.
 
+use crate::extensions;
 use crate::in_place::InPlace;
 use crate::patience::Patience;
 use crate::request::{einval, take_name, Request};
@@ -69,6 +70,13 @@ pub enum Outcome {
     WouldBlock,
 }
 
+thread_local! {
+    /// The file system changes directory for extended attributes and sets the
+    /// umask for ACLs: each thread that serves has its own, since its first request.
+    static OWN_DIRECTORY: () = nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)
+        .unwrap_or_else(|e| tracing::warn!("threads share their working directory: {e}"));
+}
+
 /// The request server over one file system, shared by all queues.
 pub struct Server<F> {
     fs: F,
@@ -93,6 +101,7 @@ impl<F: FileSystem + Sync> Server<F> {
     /// Serves one request: `head` is a private copy of its first bytes,
     /// `payload` the rest, `out` where reply data may go.
     pub fn handle(&self, head: &[u8], payload: Shared<'_>, out: Shared<'_>, may_block: bool) -> Outcome {
+        OWN_DIRECTORY.with(|()| ());
         let mut request = match Request::new(head, payload) {
             Ok(request) => request,
             Err(e) => return Outcome::Reply(Reply::error(&e)),
@@ -170,6 +179,15 @@ impl<F: FileSystem + Sync> Server<F> {
         FsOptions::from_bits_truncate(self.options.load(Ordering::Relaxed)).contains(wanted)
     }
 
+    /// What follows the names of a request that creates something.
+    fn extensions(&self, bytes: &[u8]) -> io::Result<Extensions> {
+        if self.option(FsOptions::CREATE_SUPP_GROUP) {
+            extensions::decode(bytes)
+        } else {
+            Ok(Extensions::default())
+        }
+    }
+
     fn lookup(&self, r: &mut Request<'_>) -> io::Result<Reply> {
         let name = r.rest()?;
         self.fs.lookup(r.context(), r.header.nodeid.into(), take_name(&mut &name[..])?).map(entry)
@@ -212,22 +230,24 @@ impl<F: FileSystem + Sync> Server<F> {
         let rest = r.rest()?;
         let mut names = &rest[..];
         let (name, target) = (take_name(&mut names)?, take_name(&mut names)?);
-        self.fs.symlink(r.context(), target, r.header.nodeid.into(), name, Extensions::default()).map(entry)
+        self.fs.symlink(r.context(), target, r.header.nodeid.into(), name, self.extensions(names)?).map(entry)
     }
 
     fn mknod(&self, r: &mut Request<'_>) -> io::Result<Reply> {
         let MknodIn { mode, rdev, umask, .. } = r.object()?;
-        let name = r.rest()?;
-        let name = take_name(&mut &name[..])?;
+        let rest = r.rest()?;
+        let mut rest = &rest[..];
+        let name = take_name(&mut rest)?;
         let parent = r.header.nodeid.into();
-        self.fs.mknod(r.context(), parent, name, mode, rdev, umask, Extensions::default()).map(entry)
+        self.fs.mknod(r.context(), parent, name, mode, rdev, umask, self.extensions(rest)?).map(entry)
     }
 
     fn mkdir(&self, r: &mut Request<'_>) -> io::Result<Reply> {
         let MkdirIn { mode, umask } = r.object()?;
-        let name = r.rest()?;
-        let name = take_name(&mut &name[..])?;
-        self.fs.mkdir(r.context(), r.header.nodeid.into(), name, mode, umask, Extensions::default()).map(entry)
+        let rest = r.rest()?;
+        let mut rest = &rest[..];
+        let name = take_name(&mut rest)?;
+        self.fs.mkdir(r.context(), r.header.nodeid.into(), name, mode, umask, self.extensions(rest)?).map(entry)
     }
 
     fn unlink(&self, r: &mut Request<'_>) -> io::Result<Reply> {
@@ -272,12 +292,13 @@ impl<F: FileSystem + Sync> Server<F> {
 
     fn create(&self, r: &mut Request<'_>) -> io::Result<Reply> {
         let CreateIn { flags, mode, umask, open_flags, .. } = r.object()?;
-        let name = r.rest()?;
-        let name = take_name(&mut &name[..])?;
+        let rest = r.rest()?;
+        let mut rest = &rest[..];
+        let name = take_name(&mut rest)?;
         let kill_priv = open_flags & OPEN_KILL_SUIDGID != 0;
         let parent = r.header.nodeid.into();
         let (made, handle, opts) =
-            self.fs.create(r.context(), parent, name, mode, kill_priv, flags, umask, Extensions::default())?;
+            self.fs.create(r.context(), parent, name, mode, kill_priv, flags, umask, self.extensions(rest)?)?;
         let mut reply = entry(made);
         reply.append(open_out(handle, opts));
         Ok(reply)
@@ -393,9 +414,10 @@ impl<F: FileSystem + Sync> Server<F> {
             | FsOptions::ATOMIC_O_TRUNC
             | FsOptions::MAX_PAGES
             | FsOptions::SUBMOUNTS
-            | FsOptions::INIT_EXT;
-        // No extensions are decoded here: do not accept what would bring them.
-        let never = FsOptions::SECURITY_CTX | FsOptions::CREATE_SUPP_GROUP;
+            | FsOptions::INIT_EXT
+            | FsOptions::CREATE_SUPP_GROUP;
+        // Not decoded here: do not accept what would bring it.
+        let never = FsOptions::SECURITY_CTX;
         let enabled = (capable & (self.fs.init(capable)? | ours) & !never).bits();
         self.options.store(enabled, Ordering::Relaxed);
         Ok(Reply::with(InitOut {

@@ -130,8 +130,8 @@ impl Queue {
             e @ -511..=0 => e,
             _ => -libc::EIO,
         };
-        let (took, waits) = (flight.start.elapsed(), self.transport.wait_stats());
-        self.stats.record(flight.opcode, error, took, self.under_way + 1, waits);
+        let took = flight.start.elapsed();
+        self.stats.record(flight.opcode, error, took, self.under_way + 1, &*self.transport);
         let header = reply_header(0, error, flight.unique);
         let mut answer = Answer { slot, header, opcode: flight.opcode, completion };
         let len = OUT_HEADER + answer.inline().len() + answer.payload_len();

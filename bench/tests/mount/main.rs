@@ -1,0 +1,88 @@
+//! A mount behaves as a local directory does: over both channels to the
+//! kernel, over each transport, and when things go wrong. About a minute.
+//!
+//! Needs root and `/dev/fuse`; says `skipped: ...` without them.
+
+mod files;
+mod life;
+mod names;
+mod rig;
+mod rights;
+
+use rig::{Guest, Host, Peer, Place, Scratch};
+
+/// A check runs in a directory of its own, which it leaves to the rig.
+type Check = (&'static str, fn(&Place));
+
+fn run_checks(place: &Place, through: &str) {
+    for (name, check) in [files::CHECKS, names::CHECKS, rights::CHECKS].concat() {
+        let place = place.enter(name);
+        let result = std::panic::catch_unwind(|| check(&place));
+        assert!(result.is_ok(), "{name}: failed over {through}");
+        place.remove().unwrap_or_else(|e| panic!("{name}: cleaning up over {through}: {e}"));
+    }
+}
+
+/// A check that fails here is wrong itself.
+#[test]
+fn a_local_directory() {
+    let Some(scratch) = Scratch::new() else { return };
+    run_checks(&Place::local(&scratch), "a local directory");
+}
+
+fn mounted(channel: &str, transport: &str) {
+    let Some(scratch) = Scratch::new() else { return };
+    let peer = if transport == "socket" { Peer::Stream } else { Peer::Ours };
+    let host = Host::start(&scratch, peer);
+    let guest = Guest::mount(&scratch, &host, &format!("channel={channel},transport={transport}"));
+    run_checks(&guest.place(&host), &format!("{channel}, {transport}"));
+    let copied = guest.copied();
+    match transport {
+        "socket" => assert!(copied > 0, "a stream copies"),
+        _ => assert_eq!(copied, 0, "bytes copied in user space over {transport}"),
+    }
+    guest.unmount();
+}
+
+#[test]
+fn io_uring_over_the_ring() {
+    mounted("uring", "ring");
+}
+
+#[test]
+fn io_uring_over_virtqueues() {
+    mounted("uring", "virtqueue");
+}
+
+#[test]
+fn io_uring_over_a_socket() {
+    mounted("uring", "socket");
+}
+
+#[test]
+fn the_device_over_the_ring() {
+    mounted("fuse", "ring");
+}
+
+#[test]
+fn the_device_over_virtqueues() {
+    mounted("fuse", "virtqueue");
+}
+
+#[test]
+fn the_device_over_a_socket() {
+    mounted("fuse", "socket");
+}
+
+/// Our guest with the host that everybody has.
+#[test]
+fn stock_virtiofsd() {
+    let Some(scratch) = Scratch::new() else { return };
+    if tunnelfs_bench::session::virtiofsd().is_none() {
+        return println!("skipped: virtiofsd is not installed (`make deps`)");
+    }
+    let host = Host::start(&scratch, Peer::Virtiofsd);
+    let guest = Guest::mount(&scratch, &host, "transport=ring");
+    run_checks(&guest.place(&host), "stock virtiofsd");
+    guest.unmount();
+}

@@ -1,0 +1,253 @@
+//! Hosts, guests and scratch directories that are gone when they are dropped,
+//! also when a test fails.
+
+use nix::mount::{umount2, MntFlags};
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tunnelfs_bench::session::{sibling, virtiofsd};
+
+/// How long anything may take to come up or go away.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Polls until `done` has a value.
+pub fn soon<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = done() {
+            return value;
+        }
+        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A folder with `share`, `mnt` and sockets in it.
+pub struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    /// `None` where nothing can be mounted.
+    pub fn new() -> Option<Scratch> {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: mounting needs root");
+            return None;
+        }
+        if let Err(e) = fs::File::open("/dev/fuse") {
+            println!("skipped: /dev/fuse: {e}");
+            return None;
+        }
+        let scratch = Scratch(tempfile::tempdir().unwrap());
+        for dir in ["", "share", "mnt"] {
+            let dir = scratch.path(dir);
+            fs::create_dir_all(&dir).unwrap();
+            // Other users' checks pass through here.
+            fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
+        }
+        Some(scratch)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+/// What listens on the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    Ours,
+    /// Ours, with streamed messages.
+    Stream,
+    Virtiofsd,
+}
+
+/// A host process on the scratch's `share`.
+pub struct Host {
+    pub child: Child,
+    pub socket: PathBuf,
+    share: PathBuf,
+}
+
+impl Host {
+    pub fn start(scratch: &Scratch, peer: Peer) -> Host {
+        let (socket, share) = (scratch.path("socket"), scratch.path("share"));
+        let program = match peer {
+            Peer::Virtiofsd => virtiofsd().expect("checked by the test"),
+            _ => sibling("tunnelfs-host").unwrap(),
+        };
+        let mut command = Command::new(program);
+        command.arg("--socket-path").arg(&socket).arg("--shared-dir").arg(&share).stdin(Stdio::null());
+        match peer {
+            Peer::Virtiofsd => command.args(["--sandbox", "none", "--log-level", "error", "--tag", "t"]),
+            _ => command.args(["--num-request-queues", "2"]),
+        };
+        command.args(FEATURES);
+        if peer == Peer::Stream {
+            command.arg("--stream");
+        }
+        let child = command.spawn().unwrap();
+        soon("the host listens", || socket.exists().then_some(()));
+        Host { child, socket, share }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Options of either host that the checks count on.
+const FEATURES: &[&str] = &[];
+
+/// A mount's foreground process.
+pub struct Guest {
+    child: Child,
+    pub point: PathBuf,
+    output: PathBuf,
+}
+
+/// `tunnelfs-guest mount` on the scratch's `mnt`, not started.
+pub fn mount_command(scratch: &Scratch, socket: &Path, options: &str) -> Command {
+    let mut command = Command::new(sibling("tunnelfs-guest").unwrap());
+    command.args(["mount", "--socket-path"]).arg(socket).arg(scratch.path("mnt"));
+    command.args(["-o", options]).stdin(Stdio::null());
+    command
+}
+
+/// Whether something of ours is mounted on `point`.
+pub fn is_mounted(point: &Path) -> bool {
+    let point = format!(" {} fuse.tunnelfs ", point.display());
+    fs::read_to_string("/proc/mounts").unwrap().contains(&point)
+}
+
+impl Guest {
+    pub fn mount(scratch: &Scratch, host: &Host, options: &str) -> Guest {
+        let (point, output) = (scratch.path("mnt"), scratch.path("output"));
+        let mut command = mount_command(scratch, &host.socket, options);
+        command.arg("-f").stdout(Stdio::piped()).stderr(fs::File::create(&output).unwrap());
+        let child = command.spawn().unwrap();
+        let mut guest = Guest { child, point, output };
+        // It says so when the mount is complete.
+        let mut line = String::new();
+        let mut stdout = io::BufReader::new(guest.child.stdout.take().unwrap());
+        io::BufRead::read_line(&mut stdout, &mut line).unwrap();
+        assert!(line.contains(" mounted: "), "{line}{}", guest.output());
+        guest
+    }
+
+    pub fn place(&self, host: &Host) -> Place {
+        Place { dir: self.point.clone(), behind: host.share.clone(), mounted: true }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written to stderr.
+    pub fn output(&self) -> String {
+        fs::read_to_string(&self.output).unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    /// All queues' copied bytes, from the statistics.
+    pub fn copied(&self) -> u64 {
+        const WORDS: &str = "payload copied in user space: ";
+        let before = self.output().len();
+        self.signal(Signal::SIGUSR1);
+        let lines = soon("statistics", || {
+            let new = self.output()[before..].to_string();
+            let complete = new.contains(WORDS) && new.ends_with('\n');
+            complete.then_some(new)
+        });
+        let numbers = lines.lines().filter_map(|l| l.trim().strip_prefix(WORDS)?.split(' ').next()?.parse::<u64>().ok());
+        numbers.sum()
+    }
+
+    /// Waits for the end of the process.
+    pub fn ended(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        soon("the guest ends", || child.try_wait().unwrap())
+    }
+
+    /// As `umount` does; the process must end well.
+    pub fn unmount(mut self) {
+        umount2(&self.point, MntFlags::empty()).unwrap();
+        let status = self.ended();
+        assert!(status.success(), "{status}: {}", self.output());
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if is_mounted(&self.point) {
+            let _ = umount2(&self.point, MntFlags::MNT_DETACH);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where a check works.
+pub struct Place {
+    /// The directory under test.
+    pub dir: PathBuf,
+    /// The same directory as the host sees it.
+    pub behind: PathBuf,
+    /// Whether the two are not one.
+    pub mounted: bool,
+}
+
+impl Place {
+    pub fn local(scratch: &Scratch) -> Place {
+        Place { dir: scratch.path("share"), behind: scratch.path("share"), mounted: false }
+    }
+
+    /// A new directory in this one.
+    pub fn enter(&self, name: &str) -> Place {
+        let place = Place { dir: self.dir.join(name), behind: self.behind.join(name), mounted: self.mounted };
+        fs::create_dir(&place.dir).unwrap();
+        fs::set_permissions(&place.dir, Permissions::from_mode(0o755)).unwrap();
+        place
+    }
+
+    pub fn remove(&self) -> io::Result<()> {
+        fs::remove_dir_all(&self.dir)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+}
+
+/// Runs `work` on a thread with another user's identity (raw calls: the C
+/// library's would change the whole process).
+pub fn as_user<T: Send>(uid: u32, gid: u32, groups: &[u32], work: impl FnOnce() -> T + Send) -> T {
+    let run = || {
+        // SAFETY: plain system calls; `groups` is readable for its length.
+        let ok = unsafe {
+            libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0
+                && libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
+                && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0
+        };
+        assert!(ok, "cannot become user {uid}");
+        work()
+    };
+    std::thread::scope(|s| s.spawn(run).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// The error number of what must fail.
+pub fn errno<T>(result: io::Result<T>) -> i32 {
+    match result {
+        Ok(_) => panic!("succeeded"),
+        Err(e) => e.raw_os_error().unwrap(),
+    }
+}
