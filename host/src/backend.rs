@@ -97,7 +97,8 @@ fn serve_socket<F: FileSystem + Send + Sync + 'static>(config: &HostConfig, serv
     let path = &config.socket_path;
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).map_err(|e| listening(path, e))?;
-    let connections = if config.once { config.queues } else { usize::MAX };
+    // One connection a queue, and the control queue's.
+    let connections = if config.once { config.queues + 1 } else { usize::MAX };
     let mut threads = Vec::new();
     for stream in listener.incoming().take(connections) {
         let (stream, server, wait) = (stream?, server.clone(), config.wait);

@@ -194,7 +194,8 @@ fn ranges_are_copied(p: &Place) {
     to.write_all_at(&[9; 100], 0).unwrap();
     let (mut at, mut target) = (1000, 50);
     while at < 201_000 {
-        let n = copy_file_range(&from, Some(&mut at), &to, Some(&mut target), 201_000 - at as usize).unwrap();
+        let left = 201_000 - at as usize;
+        let n = copy_file_range(&from, Some(&mut at), &to, Some(&mut target), left).unwrap();
         assert!(n > 0);
     }
     let copy = fs::read(p.path("to")).unwrap();

@@ -4,7 +4,6 @@
 //! Needs root and `/dev/fuse`; says `skipped: ...` without them.
 
 mod files;
-mod life;
 mod names;
 mod rig;
 mod rights;
