@@ -1,14 +1,15 @@
 //! The limit of every transport: the host's server called as a function.
 
 use crate::plan::Load;
-use crate::session::{open_file, thread_cpu, OpenFile};
+use crate::session::{open_file, thread_cpu, Bench, OpenFile};
 use crate::workload::{check, fill, Tally, Template};
 use std::io;
-use std::path::Path;
 use std::time::{Duration, Instant};
 use tunnelfs_host::server::{Outcome, Server};
+use tunnelfs_host::share;
 use tunnelfs_host::shared::Shared;
 use tunnelfs_ring::Region;
+use tunnelfs_settings::Host;
 use virtiofsd::passthrough::PassthroughFs;
 
 /// A server over the benchmark's directory, and one payload buffer.
@@ -23,8 +24,9 @@ impl Direct {
     ///
     /// # Errors
     /// The file system's.
-    pub fn open(dir: &Path) -> io::Result<Self> {
-        let server = Server::new(tunnelfs_host::open_dir(dir)?);
+    pub fn open(bench: &Bench) -> io::Result<Self> {
+        let host = Host { shared_dir: bench.dir.clone(), ..bench.settings.host.clone() };
+        let server = Server::new(share::open(&host)?);
         let buffer = Region::new(1 << 20, false).map_err(io::Error::other)?;
         let mut direct = Direct { server, buffer, file: OpenFile { node: 1, handle: 0 } };
         direct.file = open_file(|head| direct.word(head))?;

@@ -2,9 +2,13 @@
 //! limits of the machine, all in one interleaved run.
 
 pub mod direct;
+pub mod idle;
 pub mod inline;
 pub mod limits;
+pub mod measure;
 pub mod plan;
+pub mod plot;
+pub mod ratios;
 pub mod record;
 pub mod report;
 pub mod session;

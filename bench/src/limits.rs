@@ -1,14 +1,12 @@
 //! What the machine itself can do, measured in the same run.
 
 use hdrhistogram::Histogram;
-use nix::sched::{sched_getaffinity, sched_setaffinity, CpuSet};
-use nix::unistd::Pid;
 use serde::Serialize;
 use std::hint::spin_loop;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{drain, new_eventfd, ring_bell};
+use tunnelfs_ring::{allowed_cpus, drain, new_eventfd, ring_bell, stay_on};
 
 /// The limits that transports are held against.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -26,22 +24,6 @@ pub fn measure() -> Limits {
     Limits { cacheline_rtt_ns: cacheline(), eventfd_rtt_ns: eventfd(), memcpy_bytes_per_s: memcpy() }
 }
 
-/// The CPUs this process may use.
-pub fn cpus() -> Vec<usize> {
-    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return vec![0] };
-    (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect()
-}
-
-/// Confines the calling thread, and what it starts, to one CPU.
-///
-/// # Errors
-/// The system's refusal.
-pub fn pin(cpu: usize) -> nix::Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &set)
-}
-
 fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 1_000_000_000, 3).expect("valid bounds")
 }
@@ -50,12 +32,12 @@ fn histogram() -> Histogram<u64> {
 fn cacheline() -> u64 {
     const BATCH: u32 = 200;
     const BATCHES: u32 = 400;
-    let &[first, second, ..] = &cpus()[..] else { return 0 };
+    let &[first, second, ..] = &allowed_cpus()[..] else { return 0 };
     let turn = AtomicU32::new(0);
     let mut batches = histogram();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let _ = pin(second);
+            let _ = stay_on(&[second]);
             for i in 0..BATCH * BATCHES {
                 while turn.load(Ordering::Acquire) != 2 * i + 1 {
                     spin_loop();
@@ -64,7 +46,7 @@ fn cacheline() -> u64 {
             }
         });
         let timed = scope.spawn(|| {
-            let _ = pin(first);
+            let _ = stay_on(&[first]);
             let mut batches = histogram();
             for batch in 0..BATCHES {
                 let start = Instant::now();
@@ -86,7 +68,7 @@ fn cacheline() -> u64 {
 fn eventfd() -> u64 {
     const ROUNDS: u32 = 1000;
     let (Ok(there), Ok(back)) = (new_eventfd(), new_eventfd()) else { return 0 };
-    let all = cpus();
+    let all = allowed_cpus();
     let mut times = histogram();
     let sleep = |fd: &std::os::fd::OwnedFd| {
         let mut fds = [nix::poll::PollFd::new(fd.as_fd(), nix::poll::PollFlags::POLLIN)];
@@ -95,14 +77,14 @@ fn eventfd() -> u64 {
     };
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let _ = pin(all[all.len() - 1]);
+            let _ = stay_on(&[all[all.len() - 1]]);
             for _ in 0..ROUNDS {
                 sleep(&there);
                 ring_bell(&back);
             }
         });
         let timed = scope.spawn(|| {
-            let _ = pin(all[0]);
+            let _ = stay_on(&[all[0]]);
             let mut times = histogram();
             for _ in 0..ROUNDS {
                 let start = Instant::now();

@@ -1,62 +1,106 @@
 //! `tunnelfs-bench`: the transports side by side.
 
-use clap::{Parser, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use tunnelfs_bench::direct::Direct;
-use tunnelfs_bench::plan::{self, Load, Pair, Via};
-use tunnelfs_bench::record::{Row, Run};
-use tunnelfs_bench::session::{self, Session, GEOMETRY};
-use tunnelfs_bench::workload::{self, Tally};
-use tunnelfs_bench::{limits, report};
+use tunnelfs_bench::plan::{Load, Matrix, Op, Placement, Plan, Via};
+use tunnelfs_bench::record::Run;
+use tunnelfs_bench::session::{self, Bench};
+use tunnelfs_bench::{idle, limits, measure, plot, report, workload};
+use tunnelfs_ring::Policy;
+use tunnelfs_settings::{args, load, Loader, Settings};
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum What {
-    /// One request at a time
-    Latency,
-    /// Many requests in flight
-    Throughput,
-    /// Both
-    All,
-}
+/// The settings that a benchmark's command line has; the others are varied.
+const SECTIONS: &[&str] = &[
+    "transport.entries",
+    "transport.slots",
+    "transport.slot_size",
+    "transport.huge_pages",
+    "wait.spin_us",
+    "wait.auto_us",
+    "host.cache",
+    "host.inode_file_handles",
+    "host.thread_pool_size",
+];
 
 /// Measure ring, virtqueue, socket, stock virtiofsd and the direct call, interleaved in one run.
 #[derive(Parser)]
-#[command(
-    version,
-    after_help = "Examples:\n  tunnelfs-bench latency --quick\n  tunnelfs-bench all --json run.json --report run.md"
-)]
+#[command(version)]
 struct Args {
-    /// What to measure
-    #[arg(value_enum)]
-    what: What,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// One request at a time
+    Latency(MatrixArgs),
+    /// Many requests in flight
+    Throughput(MatrixArgs),
+    /// Both
+    All(MatrixArgs),
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  tunnelfs-bench all --quick --report run.md
+  tunnelfs-bench latency --transport ring,virtqueue --policy spin --rw noop,read --bs 4k
+  tunnelfs-bench throughput --rw read --bs 4k,1m --iodepth 8,32 --numjobs 1,2 --json run.json")]
+struct MatrixArgs {
     /// A smaller matrix, under a minute
     #[arg(long)]
     quick: bool,
+    /// Only these transports
+    #[arg(long, value_enum, value_delimiter = ',')]
+    transport: Vec<Via>,
+    /// Only hosts here
+    #[arg(long, value_enum, value_delimiter = ',')]
+    placement: Vec<Placement>,
+    /// Only these wait policies
+    #[arg(long, value_delimiter = ',')]
+    policy: Vec<Policy>,
+    /// Only these operations
+    #[arg(long = "rw", value_enum, value_delimiter = ',')]
+    ops: Vec<Op>,
+    /// Payload sizes of read and write, as 4k or 1m, instead of the planned ones
+    #[arg(long = "bs", value_delimiter = ',', value_parser = size)]
+    sizes: Vec<u32>,
+    /// Requests in flight on each queue, instead of the planned ones
+    #[arg(long = "iodepth", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    depths: Vec<u32>,
+    /// Queues, each with a thread of its own, instead of the planned ones
+    #[arg(long = "numjobs", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=62))]
+    queues: Vec<u32>,
+    /// Length of each case, milliseconds, over all rounds
+    #[arg(long, value_name = "MS")]
+    runtime: Option<u64>,
     /// Directory for the benchmark's file (default: a new one in /dev/shm)
     #[arg(long)]
-    dir: Option<PathBuf>,
+    directory: Option<PathBuf>,
     /// Write the run as JSON
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write the report as Markdown
-    #[arg(long)]
+    /// Write the report as Markdown, with its plots beside it
+    #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Confine both sides to this CPU
-    #[arg(long)]
-    cpu: Option<usize>,
-}
-
-enum Target {
-    Direct(Box<Direct>),
-    Session(Box<Session>),
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let command = ["latency", "throughput", "all"]
+        .into_iter()
+        .fold(Args::command(), |c, name| c.mut_subcommand(name, |sub| sub.args(args(SECTIONS))));
+    let matches = command.get_matches();
+    let parsed = Args::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    let (_, matches) = matches.subcommand().expect("clap asks for one");
+    let result = load(SECTIONS, matches).and_then(Loader::finish_with_memory).map_err(io::Error::other);
+    let result = result.and_then(|settings| match parsed.command {
+        Command::Latency(args) => run(&args, Matrix::Latency, settings),
+        Command::Throughput(args) => run(&args, Matrix::Throughput, settings),
+        Command::All(args) => run(&args, Matrix::All, settings),
+    });
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("tunnelfs-bench: {e}");
@@ -65,77 +109,95 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> io::Result<()> {
+/// A size as fio has it.
+fn size(text: &str) -> Result<u32, String> {
+    let lower = text.to_lowercase();
+    let (digits, unit) = match lower.strip_suffix(['k', 'm']) {
+        Some(digits) => (digits, if lower.ends_with('k') { 1 << 10 } else { 1 << 20 }),
+        None => (lower.as_str(), 1),
+    };
+    let bytes = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(unit));
+    bytes
+        .filter(|b| (8..=workload::FILE_BYTES as u32 / 2).contains(b) && b % 8 == 0)
+        .ok_or_else(|| format!("`{text}` must be a multiple of 8 bytes, up to {} MiB", workload::FILE_BYTES >> 21))
+}
+
+fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Settings) -> io::Result<()> {
+    let plan = plan(args, matrix, &settings)?;
+    settings.transport.queues = plan.loads.iter().map(|l| l.queues).max().unwrap_or(1) as u16;
     let limits = limits::measure();
-    if let Some(cpu) = args.cpu {
-        limits::pin(cpu).map_err(|e| io::Error::other(format!("--cpu {cpu}: {e}")))?;
-    }
     let base = if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
     let scratch = tempfile::Builder::new().prefix("tunnelfs-bench").tempdir_in(base)?;
-    let dir = args.dir.clone().unwrap_or_else(|| scratch.path().join("share"));
+    let dir = args.directory.clone().unwrap_or_else(|| scratch.path().join("share"));
     std::fs::create_dir_all(&dir)?;
     workload::make_file(&dir)?;
-    let virtiofsd = session::virtiofsd().is_some();
-    if !virtiofsd {
-        eprintln!("stock virtiofsd is left out: `make deps` installs it");
-    }
-    let pairs = plan::pairs(virtiofsd);
-    let rows = measure(&pairs, &loads(args), &dir, scratch.path(), args.quick)?;
-    workload::check_file(&dir)?;
-    let run =
-        Run::new(limits, format!("{GEOMETRY:?}; file on {}", if args.dir.is_some() { "--dir" } else { "tmpfs" }), rows);
-    let page = report::markdown(&run);
-    println!("{page}");
+    let bench = Bench { dir, scratch: scratch.path().into(), settings };
+    let mut targets = measure::open(&plan, &bench)?;
+    let rows = measure::measure(&plan, &mut targets)?;
+    let idle = idle::watch(targets)?;
+    workload::check_file(&bench.dir)?;
+    let files = if args.directory.is_some() { "files in --directory" } else { "files on tmpfs" };
+    let run = Run::new(limits, files.into(), bench.settings, rows, idle);
+    println!("{}", report::summary(&run));
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_vec_pretty(&run)?)?;
     }
     if let Some(path) = &args.report {
-        std::fs::write(path, page)?;
+        let plots = plot::draw(&run, path)?;
+        std::fs::write(path, report::page(&run, &plots))?;
     }
     Ok(())
 }
 
-fn loads(args: &Args) -> Vec<Load> {
-    let mut loads = Vec::new();
-    if args.what != What::Throughput {
-        loads.extend(plan::latency(args.quick));
+/// The planned matrix, narrowed or changed as the command line has it.
+fn plan(args: &MatrixArgs, matrix: Matrix, settings: &Settings) -> io::Result<Plan> {
+    let mut plan = Plan::new(matrix, args.quick);
+    fn wanted<T: PartialEq>(list: &[T], value: &T) -> bool {
+        list.is_empty() || list.contains(value)
     }
-    if args.what != What::Latency {
-        loads.extend(plan::throughput(args.quick));
+    plan.pairs.retain(|p| {
+        wanted(&args.transport, &p.transport)
+            && wanted(&args.placement, &p.placement)
+            && (wanted(&args.policy, &p.policy) || p.transport == Via::Direct)
+    });
+    if plan.pairs.iter().any(|p| p.transport == Via::Virtiofsd) && session::virtiofsd().is_none() {
+        eprintln!("stock virtiofsd is left out: `make deps` installs it");
+        plan.pairs.retain(|p| p.transport != Via::Virtiofsd);
     }
-    loads
+    plan.loads.retain(|l| wanted(&args.ops, &l.op));
+    vary(&mut plan.loads, &args.depths, |l, &depth| l.depth = depth);
+    vary(&mut plan.loads, &args.queues, |l, &queues| l.queues = queues);
+    let (mut data, small): (Vec<_>, Vec<_>) = plan.loads.iter().partition(|l| matches!(l.op, Op::Read | Op::Write));
+    vary(&mut data, &args.sizes, |l, &size| l.size = size);
+    plan.loads = small.into_iter().chain(data).collect();
+    if let Some(ms) = args.runtime {
+        plan.turn = Duration::from_millis(ms.max(1)) / plan.rounds as u32;
+    }
+    if plan.pairs.is_empty() || plan.loads.is_empty() {
+        return Err(io::Error::other("nothing to measure: no case of the matrix has all that was asked for"));
+    }
+    let slot = settings.transport.slot_size;
+    plan.loads.retain(|l| l.size <= slot);
+    if plan.loads.is_empty() {
+        return Err(io::Error::other(format!("--bs: nothing fits into slots of {slot} bytes (transport.slot_size)")));
+    }
+    Ok(plan)
 }
 
-/// Every load takes its turns on every pair, round after round, so that a
-/// noisy minute falls on all of them.
-fn measure(pairs: &[Pair], loads: &[Load], dir: &Path, scratch: &Path, quick: bool) -> io::Result<Vec<Row>> {
-    let (rounds, turn) = if quick { (3, Duration::from_millis(50)) } else { (10, Duration::from_millis(150)) };
-    let warm_up = turn / 5;
-    let open = |(i, pair): (usize, &Pair)| match pair.transport {
-        Via::Direct => Direct::open(dir).map(|d| Target::Direct(Box::new(d))),
-        _ => Session::open(pair, dir, scratch, i).map(|s| Target::Session(Box::new(s))),
-    };
-    let mut targets = pairs.iter().enumerate().map(open).collect::<io::Result<Vec<_>>>()?;
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {eta} left {msg}").map_err(io::Error::other)?;
-    let bar = ProgressBar::new((rounds * loads.len() * pairs.len()) as u64).with_style(style);
-    let mut rows = Vec::new();
-    for &load in loads {
-        let mut tallies: Vec<Tally> = pairs.iter().map(|_| Tally::default()).collect();
-        for _ in 0..rounds {
-            for ((target, tally), pair) in targets.iter_mut().zip(&mut tallies).zip(pairs) {
-                bar.set_message(format!("{:?} {} {:?} {}", load.op, load.size, pair.transport, pair.policy));
-                let mut go = |time, tally: &mut Tally| match target {
-                    Target::Direct(direct) => direct.run(load, time, tally),
-                    Target::Session(session) => workload::run(session, load, time, tally),
-                };
-                let case = |e: io::Error| io::Error::new(e.kind(), format!("{pair:?} {load:?}: {e}"));
-                go(warm_up, &mut Tally::default()).map_err(case)?;
-                go(turn, tally).map_err(case)?;
-                bar.inc(1);
+/// Puts each of `values` into all loads, once each; leaves them as they are when there are none.
+fn vary<T>(loads: &mut Vec<Load>, values: &[T], set: impl Fn(&mut Load, &T)) {
+    if values.is_empty() {
+        return;
+    }
+    let mut varied: Vec<Load> = Vec::new();
+    for load in loads.iter() {
+        for value in values {
+            let mut load = *load;
+            set(&mut load, value);
+            if !varied.contains(&load) {
+                varied.push(load);
             }
         }
-        rows.extend(pairs.iter().zip(&tallies).map(|(&pair, tally)| Row::new(pair, load, tally)));
     }
-    bar.finish_and_clear();
-    Ok(rows)
+    *loads = varied;
 }

@@ -1,10 +1,11 @@
 //! The matrix: which cases are measured.
 
 use serde::Serialize;
+use std::time::Duration;
 use tunnelfs_ring::Policy;
 
 /// What carries the messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Via {
     /// The shared-memory ring.
@@ -20,7 +21,7 @@ pub enum Via {
 }
 
 /// Where the host runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Placement {
     /// A process of its own.
@@ -30,7 +31,7 @@ pub enum Placement {
 }
 
 /// One operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Op {
     /// Answered by the host's server with nothing done.
@@ -45,6 +46,16 @@ pub enum Op {
     Write,
 }
 
+/// Which CPUs guest and host have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cpus {
+    /// All of the machine's.
+    All,
+    /// Both sides share one.
+    One,
+}
+
 /// One pair of guest and host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Pair {
@@ -54,6 +65,8 @@ pub struct Pair {
     pub placement: Placement,
     /// How both sides wait.
     pub policy: Policy,
+    /// Where both run.
+    pub cpus: Cpus,
 }
 
 /// One load on a pair.
@@ -65,45 +78,92 @@ pub struct Load {
     pub size: u32,
     /// Requests in flight on each queue.
     pub depth: u32,
-    /// Request queues.
+    /// Request queues, each with a thread of its own.
     pub queues: u32,
 }
 
+/// What is measured: every load on every pair, in rounds.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The pairs that are compared.
+    pub pairs: Vec<Pair>,
+    /// What each of them has to do.
+    pub loads: Vec<Load>,
+    /// How often each pair gets its turn with each load.
+    pub rounds: usize,
+    /// Length of a turn.
+    pub turn: Duration,
+}
+
+/// What a run is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matrix {
+    /// One request at a time.
+    Latency,
+    /// Many requests in flight.
+    Throughput,
+    /// Both.
+    All,
+}
+
+const POLICIES: [Policy; 3] = [Policy::Spin, Policy::Park, Policy::Auto];
+const OURS: [Via; 3] = [Via::Ring, Via::Virtqueue, Via::Socket];
+
+impl Plan {
+    /// The planned matrix; `quick` is a smaller one, of less than a minute.
+    pub fn new(matrix: Matrix, quick: bool) -> Plan {
+        let mut loads = Vec::new();
+        if matrix != Matrix::Throughput {
+            loads.extend(latency(quick));
+        }
+        if matrix != Matrix::Latency {
+            loads.extend(throughput(quick));
+        }
+        let (rounds, turn_ms) = if quick { (3, 50) } else { (6, 80) };
+        Plan { pairs: pairs(quick), loads, rounds, turn: Duration::from_millis(turn_ms) }
+    }
+}
+
 /// All pairs that are compared.
-pub fn pairs(virtiofsd: bool) -> Vec<Pair> {
-    let mut pairs = vec![Pair { transport: Via::Direct, placement: Placement::InProcess, policy: Policy::Spin }];
-    for policy in [Policy::Spin, Policy::Park, Policy::Auto] {
-        for transport in [Via::Ring, Via::Virtqueue, Via::Socket] {
-            for placement in [Placement::Separate, Placement::InProcess] {
-                pairs.push(Pair { transport, placement, policy });
-            }
+pub fn pairs(quick: bool) -> Vec<Pair> {
+    use {Cpus::*, Placement::*};
+    let pair = |transport, placement, policy, cpus| Pair { transport, placement, policy, cpus };
+    let mut pairs = vec![pair(Via::Direct, InProcess, Policy::Spin, All)];
+    for policy in POLICIES {
+        let small = quick && policy != Policy::Auto;
+        pairs.extend(OURS.map(|via| pair(via, Separate, policy, All)));
+        if !small {
+            pairs.extend(OURS.map(|via| pair(via, InProcess, policy, All)));
+            pairs.push(pair(Via::Virtiofsd, Separate, policy, All));
         }
-        if virtiofsd {
-            pairs.push(Pair { transport: Via::Virtiofsd, placement: Placement::Separate, policy });
-        }
+        let shared: &[Via] = if small { &[Via::Ring] } else { &OURS };
+        pairs.extend(shared.iter().map(|&via| pair(via, Separate, policy, One)));
     }
     pairs
 }
 
-const SMALL: [Op; 3] = [Op::Noop, Op::Getattr, Op::Lookup];
-
 /// One request at a time.
-pub fn latency(quick: bool) -> Vec<Load> {
+fn latency(quick: bool) -> Vec<Load> {
     let sizes: &[u32] = if quick { &[4096] } else { &[512, 4096, 16 << 10, 64 << 10, 256 << 10, 1 << 20] };
     let one = |op, size| Load { op, size, depth: 1, queues: 1 };
-    let small = SMALL.map(|op| one(op, 0));
+    let small = [Op::Noop, Op::Getattr, Op::Lookup].map(|op| one(op, 0));
     let data = sizes.iter().flat_map(|&size| [one(Op::Read, size), one(Op::Write, size)]);
     small.into_iter().chain(data).collect()
 }
 
 /// Many requests in flight.
-pub fn throughput(quick: bool) -> Vec<Load> {
+fn throughput(quick: bool) -> Vec<Load> {
     let data = |size, depth, queues| [Op::Read, Op::Write].map(|op| Load { op, size, depth, queues });
-    let mut loads = vec![Load { op: Op::Noop, size: 0, depth: 16, queues: 1 }];
+    let noop = |depth, queues| Load { op: Op::Noop, size: 0, depth, queues };
+    let mut loads = vec![noop(16, 1)];
     loads.extend(data(1 << 20, 8, 1));
     if !quick {
-        loads.extend(data(4096, 16, 1));
-        loads.extend(data(64 << 10, 8, 1));
+        loads.extend([noop(1, 2), noop(16, 2)]);
+        for queues in [1, 2] {
+            loads.extend(data(4096, 16, queues));
+            loads.extend(data(64 << 10, 8, queues));
+        }
+        loads.extend(data(1 << 20, 4, 2));
     }
     loads
 }

@@ -1,10 +1,12 @@
 //! A run as data: where it was made, with what, and one row per case.
 
+use crate::idle::Idle;
 use crate::limits::Limits;
-use crate::plan::{Load, Op, Pair, Placement, Via};
+use crate::plan::{Cpus, Load, Op, Pair, Placement, Via};
 use crate::workload::Tally;
 use serde::Serialize;
 use tunnelfs_ring::Policy;
+use tunnelfs_settings::Settings;
 
 /// A whole run.
 #[derive(Debug, Serialize)]
@@ -17,12 +19,16 @@ pub struct Run {
     pub commit: String,
     /// The command line.
     pub command: String,
-    /// The sizes in force.
-    pub config: String,
+    /// Where the files lie.
+    pub files: String,
+    /// The settings in force, but for what each row has itself.
+    pub config: Settings,
     /// The machine's limits in this run.
     pub limits: Limits,
     /// One row per case.
     pub rows: Vec<Row>,
+    /// What pairs cost that have nothing to do.
+    pub idle: Vec<Idle>,
 }
 
 /// One case.
@@ -32,6 +38,7 @@ pub struct Row {
     pub transport: Via,
     pub placement: Placement,
     pub policy: Policy,
+    pub cpus: Cpus,
     pub op: Op,
     pub size: u32,
     pub depth: u32,
@@ -58,6 +65,7 @@ impl Row {
             transport: pair.transport,
             placement: pair.placement,
             policy: pair.policy,
+            cpus: pair.cpus,
             op: load.op,
             size: load.size,
             depth: load.depth,
@@ -76,9 +84,34 @@ impl Row {
     }
 }
 
+impl Row {
+    /// The load's coordinates.
+    pub fn load(&self) -> Load {
+        Load { op: self.op, size: self.size, depth: self.depth, queues: self.queues }
+    }
+
+    /// The load in words.
+    pub fn load_name(&self) -> String {
+        let mut name = format!("{:?}", self.op).to_uppercase();
+        match self.size {
+            0 => {}
+            s if s % (1 << 20) == 0 => name += &format!(" {} MiB", s >> 20),
+            s if s % 1024 == 0 => name += &format!(" {} KiB", s >> 10),
+            s => name += &format!(" {s} B"),
+        }
+        if (self.depth, self.queues) != (1, 1) {
+            name += &format!(" depth {}", self.depth);
+        }
+        if self.queues > 1 {
+            name += &format!(" x {} queues", self.queues);
+        }
+        name
+    }
+}
+
 impl Run {
-    /// A run on this machine.
-    pub fn new(limits: Limits, config: String, rows: Vec<Row>) -> Self {
+    /// A run on this machine, from its parts.
+    pub fn new(limits: Limits, files: String, config: Settings, rows: Vec<Row>, idle: Vec<Idle>) -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let cpuinfo = read("/proc/cpuinfo");
         let model = cpuinfo.lines().find_map(|l| l.strip_prefix("model name")?.split(": ").nth(1)).unwrap_or("unknown");
@@ -86,13 +119,15 @@ impl Run {
         let commit = git.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
         let args = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
         Run {
-            machine: format!("{model}, {} CPUs", crate::limits::cpus().len()),
+            machine: format!("{model}, {} CPUs", tunnelfs_ring::allowed_cpus().len()),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             commit,
             command: format!("tunnelfs-bench {args}"),
+            files,
             config,
             limits,
             rows,
+            idle,
         }
     }
 }

@@ -1,108 +1,126 @@
-//! A run for people: the table, and the ratios that the project is held to.
+//! A run for people.
 
-use crate::plan::{Op, Placement, Via};
+use crate::plan::{Cpus, Placement, Via};
+use crate::ratios::{ratios, Ratio, Wanted};
 use crate::record::{Row, Run};
 use std::fmt::Write;
 use tunnelfs_ring::Policy;
 
-/// The run as a Markdown page.
-pub fn markdown(run: &Run) -> String {
+/// What a terminal shows: the ratios, and the transports side by side.
+pub fn summary(run: &Run) -> String {
+    format!("{}\n{}\n{}", heading(run), ratio_table(run), side_by_side(run))
+}
+
+/// The run as a Markdown page, with the names of `plots` beside it.
+pub fn page(run: &Run, plots: &[String]) -> String {
+    let mut out = summary(run);
+    for plot in plots {
+        let _ = writeln!(out, "\n![{plot}]({plot})");
+    }
+    out + &all_cases(run)
+}
+
+fn heading(run: &Run) -> String {
     let l = run.limits;
-    let mut out = format!(
-        "# {}\n\n{}, kernel {}, commit {}. {}\n\nLimits in this run: cache-line round trip {} ns, eventfd round trip {} ns, \
-         memcpy {:.1} GB/s.\n\n## Ratios\n\n| what | ratio | wanted |\n|---|---|---|\n",
+    format!(
+        "# {}\n\n{}, kernel {}, commit {}, {}.\n\nLimits in this run: cache-line round trip {} ns, eventfd round \
+         trip {} ns, memcpy {:.1} GB/s.\n",
         run.command,
         run.machine,
         run.kernel,
         run.commit,
-        run.config,
+        run.files,
         l.cacheline_rtt_ns,
         l.eventfd_rtt_ns,
         l.memcpy_bytes_per_s as f64 / 1e9
-    );
-    for (what, ratio, wanted) in ratios(run) {
-        let _ = writeln!(out, "| {what} | {ratio:.2} | {wanted} |");
-    }
-    out += "\n## All cases\n\n| op | size | depth | transport | placement | policy | kops/s | MB/s | p50 us | p99 us | p99.9 us \
-            | guest CPU us | host CPU us | copied B/op |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
-    for r in &run.rows {
-        let _ = writeln!(
-            out,
-            "| {:?} | {} | {} | {:?} | {:?} | {} | {:.1} | {:.0} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.0} |",
-            r.op,
-            r.size,
-            r.depth,
-            r.transport,
-            r.placement,
-            r.policy,
-            r.ops_per_s / 1e3,
-            r.bytes_per_s / 1e6,
-            r.p50_ns as f64 / 1e3,
-            r.p99_ns as f64 / 1e3,
-            r.p999_ns as f64 / 1e3,
-            r.guest_cpu_ns_per_op / 1e3,
-            r.host_cpu_ns_per_op / 1e3,
-            r.copied_bytes_per_op
-        );
+    )
+}
+
+fn ratio_table(run: &Run) -> String {
+    let mut out = String::from("## Ratios\n\n| what | ratio | wanted | reached |\n|---|--:|--:|---|\n");
+    for ratio in ratios(run) {
+        let Ratio { what, value, wanted } = &ratio;
+        let wanted = match wanted {
+            Wanted::AtMost(limit) => format!("at most {limit}"),
+            Wanted::AtLeast(limit) => format!("at least {limit}"),
+        };
+        let reached = if ratio.reached() { "yes" } else { "**no**" };
+        let digits = if *value < 0.01 { 4 } else { 2 };
+        let _ = writeln!(out, "| {what} | {value:.digits$} | {wanted} | {reached} |");
     }
     out
 }
 
-/// The targets' ratios, as far as the run has their rows.
-fn ratios(run: &Run) -> Vec<(String, f64, &'static str)> {
-    let find = |via, policy, op, size, depth: u32| {
-        run.rows.iter().find(|r| {
-            let place = if via == Via::Direct { Placement::InProcess } else { Placement::Separate };
-            r.transport == via
-                && r.placement == place
-                && r.policy == policy
-                && r.op == op
-                && r.size == size
-                && r.depth == depth
-        })
-    };
-    let p50 = |r: &Row| r.p50_ns as f64;
-    let line = run.limits.cacheline_rtt_ns as f64;
-    let mut out = Vec::new();
-    let ring = find(Via::Ring, Policy::Spin, Op::Noop, 0, 1);
-    if let Some(r) = ring.filter(|_| line > 0.0) {
-        out.push(("no-op p50: ring / cache-line round trip".into(), p50(r) / line, "at most 2.0"));
-    }
-    for policy in [Policy::Spin, Policy::Park, Policy::Auto] {
-        let pair = (find(Via::Ring, policy, Op::Noop, 0, 1), find(Via::Virtqueue, policy, Op::Noop, 0, 1));
-        if let (Some(r), Some(v)) = pair {
-            out.push((format!("no-op p50, {policy}: ring / virtqueue"), p50(r) / p50(v), "at most 0.5 (spin)"));
+/// The columns that people compare first, under `auto`.
+const COLUMNS: [(&str, Via, Placement); 6] = [
+    ("ring", Via::Ring, Placement::Separate),
+    ("virtqueue", Via::Virtqueue, Placement::Separate),
+    ("socket", Via::Socket, Placement::Separate),
+    ("virtiofsd", Via::Virtiofsd, Placement::Separate),
+    ("ring, in-process", Via::Ring, Placement::InProcess),
+    ("direct call", Via::Direct, Placement::InProcess),
+];
+
+/// p50 of single requests, and rates of many, by transport.
+fn side_by_side(run: &Run) -> String {
+    let mut out = String::from(
+        "## Side by side\n\nPolicy auto, all cores: p50 in µs of one request at a time, thousands of requests per \
+         second of many.\n\n| load |",
+    );
+    let _ = writeln!(out, " {} |", COLUMNS.map(|c| c.0).join(" | "));
+    out += "|---|";
+    out += &"--:|".repeat(COLUMNS.len());
+    out.push('\n');
+    let mut loads: Vec<&Row> = Vec::new();
+    for row in &run.rows {
+        if !loads.iter().any(|l| l.load() == row.load()) {
+            loads.push(row);
         }
     }
-    if let (Some(r), Some(s)) =
-        (find(Via::Ring, Policy::Auto, Op::Noop, 0, 1), find(Via::Socket, Policy::Auto, Op::Noop, 0, 1))
-    {
-        out.push(("no-op p50, auto: socket / ring".into(), p50(s) / p50(r), "at least 20 with a spare core"));
+    for load in loads {
+        let cell = |(_, via, placement): (&str, Via, Placement)| {
+            let policy = if via == Via::Direct { Policy::Spin } else { Policy::Auto };
+            let wanted = (via, placement, policy, Cpus::All);
+            let row = run
+                .rows
+                .iter()
+                .find(|r| r.load() == load.load() && (r.transport, r.placement, r.policy, r.cpus) == wanted);
+            row.map_or("".into(), |r| match (r.depth, r.queues) {
+                (1, 1) => format!("{:.2} µs", r.p50_ns as f64 / 1e3),
+                _ => format!("{:.1} k/s", r.ops_per_s / 1e3),
+            })
+        };
+        let _ = writeln!(out, "| {} | {} |", load.load_name(), COLUMNS.map(cell).join(" | "));
     }
-    let read = (find(Via::Ring, Policy::Spin, Op::Read, 4096, 1), find(Via::Direct, Policy::Spin, Op::Read, 4096, 1));
-    if let (Some(r), Some(d)) = read {
-        out.push((
-            "READ 4 KiB p50: ring / (direct + 3 round trips)".into(),
-            p50(r) / (p50(d) + 3.0 * line),
-            "at most 1.0",
-        ));
-    }
-    let read =
-        (find(Via::Ring, Policy::Spin, Op::Read, 1 << 20, 8), find(Via::Direct, Policy::Spin, Op::Read, 1 << 20, 8));
-    if let (Some(r), Some(d)) = read {
-        out.push((
-            "READ 1 MiB depth 8: ring / direct bandwidth".into(),
-            r.bytes_per_s / d.bytes_per_s,
-            "at least 0.95",
-        ));
-    }
-    let rows = run.rows.iter().filter(|r| r.transport == Via::Ring && r.placement == Placement::Separate);
-    for auto in rows.filter(|r| r.policy == Policy::Auto) {
-        let other = |policy| find(Via::Ring, policy, auto.op, auto.size, auto.depth).map(|r| r.ops_per_s);
-        if let (Some(spin), Some(park)) = (other(Policy::Spin), other(Policy::Park)) {
-            let what = format!("{:?} {} depth {}: auto / better of spin and park", auto.op, auto.size, auto.depth);
-            out.push((what, auto.ops_per_s / spin.max(park), "at least 0.9"));
-        }
+    out
+}
+
+fn all_cases(run: &Run) -> String {
+    let mut out = String::from(
+        "\n## All cases\n\n| load | transport | placement | policy | cpus | kops/s | MB/s | p50 µs | p99 µs | p99.9 µs \
+         | max µs | guest CPU µs/op | host CPU µs/op | copied B/op |\n\
+         |---|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+    );
+    for r in &run.rows {
+        let us = |ns: u64| ns as f64 / 1e3;
+        let placement = if r.placement == Placement::Separate { "separate" } else { "in-process" };
+        let _ = writeln!(
+            out,
+            "| {} | {:?} | {placement} | {} | {:?} | {:.1} | {:.0} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.0} |",
+            r.load_name(),
+            r.transport,
+            r.policy,
+            r.cpus,
+            r.ops_per_s / 1e3,
+            r.bytes_per_s / 1e6,
+            us(r.p50_ns),
+            us(r.p99_ns),
+            us(r.p999_ns),
+            us(r.max_ns),
+            r.guest_cpu_ns_per_op / 1e3,
+            r.host_cpu_ns_per_op / 1e3,
+            r.copied_bytes_per_op
+        );
     }
     out
 }

@@ -1,14 +1,14 @@
 //! A guest and its host, ready to be measured; both are gone when it is dropped.
 
-use crate::plan::{Pair, Placement, Via};
+use crate::plan::{Cpus, Pair, Placement, Via};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tunnelfs_guest::{connect, message, transport::call, GuestConfig, Transport, Wanted};
-use tunnelfs_host::HostConfig;
-use tunnelfs_ring::{Geometry, WaitConfig};
+use tunnelfs_guest::{connect, message, transport::call, GuestConfig, Transport};
+use tunnelfs_ring::{allowed_cpus, stay_on};
+use tunnelfs_settings::{Kind, Settings};
 
 /// FUSE operation numbers (linux/fuse.h).
 pub mod opcode {
@@ -22,11 +22,6 @@ pub mod opcode {
 
 /// Name of the file that is read and written.
 pub const FILE: &str = "data";
-/// Its bytes.
-pub const FILE_BYTES: u64 = 64 << 20;
-/// The sizes of every queue here.
-pub const GEOMETRY: Geometry = Geometry { entries: 64, slots: 32, slot_size: 1 << 20 };
-
 enum Host {
     Process(Child),
     Thread(Option<JoinHandle<()>>),
@@ -50,46 +45,62 @@ pub struct OpenFile {
     pub handle: u64,
 }
 
-/// The wait settings of a benchmark.
-pub fn wait(pair: &Pair) -> WaitConfig {
-    WaitConfig { policy: pair.policy, spin_us: 10_000, auto_us: 200 }
+/// What sessions are opened with: the directory, a folder for sockets, and the
+/// settings (transport, policy and the like are each pair's own).
+#[derive(Clone, Debug)]
+pub struct Bench {
+    /// The shared directory, which has [`FILE`].
+    pub dir: PathBuf,
+    /// Where sockets go.
+    pub scratch: PathBuf,
+    /// Sizes, budgets and host options.
+    pub settings: Settings,
+}
+
+impl Bench {
+    fn settings_of(&self, pair: &Pair, socket: &Path) -> Settings {
+        let mut settings = self.settings.clone();
+        settings.transport.kind = match pair.transport {
+            Via::Ring => Kind::Ring,
+            Via::Socket => Kind::Socket,
+            _ => Kind::Virtqueue,
+        };
+        settings.transport.socket_path = socket.into();
+        settings.wait.policy = pair.policy;
+        settings.host.shared_dir = self.dir.clone();
+        settings
+    }
 }
 
 impl Session {
-    /// Starts a host for `pair` on `dir` and connects to it; sockets go into `scratch`.
+    /// Starts a host for `pair` and connects to it; `number` tells its socket from others'.
     ///
     /// # Errors
     /// What could not be started or connected.
-    pub fn open(pair: &Pair, dir: &Path, scratch: &Path, number: usize) -> io::Result<Session> {
-        let socket = scratch.join(format!("s{number}"));
-        let mut host = match (pair.transport, pair.placement) {
-            (Via::Virtiofsd, _) => Host::Process(start_virtiofsd(&socket, dir)?),
-            (_, Placement::Separate) => Host::Process(start_host(pair, &socket, dir)?),
-            (_, Placement::InProcess) => Host::Thread(Some(start_thread(pair, &socket, dir))),
+    pub fn open(bench: &Bench, pair: &Pair, number: usize) -> io::Result<Session> {
+        let socket = bench.scratch.join(format!("s{number}"));
+        let settings = bench.settings_of(pair, &socket);
+        let all = allowed_cpus();
+        if pair.cpus == Cpus::One {
+            stay_on(&all[..1]).map_err(io::Error::other)?;
+        }
+        let host = match (pair.transport, pair.placement) {
+            (Via::Virtiofsd, _) => start_virtiofsd(&socket, &bench.dir).map(Host::Process),
+            (_, Placement::Separate) => start_host(&settings, &socket).map(Host::Process),
+            (_, Placement::InProcess) => Ok(Host::Thread(Some(start_thread(settings.clone())))),
         };
-        let config = GuestConfig {
-            socket_path: socket,
-            transport: match pair.transport {
-                Via::Ring => Wanted::Ring,
-                Via::Socket => Wanted::Socket,
-                _ => Wanted::Virtqueue,
-            },
-            queues: 1,
-            geometry: GEOMETRY,
-            huge_pages: false,
-            wait: wait(pair),
-            cpus: Vec::new(),
-        };
-        let mut queues = connect_soon(&config, &mut host)?;
+        stay_on(&all).map_err(io::Error::other)?;
+        let mut host = host?;
+        let mut queues = connect_soon(&GuestConfig::from(&settings), &mut host)?;
         let file = open_file(|head| reply_word(queues[0].as_mut(), head)).map_err(io::Error::other)?;
         Ok(Session { queues, file, host })
     }
 
-    /// CPU time of the host so far: of its process, or of this one's other threads.
-    pub fn host_cpu(&self) -> Duration {
+    /// CPU time so far of the host's process, or of this one's threads, the guest's too, where the host is here.
+    pub fn process_cpu(&self) -> Duration {
         match &self.host {
             Host::Process(child) => process_cpu(child.id()),
-            Host::Thread(_) => cpu_clock(libc::CLOCK_PROCESS_CPUTIME_ID).saturating_sub(thread_cpu()),
+            Host::Thread(_) => cpu_clock(libc::CLOCK_PROCESS_CPUTIME_ID),
         }
     }
 
@@ -129,15 +140,14 @@ impl Drop for Session {
     }
 }
 
-fn start_host(pair: &Pair, socket: &Path, dir: &Path) -> io::Result<Child> {
+/// The host gets all settings as a file, as a user would give them.
+fn start_host(settings: &Settings, socket: &Path) -> io::Result<Child> {
     let program = sibling("tunnelfs-host")?;
+    let file = socket.with_extension("toml");
+    std::fs::write(&file, toml::to_string(settings).map_err(io::Error::other)?)?;
     let mut command = Command::new(&program);
-    command.arg("--socket-path").arg(socket).arg("--shared-dir").arg(dir);
-    command.args(["--once", "--wait", &pair.policy.to_string()]);
-    if pair.transport == Via::Socket {
-        command.arg("--stream");
-    }
-    command.stdin(Stdio::null()).spawn().map_err(|e| io::Error::other(format!("{}: {e}", program.display())))
+    command.arg("--once").arg("--config").arg(file).stdin(Stdio::null());
+    command.spawn().map_err(|e| io::Error::other(format!("{}: {e}", program.display())))
 }
 
 /// A program built beside this one (tests run one folder below).
@@ -164,22 +174,9 @@ fn start_virtiofsd(socket: &Path, dir: &Path) -> io::Result<Child> {
     command.stdin(Stdio::null()).spawn()
 }
 
-fn start_thread(pair: &Pair, socket: &Path, dir: &Path) -> JoinHandle<()> {
-    let config = HostConfig {
-        shared_dir: dir.into(),
-        socket_path: socket.into(),
-        tag: "tunnelfs".into(),
-        queues: 1,
-        transport: match pair.transport {
-            Via::Socket => tunnelfs_host::Transport::Socket,
-            _ => tunnelfs_host::Transport::VhostUser,
-        },
-        wait: wait(pair),
-        workers: 4,
-        once: true,
-    };
+fn start_thread(settings: Settings) -> JoinHandle<()> {
     std::thread::spawn(move || {
-        if let Err(e) = tunnelfs_host::serve(&config) {
+        if let Err(e) = tunnelfs_host::serve(&settings, true) {
             eprintln!("in-process host: {e}");
         }
     })
@@ -249,12 +246,19 @@ fn cpu_clock(id: libc::clockid_t) -> Duration {
     nix::time::clock_gettime(id.into()).map_or(Duration::ZERO, Duration::from)
 }
 
-/// Run time of all threads of a process, from their schedstat (nanoseconds).
-fn process_cpu(pid: u32) -> Duration {
+/// Run time of all threads of a process.
+pub fn process_cpu(pid: u32) -> Duration {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Duration::ZERO };
-    let run_time = |task: std::fs::DirEntry| {
-        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    Duration::from_nanos(tasks.flatten().filter_map(run_time).sum())
+    tasks.flatten().filter_map(|task| run_time(&task.path())).sum()
+}
+
+/// Run time of a thread of this process.
+pub fn thread_run_time(tid: i32) -> Duration {
+    run_time(&PathBuf::from(format!("/proc/self/task/{tid}"))).unwrap_or_default()
+}
+
+/// The first word of a thread's schedstat, nanoseconds.
+fn run_time(task: &Path) -> Option<Duration> {
+    let text = std::fs::read_to_string(task.join("schedstat")).ok()?;
+    text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
 }

@@ -1,13 +1,16 @@
 //! Drives one load on one session for a while, and checks the data.
 
 use crate::plan::{Load, Op};
-use crate::session::{opcode, reply_word, thread_cpu, OpenFile, Session, FILE, FILE_BYTES};
+use crate::session::{opcode, reply_word, thread_cpu, OpenFile, Session, FILE};
 use hdrhistogram::Histogram;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tunnelfs_guest::{message, Transport};
 use tunnelfs_ring::{Slots, OP_COPIED, OP_NOOP};
+
+/// Bytes of the file that is read and written.
+pub const FILE_BYTES: u64 = 64 << 20;
 
 /// What a case came to, over all its turns.
 pub struct Tally {
@@ -135,11 +138,9 @@ pub(crate) unsafe fn check(ptr: *mut u8, size: u32, offset: u64) -> io::Result<(
     Ok(())
 }
 
-/// Bytes that both sides have copied so far; a stock host does not count any.
-fn copied(session: &mut Session) -> u64 {
-    let t = session.queues[0].as_mut();
-    let host = reply_word(t, &message::request(OP_COPIED, 1, 1, &[], 0)).unwrap_or(0);
-    host + t.copied()
+/// Bytes that the host has copied so far; a stock host does not count any.
+fn host_copied(t: &mut dyn Transport) -> u64 {
+    reply_word(t, &message::request(OP_COPIED, 1, 1, &[], 0)).unwrap_or(0)
 }
 
 struct Flight {
@@ -147,19 +148,45 @@ struct Flight {
     start: Instant,
 }
 
-/// Runs `load` for `time` and adds it to `tally`.
+/// Runs `load` for `time`, one thread a queue, and adds it to `tally`.
 ///
 /// # Errors
 /// The transport's, a negative answer, or wrong bytes.
 pub fn run(session: &mut Session, load: Load, time: Duration, tally: &mut Tally) -> io::Result<()> {
-    let mut template = Template::new(load, session.file);
-    let copied_before = copied(session);
-    let (host_before, guest_before) = (session.host_cpu(), thread_cpu());
-    let t = session.queues[0].as_mut();
+    let file = session.file;
+    let host_copied_before = host_copied(session.queues[0].as_mut());
+    let cpu_before = session.process_cpu();
+    let queues = session.queues.get_mut(..load.queues as usize).ok_or_else(|| io::Error::other("too few queues"))?;
+    let turns = match queues {
+        [only] => vec![drive(only.as_mut(), file, load, time)?],
+        queues => std::thread::scope(|s| {
+            let queues = queues.iter_mut();
+            let threads: Vec<_> = queues.map(|t| s.spawn(move || drive(t.as_mut(), file, load, time))).collect();
+            threads.into_iter().map(|t| t.join().expect("no panic")).collect::<io::Result<_>>()
+        })?,
+    };
+    let cpu = session.process_cpu().saturating_sub(cpu_before);
+    let guest_cpu: Duration = turns.iter().map(|turn| turn.guest_cpu).sum();
+    tally.host_cpu += if session.host_pid().is_some() { cpu } else { cpu.saturating_sub(guest_cpu) };
+    tally.copied += host_copied(session.queues[0].as_mut()) - host_copied_before;
+    tally.elapsed += turns.iter().map(|turn| turn.elapsed).max().unwrap_or_default();
+    for turn in turns {
+        tally.latency.add(&turn.latency).map_err(io::Error::other)?;
+        tally.ops += turn.ops;
+        tally.guest_cpu += turn.guest_cpu;
+        tally.copied += turn.copied;
+    }
+    Ok(())
+}
+
+/// One queue's part of a load, by the calling thread.
+fn drive(t: &mut dyn Transport, file: OpenFile, load: Load, time: Duration) -> io::Result<Tally> {
+    let mut tally = Tally::default();
+    let mut template = Template::new(load, file);
     let depth = load.depth.min(t.slots());
     let mut flights: Vec<Option<Flight>> = (0..depth).map(|_| None).collect();
-    let start = Instant::now();
     let mut slots = Slots::new(depth);
+    let (start, cpu, copied) = (Instant::now(), thread_cpu(), t.copied());
     loop {
         let stop = start.elapsed() >= time;
         while let Some(slot) = (!stop).then(|| slots.take()).flatten() {
@@ -184,11 +211,9 @@ pub fn run(session: &mut Session, load: Load, time: Duration, tally: &mut Tally)
         slots.give(done.slot);
         tally.ops += 1;
     }
-    tally.elapsed += start.elapsed();
-    tally.guest_cpu += thread_cpu() - guest_before;
-    tally.host_cpu += session.host_cpu().saturating_sub(host_before);
-    tally.copied += copied(session) - copied_before;
-    Ok(())
+    (tally.elapsed, tally.guest_cpu) = (start.elapsed(), thread_cpu() - cpu);
+    tally.copied = t.copied() - copied;
+    Ok(tally)
 }
 
 fn submit(

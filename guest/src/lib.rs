@@ -9,7 +9,7 @@ pub mod mount;
 pub mod stats;
 pub mod transport;
 
-pub use link::local::{connect, Connection, GuestConfig, Wanted};
+pub use link::local::{connect, Connection, GuestConfig};
 pub use transport::{Completion, Transport};
 
 /// An error of the guest side.
@@ -32,6 +32,9 @@ pub enum Error {
     /// Something on this machine stands in the way; the text says what to do.
     #[error("{0}")]
     Setup(String),
+    /// A setting that cannot be.
+    #[error(transparent)]
+    Settings(#[from] tunnelfs_settings::Error),
     /// The ring or its memory.
     #[error(transparent)]
     Ring(#[from] tunnelfs_ring::Error),

@@ -2,33 +2,17 @@
 
 mod options;
 
-use clap::{Parser, Subcommand};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{fork, ForkResult};
-use options::MountArgs;
+use options::Request;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::process::ExitCode;
 use tunnelfs_guest::mount::{Mount, MountConfig};
 use tunnelfs_guest::Error;
-
-/// Mount a directory that tunnelfs-host shares.
-#[derive(Parser)]
-#[command(version)]
-struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Mount a host's directory on a mount point
-    Mount(MountArgs),
-}
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -41,14 +25,7 @@ fn main() -> ExitCode {
         .with_target(false)
         .with_writer(std::io::stderr)
         .init();
-    let helper = std::env::args().next().is_some_and(|a| Path::new(&a).file_name() == Some("mount.tunnelfs".as_ref()));
-    let args = if helper {
-        options::HelperArgs::parse().into()
-    } else {
-        let Command::Mount(args) = Args::parse().command;
-        args
-    };
-    match run(&args) {
+    match options::request().and_then(|request| run(&request)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("tunnelfs-guest: {e}");
@@ -57,10 +34,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &MountArgs) -> Result<(), Error> {
-    let config = args.config()?;
-    if args.foreground {
-        return serve(&config, |mount| println!("{}", mount.describe()));
+fn run(Request { config, foreground, fake }: &Request) -> Result<(), Error> {
+    if *fake {
+        return Ok(());
+    }
+    if *foreground {
+        return serve(config, |mount| println!("{}", mount.describe()));
     }
     let (told, tell) = nix::unistd::pipe().map_err(std::io::Error::from)?;
     // SAFETY: this process has one thread so far.
@@ -71,7 +50,7 @@ fn run(args: &MountArgs) -> Result<(), Error> {
         }
         ForkResult::Child => {
             drop(told);
-            daemon(&config, File::from(tell))
+            daemon(config, File::from(tell))
         }
     }
 }

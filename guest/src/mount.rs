@@ -14,18 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use tunnelfs_ring::{new_eventfd, ring_bell};
-
-/// Which channel to the kernel is wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Channel {
-    /// io_uring where the kernel offers it.
-    #[default]
-    Auto,
-    /// FUSE-over-io_uring, or an error.
-    Uring,
-    /// `/dev/fuse`.
-    Classic,
-}
+use tunnelfs_settings::Channel;
 
 /// What to mount, and how.
 #[derive(Clone, Debug)]
@@ -200,7 +189,7 @@ fn agree(device: &OwnedFd, transport: &mut dyn Transport, config: &MountConfig) 
         uring: match config.channel {
             Channel::Auto => None,
             Channel::Uring => Some(true),
-            Channel::Classic => Some(false),
+            Channel::Fuse => Some(false),
         },
         writeback: config.writeback,
     };

@@ -4,22 +4,24 @@
 use crate::placement::{Decision, Placement};
 use crate::pool::Pool;
 use crate::server::Server;
+use crate::share;
 use crate::transport::ring::{Call, RingDevice};
 use crate::transport::{socket, virtqueue};
 use parking_lot::Mutex;
+use std::cell::OnceCell;
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use tunnelfs_ring::{Error, Policy, RingSetup, WaitConfig, Waiter};
+use tunnelfs_ring::{stay_on, Error, Policy, RingSetup, WaitConfig, Waiter};
+use tunnelfs_settings::{Kind, Settings};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringMutex, VringT};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtiofsd::filesystem::FileSystem;
-use virtiofsd::passthrough::{self, PassthroughFs};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{new_event_consumer_and_notifier, EventConsumer, EventFlag, EventNotifier};
@@ -31,83 +33,49 @@ const MAX_QUEUE_SIZE: usize = 1024;
 /// Submissions served in one go before the virtqueue gets its turn.
 const BATCH: u32 = 256;
 
-/// What a host speaks on its socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// vhost-user: virtqueues, and rings where the guest asks for them.
-    VhostUser,
-    /// Streamed FUSE messages.
-    Socket,
-}
-
-/// How to serve a directory.
-#[derive(Clone, Debug)]
-pub struct HostConfig {
-    /// The directory to share.
-    pub shared_dir: PathBuf,
-    /// The UNIX socket to listen on.
-    pub socket_path: PathBuf,
-    /// The virtio-fs tag, at most 36 bytes.
-    pub tag: String,
-    /// Request queues.
-    pub queues: usize,
-    /// What is spoken on the socket.
-    pub transport: Transport,
-    /// How queue threads wait.
-    pub wait: WaitConfig,
-    /// Pool threads for operations that block.
-    pub workers: usize,
-    /// Serve one connection, then return.
-    pub once: bool,
-}
-
-/// Serves `config.shared_dir` until the process is told to stop (or, with `once`, until the guest leaves).
+/// Serves what `settings` share until the process is told to stop (or, with
+/// `once`, until the first guest leaves).
 ///
 /// # Errors
 /// An error that names what could not be opened, listened on or served.
-pub fn serve(config: &HostConfig) -> io::Result<()> {
-    if config.tag.len() > TAG_BYTES {
-        return Err(io::Error::other(format!("tag `{}`: must be at most {TAG_BYTES} bytes", config.tag)));
-    }
-    let server = Arc::new(Server::new(open_dir(&config.shared_dir)?));
-    match config.transport {
-        Transport::VhostUser => serve_vhost_user(config, &server),
-        Transport::Socket => serve_socket(config, &server),
+pub fn serve(settings: &Settings, once: bool) -> io::Result<()> {
+    if settings.host.readonly {
+        serve_fs(settings, once, share::open_read_only(&settings.host)?)
+    } else {
+        serve_fs(settings, once, share::open(&settings.host)?)
     }
 }
 
-/// The file system over `dir`, as a back end serves it.
-///
-/// # Errors
-/// When the directory cannot be opened; names it.
-pub fn open_dir(dir: &Path) -> io::Result<PassthroughFs> {
-    let root = std::fs::canonicalize(dir)
-        .map_err(|e| io::Error::new(e.kind(), format!("shared directory {}: {e}", dir.display())))?;
-    let root_dir = root.to_string_lossy().into_owned();
-    let fs = PassthroughFs::new(passthrough::Config { root_dir, ..Default::default() })?;
-    fs.open_root_node()?;
-    Ok(fs)
+fn serve_fs<F: FileSystem + Send + Sync + 'static>(settings: &Settings, once: bool, fs: F) -> io::Result<()> {
+    let server = Arc::new(Server::new(fs));
+    match settings.transport.kind {
+        Kind::Socket => serve_socket(settings, once, &server),
+        Kind::Ring | Kind::Virtqueue => serve_vhost_user(settings, once, &server),
+    }
 }
 
 fn listening(path: &Path, e: impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("cannot listen on {}: {e}", path.display()))
 }
 
-fn serve_socket<F: FileSystem + Send + Sync + 'static>(config: &HostConfig, server: &Arc<Server<F>>) -> io::Result<()> {
-    let path = &config.socket_path;
+fn serve_socket<F>(settings: &Settings, once: bool, server: &Arc<Server<F>>) -> io::Result<()>
+where
+    F: FileSystem + Send + Sync + 'static,
+{
+    let path = &settings.transport.socket_path;
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).map_err(|e| listening(path, e))?;
     // One connection a queue, and the control queue's.
-    let connections = if config.once { config.queues + 1 } else { usize::MAX };
+    let connections = if once { settings.transport.queue_count() + 1 } else { usize::MAX };
     let mut threads = Vec::new();
     for stream in listener.incoming().take(connections) {
-        let (stream, server, wait) = (stream?, server.clone(), config.wait);
+        let (stream, server, wait) = (stream?, server.clone(), settings.wait);
         threads.push(std::thread::spawn(move || {
             if let Err(e) = socket::serve(stream, &server, wait) {
                 tracing::info!("guest's socket: {e}");
             }
         }));
-        threads.retain(|t| !t.is_finished() || config.once);
+        threads.retain(|t| !t.is_finished() || once);
     }
     for thread in threads {
         let _ = thread.join();
@@ -115,15 +83,15 @@ fn serve_socket<F: FileSystem + Send + Sync + 'static>(config: &HostConfig, serv
     Ok(())
 }
 
-fn serve_vhost_user<F>(config: &HostConfig, server: &Arc<Server<F>>) -> io::Result<()>
+fn serve_vhost_user<F>(settings: &Settings, once: bool, server: &Arc<Server<F>>) -> io::Result<()>
 where
     F: FileSystem + Send + Sync + 'static,
 {
-    let path = &config.socket_path;
+    let path = &settings.transport.socket_path;
     let mut listener = Listener::new(path, true).map_err(|e| listening(path, e))?;
     loop {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let backend = Arc::new(Backend::new(config, server.clone(), memory.clone())?);
+        let backend = Arc::new(Backend::new(settings, server.clone(), memory.clone())?);
         let mut daemon = VhostUserDaemon::new("tunnelfs".into(), backend.clone(), memory).map_err(other)?;
         daemon.start(&mut listener).map_err(other)?;
         if let Err(e) = daemon.wait() {
@@ -135,7 +103,7 @@ where
         }
         drop(daemon);
         server.reset();
-        if config.once {
+        if once {
             return Ok(());
         }
     }
@@ -197,6 +165,10 @@ impl QueueState {
     }
 }
 
+thread_local! {
+    static SETTLED: OnceCell<()> = const { OnceCell::new() };
+}
+
 /// One guest's device.
 struct Backend<F> {
     server: Arc<Server<F>>,
@@ -204,27 +176,44 @@ struct Backend<F> {
     pool: Pool,
     queues: Vec<Mutex<QueueState>>,
     config_space: Vec<u8>,
-    /// Where queue threads run, if that is looked for.
+    /// Whether guests may have rings.
+    rings: bool,
+    /// Where queue threads run, in order and over again; if empty, it may be looked for.
+    cpus: Vec<usize>,
+    /// Finds where queue threads run best.
     placing: Option<Arc<Decision>>,
     stopping: AtomicBool,
 }
 
 impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
-    fn new(config: &HostConfig, server: Arc<Server<F>>, memory: virtqueue::Memory) -> io::Result<Self> {
+    fn new(settings: &Settings, server: Arc<Server<F>>, memory: virtqueue::Memory) -> io::Result<Self> {
+        let (wait, queues) = (settings.wait, settings.transport.queue_count());
         // struct virtio_fs_config: the tag, zero-padded, then the number of request queues.
-        let mut config_space = config.tag.clone().into_bytes();
+        let mut config_space = settings.host.tag.clone().into_bytes();
         config_space.resize(TAG_BYTES, 0);
-        config_space.extend_from_slice(&(config.queues as u32).to_le_bytes());
+        config_space.extend_from_slice(&(queues as u32).to_le_bytes());
         Ok(Backend {
             server,
             memory,
-            pool: Pool::new(config.workers)?,
+            pool: Pool::new(settings.host.thread_pool_size)?,
             // One more for the high-priority queue, number 0.
-            queues: (0..=config.queues).map(|_| Mutex::new(QueueState::new(config.wait))).collect(),
+            queues: (0..=queues).map(|_| Mutex::new(QueueState::new(wait))).collect(),
             config_space,
-            placing: (config.wait.policy == Policy::Auto).then(|| Arc::new(Decision::new())),
+            rings: settings.transport.kind == Kind::Ring,
+            cpus: settings.host.cpus.clone(),
+            placing: (wait.policy == Policy::Auto && settings.host.cpus.is_empty()).then(|| Arc::new(Decision::new())),
             stopping: AtomicBool::new(false),
         })
+    }
+
+    /// The first time: keeps the calling thread on the CPU that the settings have for it.
+    fn settle(&self, thread: usize) {
+        // Thread 0 has the control queue.
+        let cpu = thread.checked_sub(1).and_then(|queue| self.cpus.get(queue % self.cpus.len().max(1)));
+        let Some(&cpu) = cpu else { return };
+        SETTLED.with(|settled| {
+            settled.get_or_init(|| stay_on(&[cpu]).unwrap_or_else(|e| tracing::warn!("host.cpus: {e}")));
+        });
     }
 
     /// Serves a queue until there has been nothing to do for as long as the policy spins.
@@ -287,6 +276,9 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
 
     fn serve_virtqueue(&self, vring: &VringMutex<virtqueue::Memory>, queue: &mut QueueState) -> io::Result<bool> {
         let mut setup = |wanted: RingSetup| {
+            if !self.rings {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
             let bell = vring.clone();
             let call: Call = Arc::new(move || {
                 let _ = bell.signal_used_queue();
@@ -352,6 +344,7 @@ impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Backend<F> {
     }
 
     fn handle_event(&self, _event: u16, _set: EventSet, vrings: &[Self::Vring], thread: usize) -> io::Result<()> {
+        self.settle(thread);
         self.run_queue(&vrings[0], &mut self.queues[thread].lock())
     }
 }

@@ -12,7 +12,8 @@ mod placement;
 mod pool;
 pub mod request;
 pub mod server;
+pub mod share;
 pub mod shared;
 pub mod transport;
 
-pub use backend::{open_dir, serve, HostConfig, Transport};
+pub use backend::serve;

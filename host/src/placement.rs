@@ -7,13 +7,11 @@
 //! application that changes its core takes its requests from one queue to
 //! another), and the loser is tried again after ever longer times.
 
-use nix::sched::{sched_getaffinity, sched_setaffinity, CpuSet};
-use nix::unistd::Pid;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::Hint;
+use tunnelfs_ring::{allowed_cpus, stay_on, Hint};
 
 /// Length of one measurement.
 const WINDOW: Duration = Duration::from_millis(20);
@@ -142,7 +140,7 @@ impl Decision {
 #[derive(Debug)]
 pub struct Placement {
     home: usize,
-    allowed: CpuSet,
+    allowed: Vec<usize>,
     decision: Arc<Decision>,
     place: Place,
     served: u32,
@@ -152,9 +150,8 @@ impl Placement {
     /// For a guest whose thread stays on `home`; `None` when there is no
     /// choice. The calling thread is the queue's, and is moved.
     pub fn new(home: usize, decision: Arc<Decision>) -> Option<Placement> {
-        let allowed = sched_getaffinity(Pid::from_raw(0)).ok()?;
-        let others = (0..CpuSet::count()).any(|cpu| cpu != home && allowed.is_set(cpu).unwrap_or(false));
-        if !others || !allowed.is_set(home).unwrap_or(false) {
+        let allowed = allowed_cpus();
+        if !allowed.contains(&home) || allowed.len() < 2 {
             return None;
         }
         let place = decision.count(0);
@@ -183,18 +180,12 @@ impl Placement {
     }
 
     fn move_to(&self, place: Place) {
-        let mut set = self.allowed;
-        match place {
-            Place::Beside => {
-                let _ = set.unset(self.home);
-            }
-            Place::Shared => {
-                set = CpuSet::new();
-                let _ = set.set(self.home);
-            }
-        }
+        let moved = match place {
+            Place::Beside => stay_on(&self.allowed.iter().copied().filter(|&cpu| cpu != self.home).collect::<Vec<_>>()),
+            Place::Shared => stay_on(&[self.home]),
+        };
         // Refused, the thread stays where it is: slower, not wrong.
-        if let Err(e) = sched_setaffinity(Pid::from_raw(0), &set) {
+        if let Err(e) = moved {
             tracing::debug!("placing a queue's thread: {e}");
         }
     }
@@ -202,7 +193,7 @@ impl Placement {
 
 impl Drop for Placement {
     fn drop(&mut self) {
-        let _ = sched_setaffinity(Pid::from_raw(0), &self.allowed);
+        let _ = stay_on(&self.allowed);
     }
 }
 

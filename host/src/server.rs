@@ -503,8 +503,8 @@ impl<F: FileSystem + Sync> Server<F> {
     }
 }
 
-/// Bytes of the largest WRITE that INIT offers.
-const MAX_WRITE: u32 = 1 << 20;
+/// Bytes of the largest WRITE that INIT offers; the guest takes as much of it as its slots and its kernel carry.
+const MAX_WRITE: u32 = tunnelfs_ring::MAX_SLOT_SIZE;
 
 /// Operations that sleep on a device by their nature.
 fn sleeps(opcode: Opcode) -> bool {

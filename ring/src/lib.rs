@@ -22,6 +22,8 @@
 mod config;
 #[cfg(not(loom))]
 mod control;
+#[cfg(not(loom))]
+mod cpu;
 mod doorbell;
 mod error;
 mod layout;
@@ -40,6 +42,8 @@ mod wait;
 pub use config::{Geometry, MAX_ENTRIES, MAX_SLOT_SIZE, MIN_SLOT_SIZE};
 #[cfg(not(loom))]
 pub use control::{RingSetup, MAGIC, NO_CPU, OP_COPIED, OP_NOOP, OP_SETUP, VERSION};
+#[cfg(not(loom))]
+pub use cpu::{allowed_cpus, stay_on};
 #[cfg(not(loom))]
 pub use doorbell::{drain, new_eventfd, ring_bell};
 pub use doorbell::{Hint, SleepFlag};

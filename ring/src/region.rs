@@ -45,6 +45,20 @@ impl Region {
         Ok(Region { map, fd })
     }
 
+    /// Bytes that this machine could give now, if it tells.
+    pub fn available(huge_pages: bool) -> Option<usize> {
+        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let value = |key: &str| {
+            let line = text.lines().find_map(|l| l.strip_prefix(key))?;
+            line.trim_start_matches(':').split_whitespace().next()?.parse::<usize>().ok()
+        };
+        if huge_pages {
+            Some(value("HugePages_Free")? * HUGE_PAGE)
+        } else {
+            Some(value("MemAvailable")? << 10)
+        }
+    }
+
     /// Where the region lies in this process.
     pub fn ptr(&self) -> *mut u8 {
         self.map.as_mut_ptr()

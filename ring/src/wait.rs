@@ -46,7 +46,8 @@ impl std::fmt::Display for Policy {
 }
 
 /// A policy and its budgets, microseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct WaitConfig {
     /// The policy.
     pub policy: Policy,
@@ -54,6 +55,12 @@ pub struct WaitConfig {
     pub spin_us: u32,
     /// How long `auto` spins at the most before it sleeps.
     pub auto_us: u32,
+}
+
+impl Default for WaitConfig {
+    fn default() -> Self {
+        WaitConfig { policy: Policy::Auto, spin_us: 10_000, auto_us: 200 }
+    }
 }
 
 /// What the waits came to.

@@ -83,7 +83,8 @@ fn files_without_a_name(p: &Place) {
     };
     file.write_all(b"x").unwrap();
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
-    nix::unistd::linkat(AT_FDCWD, link.as_str(), AT_FDCWD, &p.path("f"), nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW).unwrap();
+    nix::unistd::linkat(AT_FDCWD, link.as_str(), AT_FDCWD, &p.path("f"), nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW)
+        .unwrap();
     assert_eq!(fs::read(p.path("f")).unwrap(), b"x");
 }
 

@@ -168,7 +168,8 @@ impl Guest {
             let complete = new.contains(WORDS) && new.ends_with('\n');
             complete.then_some(new)
         });
-        let numbers = lines.lines().filter_map(|l| l.trim().strip_prefix(WORDS)?.split(' ').next()?.parse::<u64>().ok());
+        let numbers =
+            lines.lines().filter_map(|l| l.trim().strip_prefix(WORDS)?.split(' ').next()?.parse::<u64>().ok());
         numbers.sum()
     }
 

@@ -160,7 +160,11 @@ fn set_xattr(path: &Path, name: &str, value: &[u8], flags: i32) -> io::Result<()
     let (path, name) = (c_string(path), CString::new(name).unwrap());
     // SAFETY: NUL-ended strings, and a value of the length that is told.
     let n = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags) };
-    if n == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if n == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn get_xattr(path: &Path, name: &str, room: usize) -> io::Result<Vec<u8>> {
@@ -186,7 +190,11 @@ fn remove_xattr(path: &Path, name: &str) -> io::Result<()> {
     let (path, name) = (c_string(path), CString::new(name).unwrap());
     // SAFETY: NUL-ended strings.
     let n = unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) };
-    if n == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if n == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn extended_attributes(p: &Place) {

@@ -10,10 +10,9 @@ use crate::fuse::device::clone_device;
 use crate::stats::QueueStats;
 use crate::transport::Transport;
 use crate::Error;
-use nix::sched::{sched_setaffinity, CpuSet};
-use nix::unistd::Pid;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use tunnelfs_ring::stay_on;
 
 /// What carries the kernel's requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +44,8 @@ impl Worker {
     /// [`Error::HostGone`] or what else ended the service early.
     pub fn run(self) -> Result<(), Error> {
         if let Some(cpu) = self.cpu {
-            pin(cpu);
+            // A CPU that cannot be had costs speed, not correctness.
+            stay_on(&[cpu]).unwrap_or_else(|e| tracing::warn!("{e}"));
         }
         let queue = queue::Queue::new(self.transport, self.stats);
         match self.kind {
@@ -55,14 +55,5 @@ impl Worker {
             }
             Kind::Uring(queues) => uring::Channel::new(self.device, queues, queue)?.run(),
         }
-    }
-}
-
-/// A CPU that cannot be had costs speed, not correctness.
-fn pin(cpu: usize) {
-    let mut set = CpuSet::new();
-    let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-    if let Err(e) = pinned {
-        tracing::warn!("cannot stay on CPU {cpu}: {e}");
     }
 }

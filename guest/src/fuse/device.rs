@@ -22,18 +22,57 @@ mod ioctl {
 }
 
 /// What mount(8) users choose.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct MountOptions {
     /// Other users may enter.
     pub allow_other: bool,
     /// The kernel checks modes, owners and ACLs.
     pub default_permissions: bool,
-    /// Mount read-only.
-    pub read_only: bool,
-    /// `nosuid`, `nodev`, `noexec`, `noatime`, as mount(2) has them.
-    pub flags: Vec<String>,
+    /// Read-only, `nosuid` and the like, as mount(2) has them.
+    pub flags: MsFlags,
     /// The name in the first column of /proc/mounts.
     pub source: String,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        MountOptions {
+            allow_other: true,
+            default_permissions: true,
+            flags: MsFlags::empty(),
+            source: "tunnelfs".into(),
+        }
+    }
+}
+
+impl MountOptions {
+    /// Takes over a word of mount(8)'s `-o`; `false` when it is none.
+    pub fn word(&mut self, word: &str) -> bool {
+        let (flag, on) = match word {
+            "ro" => (MsFlags::MS_RDONLY, true),
+            "rw" => (MsFlags::MS_RDONLY, false),
+            "nosuid" => (MsFlags::MS_NOSUID, true),
+            "suid" => (MsFlags::MS_NOSUID, false),
+            "nodev" => (MsFlags::MS_NODEV, true),
+            "dev" => (MsFlags::MS_NODEV, false),
+            "noexec" => (MsFlags::MS_NOEXEC, true),
+            "exec" => (MsFlags::MS_NOEXEC, false),
+            "noatime" => (MsFlags::MS_NOATIME, true),
+            "atime" => (MsFlags::MS_NOATIME, false),
+            "nodiratime" => (MsFlags::MS_NODIRATIME, true),
+            "relatime" => (MsFlags::MS_RELATIME, true),
+            "sync" => (MsFlags::MS_SYNCHRONOUS, true),
+            "async" => (MsFlags::MS_SYNCHRONOUS, false),
+            "dirsync" => (MsFlags::MS_DIRSYNC, true),
+            // For mount(8) and systemd; they say nothing to a file system.
+            "" | "defaults" | "auto" | "noauto" | "nofail" | "_netdev" | "user" | "nouser" | "users" => {
+                (MsFlags::empty(), true)
+            }
+            _ => return word.starts_with("x-") || word.starts_with("X-") || word.starts_with("comment"),
+        };
+        self.flags.set(flag, on);
+        true
+    }
 }
 
 /// Opens a new, unconnected FUSE device.
@@ -78,34 +117,17 @@ pub fn mount_on(device: &OwnedFd, point: &Path, options: &MountOptions) -> Resul
             data += word;
         }
     }
-    let flags = mount_flags(options).map_err(told)?;
-    mount(Some(options.source.as_str()), point, Some("fuse.tunnelfs"), flags, Some(data.as_str())).map_err(|e| {
-        let hint = match e {
-            nix::Error::EPERM => "; mounting needs root (or a user namespace of its own: `unshare -rm`)",
-            nix::Error::EBUSY => "; something is mounted there already",
-            nix::Error::ENODEV => "; the kernel has no FUSE: `modprobe fuse`",
-            _ => "",
-        };
-        told(format!("{e}{hint}"))
-    })
-}
-
-fn mount_flags(options: &MountOptions) -> Result<MsFlags, String> {
-    let mut flags = if options.read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
-    for word in &options.flags {
-        flags |= match word.as_str() {
-            "nosuid" => MsFlags::MS_NOSUID,
-            "nodev" => MsFlags::MS_NODEV,
-            "noexec" => MsFlags::MS_NOEXEC,
-            "noatime" => MsFlags::MS_NOATIME,
-            "nodiratime" => MsFlags::MS_NODIRATIME,
-            "relatime" => MsFlags::MS_RELATIME,
-            "sync" => MsFlags::MS_SYNCHRONOUS,
-            "dirsync" => MsFlags::MS_DIRSYNC,
-            other => return Err(format!("`{other}` is not a mount option")),
-        };
-    }
-    Ok(flags)
+    mount(Some(options.source.as_str()), point, Some("fuse.tunnelfs"), options.flags, Some(data.as_str())).map_err(
+        |e| {
+            let hint = match e {
+                nix::Error::EPERM => "; mounting needs root (or a user namespace of its own: `unshare -rm`)",
+                nix::Error::EBUSY => "; something is mounted there already",
+                nix::Error::ENODEV => "; the kernel has no FUSE: `modprobe fuse`",
+                _ => "",
+            };
+            told(format!("{e}{hint}"))
+        },
+    )
 }
 
 /// Unmounts; a busy mount is detached and goes when its last user does.

@@ -6,19 +6,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tunnelfs_ring::{Geometry, Policy, Region, WaitConfig};
+use tunnelfs_settings::{Kind, Settings};
 use virtio_driver::virtqueue::{Virtqueue, VirtqueueLayout};
 use virtio_driver::{VhostUser, VirtioFeatureFlags, VirtioTransport};
-
-/// Which transport is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// The ring; a host that does not know it is served over virtqueues.
-    Ring,
-    /// Plain virtqueues.
-    Virtqueue,
-    /// Streamed messages.
-    Socket,
-}
 
 /// How to reach a host.
 #[derive(Clone, Debug)]
@@ -26,7 +16,7 @@ pub struct GuestConfig {
     /// The host's UNIX socket.
     pub socket_path: PathBuf,
     /// The transport.
-    pub transport: Wanted,
+    pub transport: Kind,
     /// Request queues wanted; a host may have fewer.
     pub queues: usize,
     /// Sizes of each queue.
@@ -37,6 +27,21 @@ pub struct GuestConfig {
     pub wait: WaitConfig,
     /// The CPU that each queue's thread will stay on, as far as that is known.
     pub cpus: Vec<usize>,
+}
+
+impl From<&Settings> for GuestConfig {
+    fn from(settings: &Settings) -> Self {
+        let transport = &settings.transport;
+        GuestConfig {
+            socket_path: transport.socket_path.clone(),
+            transport: transport.kind,
+            queues: transport.queue_count(),
+            geometry: transport.geometry(),
+            huge_pages: transport.huge_pages,
+            wait: settings.wait,
+            cpus: settings.mount.cpus.clone(),
+        }
+    }
 }
 
 /// `struct virtio_fs_config` (linux/virtio_fs.h).
@@ -115,7 +120,7 @@ impl Link {
 /// sizes out of range or memory that cannot be had.
 pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
     config.geometry.check()?;
-    if config.transport == Wanted::Socket {
+    if config.transport == Kind::Socket {
         let control = socket::connect(config, control_geometry(config.geometry))?;
         let queues = (0..config.queues).map(|_| socket::connect(config, config.geometry)).collect::<Result<_, _>>()?;
         return Ok(Connection { control, queues });
@@ -125,7 +130,7 @@ pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
     let drivers = queues.into_iter().enumerate().map(|(i, vq)| {
         let driver = virtqueue::Driver::new(link.clone(), vq, i, if i == 0 { park } else { config.wait })?;
         match config.transport {
-            Wanted::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpus.get(i - 1).copied()),
+            Kind::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpus.get(i - 1).copied()),
             _ => Ok(Box::new(driver) as Box<dyn Transport>),
         }
     });

@@ -9,13 +9,13 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
-use tunnelfs_ring::{WaitConfig, Waiter};
+use tunnelfs_ring::{WaitConfig, Waiter, MAX_SLOT_SIZE};
 use virtiofsd::filesystem::FileSystem;
 
 const IN_HEADER: usize = 40;
 const OUT_HEADER: usize = 16;
 /// Most bytes of a message: the largest slot and room for headers.
-const MAX_MESSAGE: usize = (16 << 20) + 4096;
+const MAX_MESSAGE: usize = MAX_SLOT_SIZE as usize + 4096;
 
 /// Serves one connection until the guest closes it.
 ///
@@ -23,7 +23,7 @@ const MAX_MESSAGE: usize = (16 << 20) + 4096;
 /// The socket's error, or `InvalidData` when the guest breaks the framing.
 pub fn serve<F: FileSystem + Sync>(mut stream: UnixStream, server: &Server<F>, wait: WaitConfig) -> io::Result<()> {
     let mut waiter = Waiter::new(wait);
-    let (mut input, mut output) = (Vec::new(), vec![0u8; OUT_HEADER + (1 << 20)]);
+    let (mut input, mut output) = (Vec::new(), vec![0u8; OUT_HEADER + MAX_SLOT_SIZE as usize]);
     loop {
         waiter.spin(|| readable(&stream));
         if !read_message(&mut stream, &mut input)? {

@@ -1,0 +1,177 @@
+//! Defaults, then the file, then the command line; and where each value came from.
+
+use crate::words::{self, Form};
+use crate::{Error, Settings, MAX_QUEUES};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+use tunnelfs_ring::Region;
+
+/// Where the file is looked for when none is named.
+pub const SYSTEM_FILE: &str = "/etc/tunnelfs/tunnelfs.toml";
+
+/// Settings under construction.
+#[derive(Debug)]
+pub struct Loader {
+    settings: Settings,
+    table: Table,
+    file: Option<(PathBuf, String)>,
+    /// Key and origin of what did not come from the file.
+    overrides: Vec<(&'static str, String)>,
+}
+
+impl Loader {
+    /// Reads `file`, or the system's where there is one, or nothing.
+    ///
+    /// # Errors
+    /// [`Error`] names the file, the line, the key and what is allowed.
+    pub fn new(file: Option<&Path>) -> Result<Self, Error> {
+        let path = file.unwrap_or(Path::new(SYSTEM_FILE));
+        let text = match std::fs::read_to_string(path) {
+            Err(e) if file.is_none() && e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::defaults()),
+            text => text.map_err(|source| Error::File { path: path.into(), source })?,
+        };
+        let told = |e: toml::de::Error| Error::Toml { path: path.into(), text: e.to_string() };
+        let settings = toml::from_str(&text).map_err(told)?;
+        let table = toml::from_str(&text).map_err(told)?;
+        Ok(Loader { settings, table, file: Some((path.into(), text)), overrides: Vec::new() })
+    }
+
+    fn defaults() -> Self {
+        Loader { settings: Settings::default(), table: Table::new(), file: None, overrides: Vec::new() }
+    }
+
+    /// Sets one key as the command line has it; `origin` is for messages.
+    fn set(&mut self, key: &'static str, value: Value, origin: String) -> Result<(), Error> {
+        let (section, name) = key.split_once('.').expect("every key has a table");
+        let shown = value.to_string();
+        let section = self.table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+        section.as_table_mut().expect("checked by the schema").insert(name.into(), value);
+        self.settings = Settings::deserialize(self.table.clone()).map_err(|e| Error::Value {
+            key: key.into(),
+            value: shown,
+            allowed: e.message().trim().into(),
+            origin: origin.clone(),
+        })?;
+        self.overrides.push((key, origin));
+        Ok(())
+    }
+
+    /// Takes over what a command line made with [`crate::args`] says.
+    ///
+    /// # Errors
+    /// [`Error::Value`].
+    pub fn command_line(&mut self, sections: &'static [&'static str], matches: &clap::ArgMatches) -> Result<(), Error> {
+        for word in words::of(sections) {
+            let given = match word.form {
+                Form::Switch(meaning) => matches.get_flag(word.option).then_some(Value::Boolean(meaning)),
+                form => matches.get_one::<String>(word.option).map(|text| parse(text, form)),
+            };
+            if let Some(value) = given {
+                self.set(word.key, value, format!("--{}", word.option))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over one word of `mount -o`, an option's or a key's name; `false` when it is not a setting of these tables.
+    ///
+    /// # Errors
+    /// [`Error::Value`].
+    pub fn mount_word(&mut self, sections: &'static [&'static str], text: &str) -> Result<bool, Error> {
+        let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+        let Some(word) = words::of(sections).find(|w| w.is(name)) else { return Ok(false) };
+        let origin = format!("-o {text}");
+        let value = match (word.form, value) {
+            (Form::Switch(meaning), None) => Value::Boolean(meaning),
+            (Form::Switch(_), Some(v)) => {
+                return Err(self.refused(word.key, v, "stands alone, without a value", origin))
+            }
+            (_, None) => return Err(self.refused(word.key, "", "needs a value", origin)),
+            (form, Some(v)) => parse(v, form),
+        };
+        self.set(word.key, value, origin)?;
+        Ok(true)
+    }
+
+    fn refused(&self, key: &str, value: &str, allowed: &str, origin: String) -> Error {
+        Error::Value { key: key.into(), value: value.into(), allowed: allowed.into(), origin }
+    }
+
+    /// The settings, checked against each other.
+    ///
+    /// # Errors
+    /// [`Error::Value`] names the key, its value, what is allowed, and where it was set.
+    pub fn finish(self) -> Result<Settings, Error> {
+        let s = &self.settings;
+        if let Err(tunnelfs_ring::Error::Geometry { key, value, allowed }) = s.transport.geometry().check() {
+            return Err(self.wrong(&format!("transport.{key}"), &value.to_string(), &allowed));
+        }
+        if s.transport.queues > MAX_QUEUES {
+            let allowed = format!("must be from 0 to {MAX_QUEUES}");
+            return Err(self.wrong("transport.queues", &s.transport.queues.to_string(), &allowed));
+        }
+        if !(1..=36).contains(&s.host.tag.len()) {
+            return Err(self.wrong("host.tag", &s.host.tag, "must have 1 to 36 bytes"));
+        }
+        Ok(self.settings)
+    }
+
+    /// As [`Self::finish`], for a side that has the shared memory to bring.
+    ///
+    /// # Errors
+    /// As [`Self::finish`]; also when the memory is not there.
+    pub fn finish_with_memory(self) -> Result<Settings, Error> {
+        let t = &self.settings.transport;
+        if t.kind != crate::Kind::Socket && t.geometry().check().is_ok() {
+            let wanted = t.queue_count() * t.geometry().bytes();
+            let free = Region::available(t.huge_pages);
+            if free.is_some_and(|free| wanted > free) {
+                let what = if t.huge_pages { "free 2 MiB pages" } else { "available memory" };
+                let allowed = format!(
+                    "{} queues of {} slots need {} MiB of shared memory, and this machine has {} MiB of {what}: \
+                     fewer queues, fewer slots or smaller ones",
+                    t.queue_count(),
+                    t.slots,
+                    wanted >> 20,
+                    free.unwrap_or(0) >> 20,
+                );
+                return Err(self.wrong("transport.slot_size", &t.slot_size.to_string(), &allowed));
+            }
+        }
+        self.finish()
+    }
+
+    fn wrong(&self, key: &str, value: &str, allowed: &str) -> Error {
+        self.refused(key, value, allowed, self.origin(key))
+    }
+
+    fn origin(&self, key: &str) -> String {
+        if let Some((_, origin)) = self.overrides.iter().rev().find(|(k, _)| *k == key) {
+            return origin.clone();
+        }
+        let (section, name) = key.split_once('.').expect("every key has a table");
+        let in_file = self.table.get(section).and_then(|s| s.get(name)).is_some();
+        match &self.file {
+            Some((path, text)) if in_file => format!("{}:{}", path.display(), line_of(text, section, name)),
+            _ => "the default".into(),
+        }
+    }
+}
+
+/// The line of a key in a file that has it, from 1.
+fn line_of(text: &str, section: &str, name: &str) -> usize {
+    let Ok(document) = toml::de::DeTable::parse(text) else { return 1 };
+    let table = document.get_ref().get(section).and_then(|s| s.get_ref().as_table());
+    let start = table.and_then(|t| t.get_key_value(name)).map_or(0, |(key, _)| key.span().start);
+    1 + text[..start].matches('\n').count()
+}
+
+/// A word of a command line as TOML would have it.
+fn parse(text: &str, form: Form) -> Value {
+    let number = |t: &str| t.trim().parse().map_or_else(|_| Value::String(t.into()), Value::Integer);
+    match form {
+        Form::List(_) => Value::Array(text.split([',', ':']).filter(|t| !t.trim().is_empty()).map(number).collect()),
+        _ => number(text),
+    }
+}

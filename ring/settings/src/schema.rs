@@ -1,0 +1,216 @@
+//! What can be set, with its defaults: the tables of `tunnelfs.toml`.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use tunnelfs_ring::{Geometry, WaitConfig};
+
+/// Everything that `tunnelfs.toml` may say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// What carries messages.
+    pub transport: Transport,
+    /// How both sides wait.
+    pub wait: WaitConfig,
+    /// What the host shares, and how.
+    pub host: Host,
+    /// How the guest mounts.
+    pub mount: Mount,
+}
+
+/// What carries messages between guest and host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Shared-memory rings; virtqueues with a peer that does not know them.
+    #[default]
+    Ring,
+    /// Plain split virtqueues.
+    Virtqueue,
+    /// Messages streamed over a UNIX socket.
+    Socket,
+}
+
+/// The table `[transport]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Transport {
+    /// Which one.
+    pub kind: Kind,
+    /// The UNIX socket that a host listens on and a guest connects to.
+    pub socket_path: PathBuf,
+    /// Request queues, 0 for one on each CPU.
+    pub queues: u16,
+    /// Entries of each ring.
+    pub entries: u32,
+    /// Payload slots of each queue.
+    pub slots: u32,
+    /// Bytes of a slot.
+    pub slot_size: u32,
+    /// Back the shared memory with 2 MiB pages.
+    pub huge_pages: bool,
+}
+
+impl Default for Transport {
+    fn default() -> Self {
+        Transport {
+            kind: Kind::Ring,
+            socket_path: "/run/tunnelfs.sock".into(),
+            queues: 0,
+            entries: 64,
+            slots: 32,
+            slot_size: 1 << 20,
+            huge_pages: false,
+        }
+    }
+}
+
+impl Transport {
+    /// The sizes of one queue.
+    pub fn geometry(&self) -> Geometry {
+        Geometry { entries: self.entries, slots: self.slots, slot_size: self.slot_size }
+    }
+
+    /// How many request queues there are to be.
+    pub fn queue_count(&self) -> usize {
+        match self.queues {
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(MAX_QUEUES.into()),
+            queues => queues.into(),
+        }
+    }
+}
+
+/// Most request queues: a back end's threads are bits of a 64-bit mask, one of them the control queue's.
+pub const MAX_QUEUES: u16 = 62;
+
+/// How long a guest may keep what it has read (virtiofsd's `--cache`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// Not at all.
+    Never,
+    /// Names and attributes for a day; data not at all.
+    Metadata,
+    /// Names and attributes for a second; data until the file changes or is opened again.
+    #[default]
+    Auto,
+    /// Everything, as long as the guest likes: nobody else changes the directory.
+    Always,
+}
+
+/// When a file handle stands for an inode, rather than an open descriptor (virtiofsd's `--inode-file-handles`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileHandles {
+    /// Never.
+    Never,
+    /// Where the file system below has handles.
+    #[default]
+    Prefer,
+    /// Always, or an error.
+    Mandatory,
+}
+
+/// Whether a feature is offered to the guest (virtiofsd's `--posix-acl`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Offer {
+    /// No.
+    #[default]
+    Never,
+    /// If the guest knows it.
+    Auto,
+    /// Yes; a guest that does not know it is refused.
+    Always,
+}
+
+/// The table `[host]`: virtiofsd's options, by its names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)] // Each is described where users see it, in `docs/tunnelfs.toml` and `--help`.
+pub struct Host {
+    pub shared_dir: PathBuf,
+    pub tag: String,
+    pub thread_pool_size: usize,
+    pub cpus: Vec<usize>,
+    pub readonly: bool,
+    pub cache: Cache,
+    pub writeback: bool,
+    pub xattr: bool,
+    pub xattrmap: String,
+    pub posix_acl: Offer,
+    pub announce_submounts: bool,
+    pub inode_file_handles: FileHandles,
+    pub readdirplus: bool,
+    pub allow_direct_io: bool,
+    pub allow_mmap: bool,
+    pub killpriv_v2: bool,
+    pub preserve_noatime: bool,
+    pub rlimit_nofile: u64,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Host {
+            shared_dir: PathBuf::new(),
+            tag: "tunnelfs".into(),
+            thread_pool_size: 4,
+            cpus: Vec::new(),
+            readonly: false,
+            cache: Cache::default(),
+            writeback: false,
+            xattr: false,
+            xattrmap: String::new(),
+            posix_acl: Offer::default(),
+            announce_submounts: true,
+            inode_file_handles: FileHandles::default(),
+            readdirplus: true,
+            allow_direct_io: false,
+            allow_mmap: false,
+            killpriv_v2: true,
+            preserve_noatime: false,
+            rlimit_nofile: 1_000_000,
+        }
+    }
+}
+
+/// Which channel to the kernel a mount uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Channel {
+    /// io_uring where the kernel offers it.
+    #[default]
+    Auto,
+    /// FUSE-over-io_uring, or an error.
+    Uring,
+    /// `/dev/fuse`.
+    Fuse,
+}
+
+/// The table `[mount]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mount {
+    /// The channel to the kernel.
+    pub channel: Channel,
+    /// The CPU of each queue's thread, in order; none: the program chooses.
+    pub cpus: Vec<usize>,
+    /// Other users may enter (only root may say so).
+    pub allow_other: bool,
+    /// The kernel checks modes and owners.
+    pub default_permissions: bool,
+    /// Cache writes in the guest's kernel.
+    pub writeback: bool,
+}
+
+impl Default for Mount {
+    fn default() -> Self {
+        Mount {
+            channel: Channel::Auto,
+            cpus: Vec::new(),
+            allow_other: true,
+            default_permissions: true,
+            writeback: false,
+        }
+    }
+}

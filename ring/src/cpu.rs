@@ -1,0 +1,24 @@
+//! Which CPUs a thread runs on.
+
+use crate::Error;
+use nix::sched::{sched_getaffinity, sched_setaffinity, CpuSet};
+use nix::unistd::Pid;
+
+/// The CPUs that the calling thread may use, in order.
+pub fn allowed_cpus() -> Vec<usize> {
+    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return vec![0] };
+    (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect()
+}
+
+/// Confines the calling thread, and what it starts from now on, to some CPUs.
+///
+/// # Errors
+/// [`Error::Os`] when there is no such CPU, or it is not for this process.
+pub fn stay_on(cpus: &[usize]) -> Result<(), Error> {
+    let mut set = CpuSet::new();
+    let mut stay = || {
+        cpus.iter().try_for_each(|&cpu| set.set(cpu))?;
+        sched_setaffinity(Pid::from_raw(0), &set)
+    };
+    stay().map_err(|e| Error::Os { what: format!("running on CPUs {cpus:?}"), source: e.into() })
+}
