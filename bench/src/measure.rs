@@ -2,7 +2,7 @@
 //! noisy minute falls on all of them.
 
 use crate::direct::Direct;
-use crate::plan::{Cpus, Load, Pair, Plan, Via};
+use crate::plan::{Cpus, Load, Op, Pair, Plan, Via};
 use crate::record::Row;
 use crate::session::{Bench, Session};
 use crate::workload::{self, Tally};
@@ -47,10 +47,7 @@ impl Target {
     /// Whether the load makes sense here: one call at a time cannot use several queues.
     fn can(&self, load: Load) -> bool {
         match self {
-            Target::Direct(_) => {
-                load.queues == 1 && matches!(load.op, crate::plan::Op::Read | crate::plan::Op::Write)
-                    || load.queues == 1 && load.depth == 1
-            }
+            Target::Direct(_) => load.queues == 1 && (load.depth == 1 || matches!(load.op, Op::Read | Op::Write)),
             Target::Session(session) => load.queues as usize <= session.queues.len(),
         }
     }

@@ -18,12 +18,9 @@ pub fn draw(run: &Run, page: &Path) -> io::Result<Vec<String>> {
     let stem = page.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let mut drawn = Vec::new();
     for op in [Op::Read, Op::Write] {
-        let latency = |r: &Row| r.p50_ns as f64 / 1e3;
-        let bandwidth = |r: &Row| r.bytes_per_s / 1e6;
-        let plots: [(&str, &str, fn(&Row) -> bool, &dyn Fn(&Row) -> f64); 2] =
-            [("latency", "p50, µs", |r| r.depth == 1, &latency), ("bandwidth", "MB/s", |r| r.depth == 1, &bandwidth)];
-        for (kind, unit, which, value) in plots {
-            let lines = lines(run, op, which, value);
+        for (kind, unit) in [("latency", "p50, µs"), ("bandwidth", "MB/s")] {
+            let value = if kind == "latency" { |r: &Row| r.p50_ns as f64 / 1e3 } else { |r: &Row| r.bytes_per_s / 1e6 };
+            let lines = lines(run, op, value);
             if lines.iter().any(|(_, points)| points.len() > 1) {
                 let name = format!("{stem}-{}-{kind}.svg", format!("{op:?}").to_lowercase());
                 let title = format!("{op:?} {kind} by size: one request at a time, spinning, separate host");
@@ -38,13 +35,12 @@ pub fn draw(run: &Run, page: &Path) -> io::Result<Vec<String>> {
 
 type Line = ((Via, RGBColor), Vec<(f64, f64)>);
 
-fn lines(run: &Run, op: Op, which: fn(&Row) -> bool, value: &dyn Fn(&Row) -> f64) -> Vec<Line> {
+fn lines(run: &Run, op: Op, value: fn(&Row) -> f64) -> Vec<Line> {
     let of = |(via, colour)| {
         let ours = |r: &&Row| {
             let placement = if via == Via::Direct { Placement::InProcess } else { Placement::Separate };
             (r.transport, r.placement, r.policy, r.cpus) == (via, placement, Policy::Spin, Cpus::All)
-                && (r.op, r.queues) == (op, 1)
-                && which(r)
+                && (r.op, r.depth, r.queues) == (op, 1, 1)
         };
         ((via, colour), run.rows.iter().filter(ours).map(|r| (f64::from(r.size) / 1024.0, value(r))).collect())
     };

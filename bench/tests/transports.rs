@@ -1,38 +1,53 @@
 //! Every transport, placement and policy against real files.
 
 use std::time::{Duration, Instant};
-use tunnelfs_bench::plan::{pairs, Load, Op, Pair, Placement, Via};
-use tunnelfs_bench::session::Session;
+use tunnelfs_bench::plan::{pairs, Cpus, Load, Op, Pair, Placement, Via};
+use tunnelfs_bench::session::{Bench, Session};
 use tunnelfs_bench::workload::{self, Tally};
 use tunnelfs_guest::{message, transport::call};
 use tunnelfs_ring::{Policy, OP_NOOP};
+use tunnelfs_settings::Settings;
 
-fn share() -> (tempfile::TempDir, std::path::PathBuf) {
+/// A directory with the benchmark's file in it, gone with the first part.
+fn bench() -> (tempfile::TempDir, Bench) {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("share");
     std::fs::create_dir(&dir).unwrap();
     workload::make_file(&dir).unwrap();
-    (scratch, dir)
+    let mut settings = Settings::default();
+    settings.transport.queues = 2;
+    let bench = Bench { dir, scratch: scratch.path().into(), settings };
+    (scratch, bench)
+}
+
+fn separate(transport: Via, policy: Policy) -> Pair {
+    Pair { transport, placement: Placement::Separate, policy, cpus: Cpus::All }
 }
 
 #[test]
 fn messages_of_every_size_arrive_intact() {
-    let (scratch, dir) = share();
+    let (_scratch, bench) = bench();
     for (i, pair) in pairs(false).iter().filter(|p| p.transport != Via::Direct).enumerate() {
-        let mut session = Session::open(pair, &dir, scratch.path(), i).unwrap();
-        for (op, size, depth) in [
-            (Op::Noop, 0, 1),
-            (Op::Getattr, 0, 4),
-            (Op::Lookup, 0, 4),
-            (Op::Write, 512, 1),
-            (Op::Read, 512, 1),
-            (Op::Write, 8192, 3),
-            (Op::Read, 4096, 8),
-            (Op::Write, 1 << 20, 2),
-            (Op::Read, 1 << 20, 8),
+        let mut session = Session::open(&bench, pair, i).unwrap();
+        for (op, size, depth, queues) in [
+            (Op::Noop, 0, 1, 1),
+            (Op::Getattr, 0, 4, 1),
+            (Op::Lookup, 0, 4, 1),
+            (Op::Write, 512, 1, 1),
+            (Op::Read, 512, 1, 1),
+            (Op::Write, 8192, 3, 1),
+            (Op::Read, 4096, 8, 1),
+            (Op::Write, 1 << 20, 2, 1),
+            (Op::Read, 1 << 20, 8, 1),
+            (Op::Read, 4096, 4, 2),
+            (Op::Write, 4096, 4, 2),
         ] {
+            // Stock virtiofsd has one.
+            if queues as usize > session.queues.len() {
+                continue;
+            }
             let mut tally = Tally::default();
-            let load = Load { op, size, depth, queues: 1 };
+            let load = Load { op, size, depth, queues };
             workload::run(&mut session, load, Duration::from_millis(20), &mut tally)
                 .unwrap_or_else(|e| panic!("{pair:?} {load:?}: {e}"));
             assert!(tally.ops > 0);
@@ -42,15 +57,15 @@ fn messages_of_every_size_arrive_intact() {
             }
         }
     }
-    workload::check_file(&dir).unwrap();
+    workload::check_file(&bench.dir).unwrap();
 }
 
 #[test]
 fn the_host_is_another_process_and_its_death_is_an_error_at_once() {
-    let (scratch, dir) = share();
+    let (_scratch, bench) = bench();
     for (i, transport) in [Via::Ring, Via::Virtqueue, Via::Socket].into_iter().enumerate() {
-        let pair = Pair { transport, placement: Placement::Separate, policy: Policy::Auto };
-        let mut session = Session::open(&pair, &dir, scratch.path(), i).unwrap();
+        let pair = separate(transport, Policy::Auto);
+        let mut session = Session::open(&bench, &pair, i).unwrap();
         assert_ne!(session.host_pid().unwrap(), std::process::id());
         session.kill_host().unwrap();
         let start = Instant::now();
@@ -63,17 +78,17 @@ fn the_host_is_another_process_and_its_death_is_an_error_at_once() {
 
 #[test]
 fn a_ring_is_negotiated() {
-    let (scratch, dir) = share();
-    let pair = Pair { transport: Via::Ring, placement: Placement::Separate, policy: Policy::Park };
-    let session = Session::open(&pair, &dir, scratch.path(), 0).unwrap();
+    let (_scratch, bench) = bench();
+    let pair = separate(Via::Ring, Policy::Park);
+    let session = Session::open(&bench, &pair, 0).unwrap();
     assert_eq!(session.queues[0].name(), "ring");
 }
 
 #[test]
 fn more_than_the_ring_holds_is_pushed_back() {
-    let (scratch, dir) = share();
-    let pair = Pair { transport: Via::Ring, placement: Placement::Separate, policy: Policy::Auto };
-    let mut session = Session::open(&pair, &dir, scratch.path(), 0).unwrap();
+    let (_scratch, bench) = bench();
+    let pair = separate(Via::Ring, Policy::Auto);
+    let mut session = Session::open(&bench, &pair, 0).unwrap();
     let mut tally = Tally::default();
     let load = Load { op: Op::Noop, size: 0, depth: 1000, queues: 1 };
     workload::run(&mut session, load, Duration::from_millis(50), &mut tally).unwrap();

@@ -87,7 +87,7 @@ impl Host {
         };
         command.args(FEATURES);
         if peer == Peer::Stream {
-            command.arg("--stream");
+            command.args(["--transport", "socket"]);
         }
         let child = command.spawn().unwrap();
         soon("the host listens", || socket.exists().then_some(()));
