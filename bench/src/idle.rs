@@ -41,7 +41,7 @@ pub fn watch(targets: Vec<(Pair, Target)>) -> io::Result<Vec<Idle>> {
         let thread = std::thread::spawn(move || {
             let _ = tell.send(nix::unistd::gettid().as_raw());
             // Ends when the host does.
-            while transport.wait().is_ok() {}
+            while transport.wait().and_then(|()| transport.reap()).is_ok() {}
         });
         let tid = told.recv().map_err(io::Error::other)?;
         watched.push((pair, session, pid, tid, thread));

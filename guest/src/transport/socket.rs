@@ -99,7 +99,7 @@ impl Transport for Driver {
         if let Some(slot) = self.unanswered.pop() {
             return Ok(Some(Completion { slot, head: [0; CQE_HEAD_BYTES], head_len: OUT_HEADER, payload_len: 0 }));
         }
-        if self.in_flight.is_empty() || !Self::readable(&self.stream) {
+        if !Self::readable(&self.stream) {
             return Ok(None);
         }
         let mut head = [0; CQE_HEAD_BYTES];
