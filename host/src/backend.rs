@@ -1,24 +1,24 @@
 //! The vhost-user-fs back end: one thread a queue, which waits for its kick
 //! and does the work itself (a hand-over to another thread costs a wake).
 
+use crate::memory::Tables;
 use crate::placement::{Decision, Placement};
-use crate::pool::Pool;
+use crate::pool::{Budget, Pool};
 use crate::server::Server;
-use crate::share;
 use crate::transport::ring::{Call, RingDevice};
-use crate::transport::{socket, virtqueue};
+use crate::transport::virtqueue;
+use crate::vring::Vring;
 use parking_lot::Mutex;
 use std::cell::OnceCell;
 use std::io;
-use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 use tunnelfs_ring::{stay_on, Error, Policy, RingSetup, WaitConfig, Waiter};
 use tunnelfs_settings::{Kind, Settings};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost::vhost_user::Listener;
-use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringMutex, VringT};
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringT};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtiofsd::filesystem::FileSystem;
@@ -32,97 +32,26 @@ const TAG_BYTES: usize = 36;
 const MAX_QUEUE_SIZE: usize = 1024;
 /// Submissions served in one go before the virtqueue gets its turn.
 const BATCH: u32 = 256;
-
-/// Serves what `settings` share until the process is told to stop (or, with
-/// `once`, until the first guest leaves).
-///
-/// # Errors
-/// An error that names what could not be opened, listened on or served.
-pub fn serve(settings: &Settings, once: bool) -> io::Result<()> {
-    if settings.host.readonly {
-        serve_fs(settings, once, share::open_read_only(&settings.host)?)
-    } else {
-        serve_fs(settings, once, share::open(&settings.host)?)
-    }
-}
-
-fn serve_fs<F: FileSystem + Send + Sync + 'static>(settings: &Settings, once: bool, fs: F) -> io::Result<()> {
-    let server = Arc::new(Server::new(fs));
-    match settings.transport.kind {
-        Kind::Socket => serve_socket(settings, once, &server),
-        Kind::Ring | Kind::Virtqueue => serve_vhost_user(settings, once, &server),
-    }
-}
-
-fn listening(path: &Path, e: impl std::fmt::Display) -> io::Error {
-    io::Error::other(format!("cannot listen on {}: {e}", path.display()))
-}
-
-fn serve_socket<F>(settings: &Settings, once: bool, server: &Arc<Server<F>>) -> io::Result<()>
-where
-    F: FileSystem + Send + Sync + 'static,
-{
-    let path = &settings.transport.socket_path;
-    let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path).map_err(|e| listening(path, e))?;
-    // One connection a queue, and the control queue's.
-    let connections = if once { settings.transport.queue_count() + 1 } else { usize::MAX };
-    let mut threads = Vec::new();
-    for stream in listener.incoming().take(connections) {
-        let (stream, server, wait) = (stream?, server.clone(), settings.wait);
-        threads.push(std::thread::spawn(move || {
-            if let Err(e) = socket::serve(stream, &server, wait) {
-                tracing::info!("guest's socket: {e}");
-            }
-        }));
-        threads.retain(|t| !t.is_finished() || once);
-    }
-    for thread in threads {
-        let _ = thread.join();
-    }
-    Ok(())
-}
-
-fn serve_vhost_user<F>(settings: &Settings, once: bool, server: &Arc<Server<F>>) -> io::Result<()>
-where
-    F: FileSystem + Send + Sync + 'static,
-{
-    let path = &settings.transport.socket_path;
-    let mut listener = Listener::new(path, true).map_err(|e| listening(path, e))?;
-    loop {
-        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let backend = Arc::new(Backend::new(settings, server.clone(), memory.clone())?);
-        let mut daemon = VhostUserDaemon::new("tunnelfs".into(), backend.clone(), memory).map_err(other)?;
-        daemon.start(&mut listener).map_err(other)?;
-        if let Err(e) = daemon.wait() {
-            tracing::info!("guest's connection: {e}");
-        }
-        backend.stopping.store(true, Ordering::Release);
-        for handler in daemon.get_epoll_handlers() {
-            handler.send_exit_event();
-        }
-        drop(daemon);
-        server.reset();
-        if once {
-            return Ok(());
-        }
-    }
-}
-
-fn other(e: impl std::fmt::Display) -> io::Error {
-    io::Error::other(e.to_string())
-}
+/// How long a queue's thread may take to notice that it must stop.
+const STOPPING: Duration = Duration::from_secs(1);
 
 /// What one queue's thread owns.
 struct QueueState {
     ring: Option<RingDevice>,
     waiter: Waiter,
     placement: Option<Placement>,
+    /// Virtqueue requests that the pool has.
+    handed_over: Budget,
 }
 
 impl QueueState {
     fn new(wait: WaitConfig) -> Self {
-        QueueState { ring: None, waiter: Waiter::new(wait), placement: None }
+        QueueState {
+            ring: None,
+            waiter: Waiter::new(wait),
+            placement: None,
+            handed_over: Budget::new(MAX_QUEUE_SIZE as u32),
+        }
     }
 
     /// Takes over the ring that the guest asks for; `decision`: look for the best core too.
@@ -169,8 +98,29 @@ thread_local! {
     static SETTLED: OnceCell<()> = const { OnceCell::new() };
 }
 
+/// What ends a thread: made beforehand, since a thread that had none could not be ended.
+struct Exit {
+    unused: Option<(EventConsumer, EventNotifier)>,
+    /// The consumer's descriptor, which its user never closes.
+    descriptor: Option<OwnedFd>,
+}
+
+impl Exit {
+    fn new() -> io::Result<Self> {
+        let unused = Some(new_event_consumer_and_notifier(EventFlag::NONBLOCK)?);
+        Ok(Exit { unused, descriptor: None })
+    }
+
+    fn hand_out(&mut self) -> Option<(EventConsumer, EventNotifier)> {
+        let (consumer, notifier) = self.unused.take()?;
+        // SAFETY: vhost-user-backend turns the consumer into a bare number, and never closes it.
+        self.descriptor = Some(unsafe { OwnedFd::from_raw_fd(consumer.as_raw_fd()) });
+        Some((consumer, notifier))
+    }
+}
+
 /// One guest's device.
-struct Backend<F> {
+pub struct Backend<F> {
     server: Arc<Server<F>>,
     memory: virtqueue::Memory,
     pool: Pool,
@@ -183,15 +133,26 @@ struct Backend<F> {
     /// Finds where queue threads run best.
     placing: Option<Arc<Decision>>,
     stopping: AtomicBool,
+    /// How many resets wait for the queues to pause.
+    resetting: AtomicU32,
+    exits: Mutex<Vec<Exit>>,
+    tables: Tables,
+    /// Of each thread that has served.
+    vrings: Mutex<Vec<Vring>>,
 }
 
 impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
-    fn new(settings: &Settings, server: Arc<Server<F>>, memory: virtqueue::Memory) -> io::Result<Self> {
+    /// The device for the next guest.
+    ///
+    /// # Errors
+    /// When the system has no threads or descriptors left.
+    pub fn new(settings: &Settings, server: Arc<Server<F>>, memory: virtqueue::Memory) -> io::Result<Self> {
         let (wait, queues) = (settings.wait, settings.transport.queue_count());
         // struct virtio_fs_config: the tag, zero-padded, then the number of request queues.
         let mut config_space = settings.host.tag.clone().into_bytes();
         config_space.resize(TAG_BYTES, 0);
         config_space.extend_from_slice(&(queues as u32).to_le_bytes());
+        let exits = (0..=queues).map(|_| Exit::new()).collect::<io::Result<_>>()?;
         Ok(Backend {
             server,
             memory,
@@ -203,21 +164,56 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
             cpus: settings.host.cpus.clone(),
             placing: (wait.policy == Policy::Auto && settings.host.cpus.is_empty()).then(|| Arc::new(Decision::new())),
             stopping: AtomicBool::new(false),
+            resetting: AtomicU32::new(0),
+            exits: Mutex::new(exits),
+            tables: Tables::default(),
+            vrings: Mutex::default(),
         })
     }
 
-    /// The first time: keeps the calling thread on the CPU that the settings have for it.
-    fn settle(&self, thread: usize) {
-        // Thread 0 has the control queue.
-        let cpu = thread.checked_sub(1).and_then(|queue| self.cpus.get(queue % self.cpus.len().max(1)));
-        let Some(&cpu) = cpu else { return };
-        SETTLED.with(|settled| {
-            settled.get_or_init(|| stay_on(&[cpu]).unwrap_or_else(|e| tracing::warn!("host.cpus: {e}")));
+    /// Ends all threads of the guest's device: its connection has gone.
+    pub fn end(self: Arc<Self>, daemon: VhostUserDaemon<Arc<Self>>) {
+        self.stopping.store(true, Ordering::Release);
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Without a thread for it, a hostile guest can hold up the next one.
+            let watcher = std::thread::Builder::new().spawn_scoped(scope, || {
+                std::thread::park_timeout(STOPPING);
+                while !ended.load(Ordering::Acquire) {
+                    self.vrings.lock().iter().for_each(Vring::release);
+                    std::thread::park_timeout(STOPPING / 100);
+                }
+            });
+            drop(daemon);
+            self.pool.end();
+            ended.store(true, Ordering::Release);
+            if let Ok(watcher) = watcher {
+                watcher.thread().unpark();
+            }
         });
     }
 
+    /// The first time: keeps the calling thread on the CPU that the settings have for it.
+    fn settle(&self, thread: usize, vring: &Vring) {
+        SETTLED.with(|settled| {
+            settled.get_or_init(|| {
+                self.vrings.lock().push(vring.clone());
+                // Thread 0 has the control queue.
+                let cpu = thread.checked_sub(1).and_then(|queue| self.cpus.get(queue % self.cpus.len().max(1)));
+                if let Some(&cpu) = cpu {
+                    stay_on(&[cpu]).unwrap_or_else(|e| tracing::warn!("host.cpus: {e}"));
+                }
+            });
+        });
+    }
+
+    /// Whether the queues must pause.
+    fn halted(&self) -> bool {
+        self.stopping.load(Ordering::Acquire) || self.resetting.load(Ordering::Acquire) > 0
+    }
+
     /// Serves a queue until there has been nothing to do for as long as the policy spins.
-    fn run_queue(&self, vring: &VringMutex<virtqueue::Memory>, queue: &mut QueueState) -> io::Result<()> {
+    fn run_queue(&self, vring: &Vring, queue: &mut QueueState) -> io::Result<()> {
         queue.awake();
         if queue.ring.is_none() {
             self.run_virtqueue(vring, queue)?;
@@ -229,9 +225,9 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
         Ok(())
     }
 
-    fn run_virtqueue(&self, vring: &VringMutex<virtqueue::Memory>, queue: &mut QueueState) -> io::Result<()> {
+    fn run_virtqueue(&self, vring: &Vring, queue: &mut QueueState) -> io::Result<()> {
         let _ = vring.disable_notification();
-        while !self.stopping.load(Ordering::Acquire) && queue.ring.is_none() {
+        while !self.halted() && queue.ring.is_none() {
             if self.serve_virtqueue(vring, queue)? || queue.waiter.spin(|| virtqueue::ready(vring, &self.memory)) {
                 continue;
             }
@@ -249,7 +245,7 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
     }
 
     fn run_ring(&self, queue: &mut QueueState) {
-        while queue.ring.is_some() && !self.stopping.load(Ordering::Acquire) {
+        while queue.ring.is_some() && !self.halted() {
             let ready = || queue.ring.as_ref().is_some_and(RingDevice::ready);
             if !queue.waiter.spin(ready) {
                 if !queue.announce_sleep() {
@@ -274,7 +270,8 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
         served > 0
     }
 
-    fn serve_virtqueue(&self, vring: &VringMutex<virtqueue::Memory>, queue: &mut QueueState) -> io::Result<bool> {
+    fn serve_virtqueue(&self, vring: &Vring, queue: &mut QueueState) -> io::Result<bool> {
+        let handed_over = queue.handed_over.clone();
         let mut setup = |wanted: RingSetup| {
             if !self.rings {
                 return Err(io::ErrorKind::Unsupported.into());
@@ -286,13 +283,13 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
             let memory = self.memory.memory().clone().into_inner();
             queue.start_ring(&wanted, memory, call, self.placing.as_ref()).map_err(io::Error::other)
         };
-        virtqueue::serve(vring, &self.memory, &self.server, &self.pool, &mut setup)
+        virtqueue::serve(vring, &self.memory, &self.server, (&self.pool, &handed_over), &mut setup)
     }
 }
 
 impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Backend<F> {
     type Bitmap = ();
-    type Vring = VringMutex<virtqueue::Memory>;
+    type Vring = Vring;
 
     fn num_queues(&self) -> usize {
         self.queues.len()
@@ -323,28 +320,32 @@ impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Backend<F> {
     }
 
     fn reset_device(&self) {
+        self.resetting.fetch_add(1, Ordering::AcqRel);
         for queue in &self.queues {
-            let mut queue = queue.lock();
-            (queue.ring, queue.placement) = (None, None);
+            match queue.try_lock_for(STOPPING) {
+                Some(mut queue) => (queue.ring, queue.placement) = (None, None),
+                None => tracing::warn!("a queue does not come to rest: it is not reset"),
+            }
         }
+        self.resetting.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn set_event_idx(&self, _enabled: bool) {}
 
-    fn update_memory(&self, _memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {
-        Ok(())
+    fn update_memory(&self, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {
+        self.tables.add(memory.memory().clone().into_inner())
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {
         (0..self.queues.len()).map(|i| 1 << i).collect()
     }
 
-    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
+    fn exit_event(&self, thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        self.exits.lock().get_mut(thread)?.hand_out()
     }
 
     fn handle_event(&self, _event: u16, _set: EventSet, vrings: &[Self::Vring], thread: usize) -> io::Result<()> {
-        self.settle(thread);
+        self.settle(thread, &vrings[0]);
         self.run_queue(&vrings[0], &mut self.queues[thread].lock())
     }
 }

@@ -4,16 +4,19 @@
 //! Everything that a guest can write is reached only through [`shared::Shared`]
 //! (raw copies and iovecs) and decoded once, in [`request`]: the trust boundary.
 
-pub mod backend;
+mod backend;
 mod extensions;
 mod in_place;
+mod memory;
 mod patience;
 mod placement;
 mod pool;
 pub mod request;
+mod serve;
 pub mod server;
 pub mod share;
 pub mod shared;
 pub mod transport;
+mod vring;
 
-pub use backend::serve;
+pub use serve::serve;

@@ -92,13 +92,27 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Splits NUL-ended strings off the front of `bytes`.
+/// Splits a NUL-ended string of any content (a link's target, an attribute's name) off the front of `bytes`.
 ///
 /// # Errors
 /// `EINVAL` when there is no NUL.
+pub fn take_text<'a>(bytes: &mut &'a [u8]) -> io::Result<&'a CStr> {
+    let text = CStr::from_bytes_until_nul(bytes).map_err(|_| einval())?;
+    *bytes = &bytes[text.to_bytes_with_nul().len()..];
+    Ok(text)
+}
+
+/// Splits the name of a directory's entry off the front of `bytes`. The file system hands it to `mkdirat` and its like
+/// as it is: one that is a path would lead out of the shared directory.
+///
+/// # Errors
+/// `EINVAL` when there is no NUL, or the name is empty, `.`, `..` or has a `/`.
 pub fn take_name<'a>(bytes: &mut &'a [u8]) -> io::Result<&'a CStr> {
-    let name = CStr::from_bytes_until_nul(bytes).map_err(|_| einval())?;
-    *bytes = &bytes[name.to_bytes_with_nul().len()..];
+    let name = take_text(bytes)?;
+    let is_path = name.to_bytes().contains(&b'/');
+    if is_path || matches!(name.to_bytes(), b"" | b"." | b"..") {
+        return Err(einval());
+    }
     Ok(name)
 }
 
@@ -111,4 +125,34 @@ fn copy_of<T: ByteValued>(bytes: &[u8]) -> T {
     let mut value = T::zeroed();
     value.as_mut_slice().copy_from_slice(bytes);
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_never_a_path() {
+        for name in ["a\0", "...\0", "..a\0", "\x01\0"] {
+            assert!(take_name(&mut name.as_bytes()).is_ok(), "{name:?}");
+        }
+        for name in ["", "a", "\0", ".\0", "..\0", "../a\0", "/etc\0", "a/b\0", "a/\0", "/\0"] {
+            assert!(take_name(&mut name.as_bytes()).is_err(), "{name:?}");
+        }
+        let mut two = &b"a\0../b\0rest"[..];
+        assert_eq!((take_name(&mut two).unwrap(), take_text(&mut two).unwrap()), (c"a", c"../b"));
+        assert_eq!(two, b"rest");
+    }
+
+    #[test]
+    fn a_request_that_announces_more_than_there_is() {
+        let mut head = [0u8; 40];
+        // SAFETY: no buffers.
+        let none = unsafe { Shared::new(&[]) };
+        for (len, good) in [(0u32, false), (39, false), (40, true), (41, false), (u32::MAX, false)] {
+            head[..4].copy_from_slice(&len.to_ne_bytes());
+            assert_eq!(Request::new(&head, none).is_ok(), good, "{len}");
+        }
+        assert!(Request::new(&head[..39], none).is_err());
+    }
 }

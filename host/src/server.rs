@@ -3,9 +3,11 @@
 use crate::extensions;
 use crate::in_place::InPlace;
 use crate::patience::Patience;
-use crate::request::{einval, take_name, Request};
+use crate::request::{einval, take_name, take_text, Request};
 use crate::shared::Shared;
+use parking_lot::Mutex;
 use std::io;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tunnelfs_ring::{OP_COPIED, OP_NOOP};
@@ -81,6 +83,8 @@ thread_local! {
 pub struct Server<F> {
     fs: F,
     options: AtomicU64,
+    /// INIT and DESTROY come one at a time: two at once would register the root twice.
+    life: Mutex<()>,
     patience: Patience,
     /// Payload bytes that any transport of this server has copied.
     pub copied: AtomicU64,
@@ -89,11 +93,13 @@ pub struct Server<F> {
 impl<F: FileSystem + Sync> Server<F> {
     /// A server over `fs`.
     pub fn new(fs: F) -> Self {
-        Server { fs, options: AtomicU64::new(0), patience: Patience::new(), copied: AtomicU64::new(0) }
+        let (options, copied) = (AtomicU64::new(0), AtomicU64::new(0));
+        Server { fs, options, life: Mutex::new(()), patience: Patience::new(), copied }
     }
 
     /// Forgets all that a guest had open; called when one has gone.
     pub fn reset(&self) {
+        let _alone = self.life.lock();
         self.fs.destroy();
         self.options.store(0, Ordering::Relaxed);
     }
@@ -106,11 +112,13 @@ impl<F: FileSystem + Sync> Server<F> {
             Ok(request) => request,
             Err(e) => return Outcome::Reply(Reply::error(&e)),
         };
-        match self.dispatch(&mut request, out, may_block) {
-            Ok(Some(reply)) => Outcome::Reply(reply),
-            Ok(None) => Outcome::NoReply,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && !may_block => Outcome::WouldBlock,
-            Err(e) => Outcome::Reply(Reply::error(&e)),
+        // A bug below must cost the guest this request, not the host a thread.
+        match catch_unwind(AssertUnwindSafe(|| self.dispatch(&mut request, out, may_block))) {
+            Ok(Ok(Some(reply))) => Outcome::Reply(reply),
+            Ok(Ok(None)) => Outcome::NoReply,
+            Ok(Err(e)) if e.kind() == io::ErrorKind::WouldBlock && !may_block => Outcome::WouldBlock,
+            Ok(Err(e)) => Outcome::Reply(Reply::error(&e)),
+            Err(_) => Outcome::Reply(Reply::error(&io::Error::from_raw_os_error(libc::EIO))),
         }
     }
 
@@ -229,7 +237,7 @@ impl<F: FileSystem + Sync> Server<F> {
     fn symlink(&self, r: &mut Request<'_>) -> io::Result<Reply> {
         let rest = r.rest()?;
         let mut names = &rest[..];
-        let (name, target) = (take_name(&mut names)?, take_name(&mut names)?);
+        let (name, target) = (take_name(&mut names)?, take_text(&mut names)?);
         self.fs.symlink(r.context(), target, r.header.nodeid.into(), name, self.extensions(names)?).map(entry)
     }
 
@@ -360,7 +368,7 @@ impl<F: FileSystem + Sync> Server<F> {
         }
         let rest = r.rest()?;
         let mut value = &rest[..];
-        let name = take_name(&mut value)?;
+        let name = take_text(&mut value)?;
         if value.len() != size as usize {
             return Err(einval());
         }
@@ -371,8 +379,8 @@ impl<F: FileSystem + Sync> Server<F> {
     fn getxattr(&self, r: &mut Request<'_>, out: Shared<'_>) -> io::Result<Reply> {
         let GetxattrIn { size, .. } = r.object()?;
         let name = r.rest()?;
-        let size = size.min(out.len() as u32);
-        match self.fs.getxattr(r.context(), r.header.nodeid.into(), take_name(&mut &name[..])?, size)? {
+        let size = size.min(reply_room(out));
+        match self.fs.getxattr(r.context(), r.header.nodeid.into(), take_text(&mut &name[..])?, size)? {
             GetxattrReply::Value(value) => bytes(out, &value),
             GetxattrReply::Count(size) => Ok(Reply::with(GetxattrOut { size, ..Default::default() })),
         }
@@ -380,7 +388,7 @@ impl<F: FileSystem + Sync> Server<F> {
 
     fn listxattr(&self, r: &mut Request<'_>, out: Shared<'_>) -> io::Result<Reply> {
         let GetxattrIn { size, .. } = r.object()?;
-        match self.fs.listxattr(r.context(), r.header.nodeid.into(), size.min(out.len() as u32))? {
+        match self.fs.listxattr(r.context(), r.header.nodeid.into(), size.min(reply_room(out)))? {
             ListxattrReply::Names(names) => bytes(out, &names),
             ListxattrReply::Count(size) => Ok(Reply::with(GetxattrOut { size, ..Default::default() })),
         }
@@ -388,7 +396,7 @@ impl<F: FileSystem + Sync> Server<F> {
 
     fn removexattr(&self, r: &mut Request<'_>) -> io::Result<Reply> {
         let name = r.rest()?;
-        self.fs.removexattr(r.context(), r.header.nodeid.into(), take_name(&mut &name[..])?).map(done)
+        self.fs.removexattr(r.context(), r.header.nodeid.into(), take_text(&mut &name[..])?).map(done)
     }
 
     fn init(&self, r: &mut Request<'_>) -> io::Result<Reply> {
@@ -418,6 +426,7 @@ impl<F: FileSystem + Sync> Server<F> {
             | FsOptions::CREATE_SUPP_GROUP;
         // Not decoded here: do not accept what would bring it.
         let never = FsOptions::SECURITY_CTX;
+        let _alone = self.life.lock();
         let enabled = (capable & (self.fs.init(capable)? | ours) & !never).bits();
         self.options.store(enabled, Ordering::Relaxed);
         Ok(Reply::with(InitOut {
@@ -442,8 +451,9 @@ impl<F: FileSystem + Sync> Server<F> {
 
     fn readdir(&self, r: &mut Request<'_>, out: Shared<'_>, plus: bool) -> io::Result<Reply> {
         let ReadIn { fh, offset, size, .. } = r.object()?;
-        let room = out.len().min(size as usize);
-        let mut entries = self.fs.readdir(r.context(), r.header.nodeid.into(), fh.into(), room as u32, offset)?;
+        let size = size.min(reply_room(out));
+        let room = size as usize;
+        let mut entries = self.fs.readdir(r.context(), r.header.nodeid.into(), fh.into(), size, offset)?;
         let mut used = 0;
         while let Some(dirent) = entries.next() {
             let known = plus.then(|| self.look_up_entry(r, &dirent)).transpose();
@@ -530,6 +540,11 @@ fn open_out<H: Into<u64>>(handle: Option<H>, opts: OpenOptions) -> OpenOut {
 
 fn opened<H: Into<u64>>((handle, opts): (Option<H>, OpenOptions)) -> Reply {
     Reply::with(open_out(handle, opts))
+}
+
+/// Bytes of the reply's buffers that the file system may be asked to fill: it makes a private buffer as large.
+fn reply_room(out: Shared<'_>) -> u32 {
+    out.len().min(MAX_WRITE as usize) as u32
 }
 
 fn bytes(out: Shared<'_>, data: &[u8]) -> io::Result<Reply> {

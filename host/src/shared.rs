@@ -3,6 +3,7 @@
 
 use libc::iovec;
 use std::io;
+use vm_memory::VolatileSlice;
 
 /// A list of guest buffers, read or written as one stream.
 #[derive(Clone, Copy)]
@@ -46,9 +47,7 @@ impl<'a> Shared<'a> {
     pub fn read(&self, offset: usize, out: &mut [u8]) -> io::Result<()> {
         let mut done = 0;
         self.window(offset, out.len(), &mut |v| {
-            // SAFETY: `window` yields mapped parts that add up to at most `out`.
-            unsafe { std::ptr::copy_nonoverlapping(v.iov_base.cast::<u8>(), out.as_mut_ptr().add(done), v.iov_len) };
-            done += v.iov_len;
+            done += volatile(v).copy_to(&mut out[done..]);
         })
     }
 
@@ -59,8 +58,7 @@ impl<'a> Shared<'a> {
     pub fn write(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
         let mut done = 0;
         self.window(offset, bytes.len(), &mut |v| {
-            // SAFETY: `window` yields mapped parts that add up to at most `bytes`.
-            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr().add(done), v.iov_base.cast::<u8>(), v.iov_len) };
+            volatile(v).copy_from(&bytes[done..done + v.iov_len]);
             done += v.iov_len;
         })
     }
@@ -99,6 +97,12 @@ impl<'a> Shared<'a> {
         }
         Ok(())
     }
+}
+
+/// For copies that may race with the guest's own accesses.
+fn volatile<'a>(part: iovec) -> VolatileSlice<'a> {
+    // SAFETY: only called for what `window` yields: mapped parts, by the promise of `Shared::new`.
+    unsafe { VolatileSlice::new(part.iov_base.cast(), part.iov_len) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Device side of the ring: entries in, file I/O in place, completions out.
 
-use crate::pool::Pool;
+use crate::pool::{Budget, Pool};
 use crate::server::{Outcome, Reply, Server};
 use crate::shared::Shared;
 use libc::iovec;
@@ -30,6 +30,8 @@ pub struct RingDevice {
     slots: SlotTable,
     own_sleep: SleepFlag,
     done: Arc<Completions>,
+    /// Requests that the pool has.
+    handed_over: Budget,
     broken: bool,
     /// The CPU that the guest's thread stays on.
     pub guest_cpu: Option<usize>,
@@ -54,7 +56,8 @@ impl RingDevice {
         let DeviceQueue { sq, cq, peer_sleeps, own_sleep, slots } = queue;
         let guest_cpu = (setup.cpu != NO_CPU).then_some(setup.cpu as usize);
         let done = Arc::new(Completions { cq: Mutex::new(cq), guest_sleeps: peer_sleeps, call, _memory: memory });
-        Ok(RingDevice { sq, slots, own_sleep, done, broken: false, guest_cpu })
+        let handed_over = Budget::new(setup.geometry.entries);
+        Ok(RingDevice { sq, slots, own_sleep, done, handed_over, broken: false, guest_cpu })
     }
 
     /// Whether a submission waits that could be served.
@@ -98,10 +101,11 @@ impl RingDevice {
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
         match server.handle(&sqe.head[..sqe.head_len as usize], input, output, false) {
             Outcome::WouldBlock => {
+                let share = self.handed_over.take().ok_or(Error::Corrupt("more requests than completions fit"))?;
                 let (input, output) = (input.to_buf(), output.to_buf());
                 let (done, server) = (self.done.clone(), server.clone());
                 pool.run(Box::new(move || {
-                    let (input, output) = (input, output);
+                    let (input, output, _share) = (input, output, share);
                     // SAFETY: still in the slot, whose mapping `done` keeps.
                     let (payload, out) = unsafe { (Shared::new(&input.0), Shared::new(&output.0)) };
                     let outcome = server.handle(&sqe.head[..sqe.head_len as usize], payload, out, true);

@@ -1,14 +1,15 @@
 //! Device side of a plain split virtqueue, as virtio-fs has it: each chain is
 //! a request in readable buffers and room for the reply in writable ones.
 
-use crate::pool::Pool;
+use crate::pool::{Budget, Pool};
 use crate::server::{Outcome, Server};
 use crate::shared::{Shared, SharedBuf};
+use crate::vring::Vring;
 use libc::iovec;
 use std::io;
 use std::sync::Arc;
 use tunnelfs_ring::{RingSetup, OP_SETUP};
-use vhost_user_backend::{VringMutex, VringT};
+use vhost_user_backend::VringT;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use virtiofsd::filesystem::FileSystem;
 use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap};
@@ -19,12 +20,15 @@ const OUT_HEADER: usize = 16;
 /// Bytes of a request that are copied out before they are looked at.
 const HEAD: usize = 128;
 
+/// Most buffers of a chain: one each for a virtqueue's entries.
+const MOST_BUFFERS: usize = 1024;
+
 /// The guest's memory table, which the front end may replace.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 type Chain = DescriptorChain<Arc<GuestMemoryMmap>>;
 
 /// Whether a chain waits.
-pub fn ready(vring: &VringMutex<Memory>, memory: &Memory) -> bool {
+pub fn ready(vring: &Vring, memory: &Memory) -> bool {
     let state = vring.get_ref();
     let queue = state.get_queue();
     let memory = memory.memory();
@@ -34,21 +38,21 @@ pub fn ready(vring: &VringMutex<Memory>, memory: &Memory) -> bool {
 /// Serves the chains that wait; returns whether there were any. `setup` gets
 /// a ring's set-up message and answers whether the ring was accepted.
 pub fn serve<F>(
-    vring: &VringMutex<Memory>,
+    vring: &Vring,
     memory: &Memory,
     server: &Arc<Server<F>>,
-    pool: &Pool,
+    pool: (&Pool, &Budget),
     setup: &mut dyn FnMut(RingSetup) -> io::Result<()>,
 ) -> io::Result<bool>
 where
     F: FileSystem + Send + Sync + 'static,
 {
     let snapshot: Arc<GuestMemoryMmap> = memory.memory().clone().into_inner();
-    let mut any = false;
-    loop {
+    // The guest may add chains as fast as they are served: after each lap the caller looks round.
+    let lap = vring.get_ref().get_queue().size();
+    for served in 0..lap {
         let chain = vring.get_mut().get_queue_mut().iter(snapshot.clone()).map_err(io::Error::other)?.next();
-        let Some(chain) = chain else { return Ok(any) };
-        any = true;
+        let Some(chain) = chain else { return Ok(served > 0) };
         let head_index = chain.head_index();
         match gather(&snapshot, chain) {
             // A chain that cannot be read is given back unanswered: the guest broke it.
@@ -58,15 +62,16 @@ where
             }
         }
     }
+    Ok(true)
 }
 
 fn serve_chain<F>(
-    vring: &VringMutex<Memory>,
+    vring: &Vring,
     head_index: u16,
     snapshot: &Arc<GuestMemoryMmap>,
     (input, output): (SharedBuf, SharedBuf),
     server: &Arc<Server<F>>,
-    pool: &Pool,
+    (pool, handed_over): (&Pool, &Budget),
     setup: &mut dyn FnMut(RingSetup) -> io::Result<()>,
 ) where
     F: FileSystem + Send + Sync + 'static,
@@ -91,9 +96,11 @@ fn serve_chain<F>(
     let (p, o) = unsafe { (Shared::new(&payload.0), Shared::new(&out.0)) };
     match server.handle(&head[..head_len], p, o, false) {
         Outcome::WouldBlock => {
+            // More than the queue has entries: it is given back unanswered.
+            let Some(share) = handed_over.take() else { return finish(vring, head_index, 0) };
             let (vring, server, keep) = (vring.clone(), server.clone(), snapshot.clone());
             pool.run(Box::new(move || {
-                let (payload, out, output) = (payload, out, output);
+                let (payload, out, output, _share) = (payload, out, output, share);
                 // SAFETY: as above; `keep` holds the mapping.
                 let (p, o) = unsafe { (Shared::new(&payload.0), Shared::new(&out.0)) };
                 let outcome = server.handle(&head[..head_len], p, o, true);
@@ -109,6 +116,9 @@ fn serve_chain<F>(
 fn gather(memory: &GuestMemoryMmap, chain: Chain) -> io::Result<(SharedBuf, SharedBuf)> {
     let (mut input, mut output) = (SharedBuf(Vec::with_capacity(4)), SharedBuf(Vec::with_capacity(4)));
     for desc in chain {
+        if input.0.len() + output.0.len() == MOST_BUFFERS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let list = if desc.is_write_only() { &mut output.0 } else { &mut input.0 };
         let slice = memory.get_slice(desc.addr(), desc.len() as usize).map_err(io::Error::other)?;
         list.push(iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: desc.len() as usize });
@@ -153,7 +163,7 @@ fn write_header(output: &SharedBuf, error: i32, fixed: &[u8], in_place: usize, h
     }
 }
 
-fn finish(vring: &VringMutex<Memory>, head_index: u16, len: u32) {
+fn finish(vring: &Vring, head_index: u16, len: u32) {
     if let Err(e) = vring.add_used(head_index, len) {
         tracing::warn!("the guest's used ring cannot be written: {e}");
         return;

@@ -1,0 +1,157 @@
+//! The guest's memory may vanish: a file that is cut short leaves pages that
+//! raise SIGBUS when they are touched. The lost region then becomes private
+//! memory full of zeros, in which the guest finds no answer and we no request.
+
+use parking_lot::Mutex;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
+use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+
+/// A mapped region: first byte (0: none), and bytes.
+struct Known {
+    start: AtomicUsize,
+    len: AtomicUsize,
+}
+
+/// All regions of all guests; the signal handler may take no lock.
+static REGIONS: [Known; 1024] = [const { Known { start: AtomicUsize::new(0), len: AtomicUsize::new(0) } }; 1024];
+/// For whoever changes [`REGIONS`].
+static CHANGES: Mutex<()> = Mutex::new(());
+
+/// A memory table whose regions are known to the signal handler.
+struct Watched {
+    table: Arc<GuestMemoryMmap>,
+    places: Vec<usize>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        for &place in &self.places {
+            REGIONS[place].start.store(0, Ordering::Release);
+        }
+    }
+}
+
+/// The memory tables of one guest: the present one, and those that requests still use.
+#[derive(Default)]
+pub struct Tables(Mutex<Vec<Watched>>);
+
+impl Tables {
+    /// Watches over a new table, and lets go of those that nobody uses.
+    ///
+    /// # Errors
+    /// When there are too many regions.
+    pub fn add(&self, table: Arc<GuestMemoryMmap>) -> io::Result<()> {
+        let mut tables = self.0.lock();
+        // Whoever still works on a table holds it too.
+        tables.retain(|old| Arc::strong_count(&old.table) > 1);
+        let mut new = Watched { table, places: Vec::new() };
+        let _alone = CHANGES.lock();
+        for region in new.table.iter() {
+            let free = REGIONS.iter().position(|known| known.start.load(Ordering::Relaxed) == 0);
+            let place = free.ok_or_else(|| io::Error::other("too many regions of guest memory"))?;
+            REGIONS[place].len.store(region.len() as usize, Ordering::Relaxed);
+            REGIONS[place].start.store(region.as_ptr() as usize, Ordering::Release);
+            new.places.push(place);
+        }
+        tables.push(new);
+        Ok(())
+    }
+}
+
+/// From now on the loss of guest memory does not end the process.
+///
+/// # Errors
+/// When the signal handler cannot be installed.
+pub fn survive_loss() -> io::Result<()> {
+    static ONCE: Once = Once::new();
+    let mut result = Ok(());
+    ONCE.call_once(|| result = install());
+    result
+}
+
+fn install() -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid `sigaction`; the handler makes no call that a signal handler may not make.
+    let refused = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_sigbus as extern "C" fn(_, _, _) as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) != 0
+    };
+    if refused {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid `info`; errno and mmap are safe to use in a handler, and what is mapped over
+    // is guest memory, which `Tables` keeps where it is.
+    unsafe {
+        let errno = *libc::__errno_location();
+        if !replace_region((*info).si_addr() as usize) {
+            // Not ours: the access is tried again, and ends the process.
+            libc::signal(libc::SIGBUS, libc::SIG_DFL);
+        }
+        *libc::__errno_location() = errno;
+    }
+}
+
+/// # Safety
+/// The regions in the table must be mapped.
+unsafe fn replace_region(address: usize) -> bool {
+    for known in &REGIONS {
+        let (start, len) = (known.start.load(Ordering::Acquire), known.len.load(Ordering::Relaxed));
+        if start == 0 || !(start..start + len).contains(&address) {
+            continue;
+        }
+        let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the range is a whole mapping of guest memory, by the caller's promise.
+        return unsafe { libc::mmap(start as *mut _, len, access, flags, -1, 0) } != libc::MAP_FAILED;
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use vm_memory::{Bytes, FileOffset, GuestAddress};
+
+    fn table(file: &File, bytes: usize) -> Arc<GuestMemoryMmap> {
+        let part = (GuestAddress(0), bytes, Some(FileOffset::new(file.try_clone().unwrap(), 0)));
+        Arc::new(GuestMemoryMmap::from_ranges_with_files([part]).unwrap())
+    }
+
+    #[test]
+    fn lost_memory_reads_as_zeros() {
+        survive_loss().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let (tables, memory) = (Tables::default(), table(&file, 1 << 20));
+        tables.add(memory.clone()).unwrap();
+        memory.write_obj(7u64, GuestAddress(0x8000)).unwrap();
+        file.set_len(0).unwrap();
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x8000)).unwrap(), 0);
+        memory.write_obj(8u64, GuestAddress(0xf_0000)).unwrap();
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(0xf_0000)).unwrap(), 8);
+    }
+
+    #[test]
+    fn tables_that_nobody_uses_are_let_go() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let tables = Tables::default();
+        let in_use = table(&file, 4096);
+        tables.add(in_use.clone()).unwrap();
+        for _ in 0..3000 {
+            tables.add(table(&file, 4096)).unwrap();
+        }
+        assert_eq!(tables.0.lock().len(), 2);
+        drop(in_use);
+        tables.add(table(&file, 4096)).unwrap();
+        assert_eq!(tables.0.lock().len(), 1);
+    }
+}

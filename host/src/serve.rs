@@ -1,0 +1,159 @@
+//! Listens, and serves one guest after the other. Whatever one guest does, the next one is served.
+
+use crate::backend::Backend;
+use crate::memory;
+use crate::server::Server;
+use crate::share;
+use crate::transport::socket;
+use parking_lot::Mutex;
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tunnelfs_settings::{Kind, Settings};
+use vhost::vhost_user::Listener;
+use vhost_user_backend::VhostUserDaemon;
+use virtiofsd::filesystem::FileSystem;
+use virtiofsd::oslib::ScopedUmask;
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+/// Only the owner may connect: whoever can is a guest.
+const SOCKET_UMASK: libc::mode_t = 0o177;
+/// Pause before the next try when the system refuses descriptors, threads or connections.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves what `settings` share until the process is told to stop (or, with
+/// `once`, until the first guest leaves).
+///
+/// # Errors
+/// An error that names what could not be opened, listened on or served.
+pub fn serve(settings: &Settings, once: bool) -> io::Result<()> {
+    if settings.host.readonly {
+        serve_fs(settings, once, share::open_read_only(&settings.host)?)
+    } else {
+        serve_fs(settings, once, share::open(&settings.host)?)
+    }
+}
+
+fn serve_fs<F: FileSystem + Send + Sync + 'static>(settings: &Settings, once: bool, fs: F) -> io::Result<()> {
+    let server = Arc::new(Server::new(fs));
+    match settings.transport.kind {
+        Kind::Socket => serve_socket(settings, once, &server),
+        Kind::Ring | Kind::Virtqueue => serve_vhost_user(settings, once, &server),
+    }
+}
+
+fn listening(path: &Path, e: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("cannot listen on {}: {e}", path.display()))
+}
+
+fn serve_vhost_user<F>(settings: &Settings, once: bool, server: &Arc<Server<F>>) -> io::Result<()>
+where
+    F: FileSystem + Send + Sync + 'static,
+{
+    let path = &settings.transport.socket_path;
+    let mut listener = {
+        let _umask = ScopedUmask::new(SOCKET_UMASK);
+        Listener::new(path, true).map_err(|e| listening(path, e))?
+    };
+    memory::survive_loss()?;
+    serve_guest(settings, server, &mut listener)?;
+    if once {
+        return Ok(());
+    }
+    loop {
+        if let Err(e) = serve_guest(settings, server, &mut listener) {
+            tracing::warn!("waiting for the next guest: {e}");
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Waits for a guest, and serves it until it leaves.
+fn serve_guest<F>(settings: &Settings, server: &Arc<Server<F>>, listener: &mut Listener) -> io::Result<()>
+where
+    F: FileSystem + Send + Sync + 'static,
+{
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let backend = Arc::new(Backend::new(settings, server.clone(), memory.clone())?);
+    let mut daemon = VhostUserDaemon::new("tunnelfs".into(), backend.clone(), memory).map_err(other)?;
+    let started = daemon.start(listener).map_err(other);
+    if started.is_ok() {
+        if let Err(e) = daemon.wait() {
+            tracing::info!("guest's connection: {e}");
+        }
+    }
+    backend.end(daemon);
+    server.reset();
+    started
+}
+
+fn other(e: impl std::fmt::Display) -> io::Error {
+    io::Error::other(e.to_string())
+}
+
+fn serve_socket<F>(settings: &Settings, once: bool, server: &Arc<Server<F>>) -> io::Result<()>
+where
+    F: FileSystem + Send + Sync + 'static,
+{
+    let path = &settings.transport.socket_path;
+    let _ = std::fs::remove_file(path);
+    let listener = {
+        let _umask = ScopedUmask::new(SOCKET_UMASK);
+        UnixListener::bind(path).map_err(|e| listening(path, e))?
+    };
+    // One connection a queue, and the control queue's.
+    let of_one_guest = settings.transport.queue_count() + 1;
+    let most = if once { of_one_guest } else { 4 * of_one_guest };
+    let (mut threads, connections) = (Vec::new(), Arc::new(Mutex::new(0)));
+    for stream in listener.incoming() {
+        threads.retain(|t: &std::thread::JoinHandle<()>| once || !t.is_finished());
+        let started = stream.and_then(|stream| {
+            if threads.len() == most {
+                return Err(io::Error::other(format!("more than {most} connections: refused")));
+            }
+            serve_stream(stream, server, settings, &connections)
+        });
+        match started {
+            Ok(thread) => threads.push(thread),
+            Err(e) => {
+                tracing::warn!("a guest's connection: {e}");
+                std::thread::sleep(PAUSE);
+            }
+        }
+        if once && threads.len() == most {
+            break;
+        }
+    }
+    for thread in threads {
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
+/// Serves a connection on a thread of its own; the last one to end forgets what was open.
+fn serve_stream<F>(
+    stream: UnixStream,
+    server: &Arc<Server<F>>,
+    settings: &Settings,
+    connections: &Arc<Mutex<usize>>,
+) -> io::Result<std::thread::JoinHandle<()>>
+where
+    F: FileSystem + Send + Sync + 'static,
+{
+    let (server, wait, connections) = (server.clone(), settings.wait, connections.clone());
+    *connections.lock() += 1;
+    let counted = connections.clone();
+    let thread = std::thread::Builder::new().name("connection".into()).spawn(move || {
+        if let Err(e) = socket::serve(stream, &server, wait) {
+            tracing::info!("guest's socket: {e}");
+        }
+        let mut count = connections.lock();
+        *count -= 1;
+        if *count == 0 {
+            server.reset();
+        }
+    });
+    thread.inspect_err(|_| *counted.lock() -= 1)
+}
