@@ -145,10 +145,6 @@ impl Guest {
         Place { dir: self.point.clone(), behind: host.share.clone(), mounted: true }
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// What it has written to stderr.
     pub fn output(&self) -> String {
         fs::read_to_string(&self.output).unwrap()
