@@ -26,7 +26,7 @@ impl Direct {
     /// The file system's.
     pub fn open(bench: &Bench) -> io::Result<Self> {
         let host = Host { shared_dir: bench.dir.clone(), ..bench.settings.host.clone() };
-        let server = Server::new(share::open(&host)?);
+        let server = Server::new(share::open(&host)?, host.allow_direct_io);
         let buffer = Region::new(1 << 20, false).map_err(io::Error::other)?;
         let mut direct = Direct { server, buffer, file: OpenFile { node: 1, handle: 0 } };
         direct.file = open_file(|head| direct.word(head))?;

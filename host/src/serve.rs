@@ -37,7 +37,7 @@ pub fn serve(settings: &Settings, once: bool) -> io::Result<()> {
 }
 
 fn serve_fs<F: FileSystem + Send + Sync + 'static>(settings: &Settings, once: bool, fs: F) -> io::Result<()> {
-    let server = Arc::new(Server::new(fs));
+    let server = Arc::new(Server::new(fs, settings.host.allow_direct_io));
     match settings.transport.kind {
         Kind::Socket => serve_socket(settings, once, &server),
         Kind::Ring | Kind::Virtqueue => serve_vhost_user(settings, once, &server),

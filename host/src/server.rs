@@ -82,6 +82,8 @@ thread_local! {
 /// The request server over one file system, shared by all queues.
 pub struct Server<F> {
     fs: F,
+    /// Whether files may be opened with O_DIRECT.
+    direct_io: bool,
     options: AtomicU64,
     /// INIT and DESTROY come one at a time: two at once would register the root twice.
     life: Mutex<()>,
@@ -92,9 +94,9 @@ pub struct Server<F> {
 
 impl<F: FileSystem + Sync> Server<F> {
     /// A server over `fs`.
-    pub fn new(fs: F) -> Self {
+    pub fn new(fs: F, direct_io: bool) -> Self {
         let (options, copied) = (AtomicU64::new(0), AtomicU64::new(0));
-        Server { fs, options, life: Mutex::new(()), patience: Patience::new(), copied }
+        Server { fs, direct_io, options, life: Mutex::new(()), patience: Patience::new(), copied }
     }
 
     /// Forgets all that a guest had open; called when one has gone.
@@ -299,7 +301,11 @@ impl<F: FileSystem + Sync> Server<F> {
     }
 
     fn create(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let CreateIn { flags, mode, umask, open_flags, .. } = r.object()?;
+        let CreateIn { mut flags, mode, umask, open_flags, .. } = r.object()?;
+        // PassthroughFs sees to it when it opens, not when it creates.
+        if !self.direct_io {
+            flags &= !(libc::O_DIRECT as u32);
+        }
         let rest = r.rest()?;
         let mut rest = &rest[..];
         let name = take_name(&mut rest)?;

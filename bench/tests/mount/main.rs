@@ -30,7 +30,7 @@ fn a_local_directory() {
 }
 
 fn mounted(channel: &str, transport: &str) {
-    let Some(scratch) = Scratch::new() else { return };
+    let Some(scratch) = Scratch::for_channel(channel) else { return };
     let peer = if transport == "socket" { Peer::Stream } else { Peer::Ours };
     let host = Host::start(&scratch, peer);
     let guest = Guest::mount(&scratch, &host, &format!("channel={channel},transport={transport}"));
@@ -73,15 +73,24 @@ fn the_device_over_a_socket() {
     mounted("fuse", "socket");
 }
 
-/// Our guest with the host that everybody has.
-#[test]
-fn stock_virtiofsd() {
-    let Some(scratch) = Scratch::new() else { return };
+/// Our guest with the host that everybody has, which declines the ring.
+fn with_stock_virtiofsd(channel: &str) {
+    let Some(scratch) = Scratch::for_channel(channel) else { return };
     if tunnelfs_bench::session::virtiofsd().is_none() {
         return println!("skipped: virtiofsd is not installed (`make deps`)");
     }
     let host = Host::start(&scratch, Peer::Virtiofsd);
-    let guest = Guest::mount(&scratch, &host, "transport=ring");
-    run_checks(&guest.place(&host), "stock virtiofsd");
+    let guest = Guest::mount(&scratch, &host, &format!("channel={channel},transport=ring"));
+    run_checks(&guest.place(&host), &format!("{channel}, stock virtiofsd"));
     guest.unmount();
+}
+
+#[test]
+fn io_uring_with_stock_virtiofsd() {
+    with_stock_virtiofsd("uring");
+}
+
+#[test]
+fn the_device_with_stock_virtiofsd() {
+    with_stock_virtiofsd("fuse");
 }

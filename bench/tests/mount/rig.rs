@@ -51,9 +51,31 @@ impl Scratch {
         Some(scratch)
     }
 
+    /// `None` where the channel cannot be had either.
+    pub fn for_channel(channel: &str) -> Option<Scratch> {
+        let scratch = Scratch::new()?;
+        if channel == "uring" {
+            if let Err(e) = switch_on_uring() {
+                println!("skipped: {URING}: {e}; FUSE-over-io_uring came with Linux 6.14");
+                return None;
+            }
+        }
+        Some(scratch)
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
+}
+
+const URING: &str = "/sys/module/fuse/parameters/enable_uring";
+
+fn switch_on_uring() -> io::Result<()> {
+    if fs::read_to_string(URING)?.trim() != "Y" {
+        println!("switching {URING} on");
+        fs::write(URING, "Y")?;
+    }
+    Ok(())
 }
 
 /// What listens on the socket.
@@ -90,9 +112,16 @@ impl Host {
             command.args(["--transport", "socket"]);
         }
         let child = command.spawn().unwrap();
-        soon("the host listens", || socket.exists().then_some(()));
+        soon("the host listens", || is_listening(&socket).then_some(()));
         Host { child, socket, share }
     }
+}
+
+/// Whether connections to the socket are accepted; asking by connecting would be a guest's visit.
+fn is_listening(socket: &Path) -> bool {
+    let (flag, path) = (" 00010000 ", format!(" {}", socket.display()));
+    let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+    sockets.lines().any(|line| line.contains(flag) && line.ends_with(&path))
 }
 
 impl Drop for Host {
@@ -103,7 +132,7 @@ impl Drop for Host {
 }
 
 /// Options of either host that the checks count on.
-const FEATURES: &[&str] = &[];
+const FEATURES: &[&str] = &["--xattr", "--posix-acl=auto", "--killpriv-v2"];
 
 /// A mount's foreground process.
 pub struct Guest {

@@ -250,7 +250,7 @@ fn access_control_lists(p: &Place) {
     fs::write(p.path("f"), "x").unwrap();
     set_mode(&p.path("f"), 0o600);
     set_xattr(&p.path("f"), "system.posix_acl_access", &with(4), 0).unwrap();
-    assert_eq!(mode(&p.path("f")), 0o670, "the mask shows as the group's bits");
+    assert_eq!(mode(&p.path("f")), 0o770, "the mask shows as the group's bits");
     as_user(USER, GROUP, &[], || {
         assert_eq!(fs::read(p.path("f")).unwrap(), b"x");
         assert_eq!(errno(OpenOptions::new().write(true).open(p.path("f"))), libc::EACCES);

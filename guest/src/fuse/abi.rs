@@ -1,9 +1,13 @@
 //! Numbers and structures of `linux/fuse.h`.
 
+use crate::message::IN_HEADER;
+
 /// `enum fuse_opcode`.
 pub mod opcode {
     /// FUSE_FORGET: no reply.
     pub const FORGET: u32 = 2;
+    /// FUSE_READ.
+    pub const READ: u32 = 15;
     /// FUSE_INIT.
     pub const INIT: u32 = 26;
     /// FUSE_INTERRUPT: no reply.
@@ -116,6 +120,11 @@ pub fn request_opcode(head: &[u8]) -> u32 {
 /// `fuse_in_header.unique`.
 pub fn request_unique(head: &[u8]) -> u64 {
     u64::from(u32_at(head, 8)) | u64::from(u32_at(head, 12)) << 32
+}
+
+/// `fuse_read_in.size`, when the request is a READ.
+pub fn read_size(head: &[u8]) -> Option<u32> {
+    (request_opcode(head) == opcode::READ).then(|| u32_at(head, IN_HEADER + 16))
 }
 
 /// `fuse_out_header`.

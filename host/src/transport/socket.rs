@@ -9,13 +9,33 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
-use tunnelfs_ring::{WaitConfig, Waiter, MAX_SLOT_SIZE};
+use tunnelfs_ring::{WaitConfig, Waiter, MAX_SLOT_SIZE, PAGE};
 use virtiofsd::filesystem::FileSystem;
 
 const IN_HEADER: usize = 40;
 const OUT_HEADER: usize = 16;
+/// Header and structure of WRITE, whose data follows.
+const WRITE_HEAD: usize = IN_HEADER + 40;
 /// Most bytes of a message: the largest slot and room for headers.
 const MAX_MESSAGE: usize = MAX_SLOT_SIZE as usize + 4096;
+
+/// Private memory whose byte `at` starts a page: files with O_DIRECT want their data so.
+struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Buffer {
+    fn new(at: usize) -> Self {
+        let bytes = vec![0; MAX_MESSAGE + PAGE];
+        let start = (bytes.as_ptr() as usize + at).wrapping_neg() % PAGE;
+        Buffer { bytes, start }
+    }
+
+    fn get(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..][..MAX_MESSAGE]
+    }
+}
 
 /// Serves one connection until the guest closes it.
 ///
@@ -23,16 +43,15 @@ const MAX_MESSAGE: usize = MAX_SLOT_SIZE as usize + 4096;
 /// The socket's error, or `InvalidData` when the guest breaks the framing.
 pub fn serve<F: FileSystem + Sync>(mut stream: UnixStream, server: &Server<F>, wait: WaitConfig) -> io::Result<()> {
     let mut waiter = Waiter::new(wait);
-    let (mut input, mut output) = (Vec::new(), vec![0u8; OUT_HEADER + MAX_SLOT_SIZE as usize]);
+    let (mut input, mut output) = (Buffer::new(WRITE_HEAD), Buffer::new(OUT_HEADER));
+    let output = output.get();
     loop {
         waiter.spin(|| readable(&stream));
-        if !read_message(&mut stream, &mut input)? {
-            return Ok(());
-        }
+        let Some(input) = read_message(&mut stream, input.get())? else { return Ok(()) };
         waiter.awake();
-        let head_len = input.len().min(IN_HEADER + 40);
-        let rest = [iovec { iov_base: input[head_len..].as_ptr().cast_mut().cast(), iov_len: input.len() - head_len }];
-        let room = output.len() - OUT_HEADER;
+        let head_len = input.len().min(WRITE_HEAD);
+        let rest = [iovec { iov_base: input[head_len..].as_mut_ptr().cast(), iov_len: input.len() - head_len }];
+        let room = MAX_SLOT_SIZE as usize;
         let out = [iovec { iov_base: output[OUT_HEADER..].as_mut_ptr().cast(), iov_len: room }];
         // SAFETY: both are private buffers of this function.
         let (payload, out) = unsafe { (Shared::new(&rest), Shared::new(&out)) };
@@ -56,18 +75,16 @@ fn readable(stream: &UnixStream) -> bool {
     n >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock
 }
 
-/// Reads one message; `false` at the end of the stream.
-fn read_message(stream: &mut UnixStream, message: &mut Vec<u8>) -> io::Result<bool> {
-    message.resize(IN_HEADER, 0);
-    match stream.read(message)? {
-        0 => return Ok(false),
-        n => stream.read_exact(&mut message[n..])?,
+/// Reads one message; `None` at the end of the stream.
+fn read_message<'a>(stream: &mut UnixStream, room: &'a mut [u8]) -> io::Result<Option<&'a mut [u8]>> {
+    match stream.read(&mut room[..IN_HEADER])? {
+        0 => return Ok(None),
+        n => stream.read_exact(&mut room[n..IN_HEADER])?,
     }
-    let len = u32::from_ne_bytes(message[..4].try_into().expect("four bytes")) as usize;
+    let len = u32::from_ne_bytes(room[..4].try_into().expect("four bytes")) as usize;
     if !(IN_HEADER..=MAX_MESSAGE).contains(&len) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "message length out of range"));
     }
-    message.resize(len, 0);
-    stream.read_exact(&mut message[IN_HEADER..])?;
-    Ok(true)
+    stream.read_exact(&mut room[IN_HEADER..len])?;
+    Ok(Some(&mut room[..len]))
 }
