@@ -5,6 +5,7 @@ use crate::server::{Outcome, Reply, Server};
 use crate::shared::Shared;
 use libc::iovec;
 use parking_lot::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use tunnelfs_ring::{
     Consumer, Cqe, DeviceQueue, Error, Producer, RingSetup, SleepFlag, SlotTable, Sqe, CQE_HEAD_BYTES, NO_CPU,
@@ -20,6 +21,8 @@ struct Completions {
     cq: Mutex<Producer<Cqe>>,
     guest_sleeps: SleepFlag,
     call: Call,
+    /// The guest broke the protocol: nothing is taken any more.
+    broken: AtomicBool,
     /// Keeps the guest's memory mapped while a request is under way.
     _memory: Arc<GuestMemoryMmap>,
 }
@@ -32,7 +35,6 @@ pub struct RingDevice {
     done: Arc<Completions>,
     /// Requests that the pool has.
     handed_over: Budget,
-    broken: bool,
     /// The CPU that the guest's thread stays on.
     pub guest_cpu: Option<usize>,
 }
@@ -55,14 +57,24 @@ impl RingDevice {
         let queue = unsafe { DeviceQueue::new(base, setup.geometry)? };
         let DeviceQueue { sq, cq, peer_sleeps, own_sleep, slots } = queue;
         let guest_cpu = (setup.cpu != NO_CPU).then_some(setup.cpu as usize);
-        let done = Arc::new(Completions { cq: Mutex::new(cq), guest_sleeps: peer_sleeps, call, _memory: memory });
+        let done = Arc::new(Completions {
+            cq: Mutex::new(cq),
+            guest_sleeps: peer_sleeps,
+            call,
+            broken: AtomicBool::new(false),
+            _memory: memory,
+        });
         let handed_over = Budget::new(setup.geometry.entries);
-        Ok(RingDevice { sq, slots, own_sleep, done, handed_over, broken: false, guest_cpu })
+        Ok(RingDevice { sq, slots, own_sleep, done, handed_over, guest_cpu })
     }
 
     /// Whether a submission waits that could be served.
     pub fn ready(&self) -> bool {
-        !self.broken && self.sq.ready()
+        !self.broken() && self.sq.ready()
+    }
+
+    fn broken(&self) -> bool {
+        self.done.broken.load(Ordering::Relaxed)
     }
 
     /// The "host sleeps" flag.
@@ -80,12 +92,12 @@ impl RingDevice {
     {
         let mut served = 0;
         while served < limit {
-            if self.broken {
+            if self.broken() {
                 break;
             }
             let Some(sqe) = self.sq.pop() else { break };
             served += 1;
-            self.serve_one(sqe, server, pool).inspect_err(|_| self.broken = true)?;
+            self.serve_one(sqe, server, pool).inspect_err(|_| self.done.broken.store(true, Ordering::Relaxed))?;
         }
         Ok(served)
     }
@@ -110,7 +122,8 @@ impl RingDevice {
                     let (payload, out) = unsafe { (Shared::new(&input.0), Shared::new(&output.0)) };
                     let outcome = server.handle(&sqe.head[..sqe.head_len as usize], payload, out, true);
                     if let Err(e) = done.complete(&sqe, outcome, out) {
-                        tracing::warn!("dropping a completion: {e}");
+                        tracing::warn!("closing a ring: {e}");
+                        done.broken.store(true, Ordering::Relaxed);
                     }
                 }));
                 Ok(())
