@@ -1,6 +1,6 @@
 //! The limit of every transport: the host's server called as a function.
 
-use crate::plan::Load;
+use crate::plan::{Load, Op};
 use crate::session::{open_file, thread_cpu, Bench, OpenFile};
 use crate::workload::{check, fill, Tally, Template};
 use std::io;
@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use tunnelfs_host::server::{Outcome, Server};
 use tunnelfs_host::share;
 use tunnelfs_host::shared::Shared;
-use tunnelfs_ring::Region;
+use tunnelfs_ring::{Geometry, Region};
 use tunnelfs_settings::Host;
 use virtiofsd::passthrough::PassthroughFs;
 
-/// A server over the benchmark's directory, and one payload buffer.
+/// A server over the benchmark's directory, and as many payload buffers as a queue has slots.
 pub struct Direct {
     server: Server<PassthroughFs>,
-    buffer: Region,
+    memory: Region,
+    geometry: Geometry,
     file: OpenFile,
 }
 
@@ -27,14 +28,16 @@ impl Direct {
     pub fn open(bench: &Bench) -> io::Result<Self> {
         let host = Host { shared_dir: bench.dir.clone(), ..bench.settings.host.clone() };
         let server = Server::new(share::open(&host)?, host.allow_direct_io);
-        let buffer = Region::new(1 << 20, false).map_err(io::Error::other)?;
-        let mut direct = Direct { server, buffer, file: OpenFile { node: 1, handle: 0 } };
+        let geometry = bench.settings.transport.geometry();
+        let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false);
+        let memory = memory.map_err(io::Error::other)?;
+        let mut direct = Direct { server, memory, geometry, file: OpenFile { node: 1, handle: 0 } };
         direct.file = open_file(|head| direct.word(head))?;
         Ok(direct)
     }
 
     fn word(&self, head: &[u8]) -> io::Result<u64> {
-        match self.call(head, 0, 4096) {
+        match self.call(head, self.buffer(0), 0, 4096) {
             Outcome::Reply(r) if r.error == 0 => {
                 Ok(u64::from_ne_bytes(r.fixed()[..8].try_into().expect("eight bytes")))
             }
@@ -43,42 +46,54 @@ impl Direct {
         }
     }
 
-    fn call(&self, head: &[u8], payload: u32, room: u32) -> Outcome {
-        let part = |len: u32| [libc::iovec { iov_base: self.buffer.ptr().cast(), iov_len: len as usize }];
+    fn buffer(&self, slot: u32) -> *mut u8 {
+        let slot = slot % self.geometry.slots;
+        // SAFETY: there is memory for that many.
+        unsafe { self.memory.ptr().add(slot as usize * self.geometry.slot_size as usize) }
+    }
+
+    /// `payload` and `room` are at most a slot's bytes.
+    fn call(&self, head: &[u8], buffer: *mut u8, payload: u32, room: u32) -> Outcome {
+        let part = |len: u32| [libc::iovec { iov_base: buffer.cast(), iov_len: len as usize }];
         let (input, output) = (part(payload), part(room));
-        // SAFETY: both lie in this object's buffer.
+        // SAFETY: both lie in one of this object's buffers.
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
         self.server.handle(head, input, output, false)
     }
 
-    /// As [`crate::workload::run`], one call at a time whatever the depth.
+    /// As [`crate::workload::run`], one call at a time; the depth only says over how many buffers
+    /// the payloads go in turn (one alone would stay in the cache, as no queue's payloads do).
     ///
     /// # Errors
     /// The file system's, or wrong bytes.
     pub fn run(&mut self, load: Load, time: Duration, tally: &mut Tally) -> io::Result<()> {
         let mut template = Template::new(load, self.file);
         let (payload, room) = template.lengths();
-        let (begin, cpu) = (Instant::now(), thread_cpu());
+        let (begin, cpu, mut ops) = (Instant::now(), thread_cpu(), 0);
+        if load.size > self.geometry.slot_size {
+            return Err(io::Error::other("a load larger than a slot"));
+        }
         while begin.elapsed() < time {
             let (head, offset) = template.advance();
+            let buffer = self.buffer((ops % u64::from(load.depth)) as u32);
             if payload > 0 {
-                // SAFETY: the buffer is 1 MiB, as large as the largest load.
-                unsafe { fill(self.buffer.ptr(), load.size, offset) };
+                // SAFETY: a buffer is as large as a slot, which was checked.
+                unsafe { fill(buffer, load.size, offset) };
             }
             let start = Instant::now();
-            let outcome = self.call(head, payload, room);
+            let outcome = self.call(head, buffer, payload, room);
             tally.latency.saturating_record(start.elapsed().as_nanos() as u64);
             match outcome {
                 Outcome::Reply(reply) if reply.error == 0 && (payload > 0 || reply.in_place == load.size as usize) => {}
                 _ => return Err(io::Error::other("the direct call failed")),
             }
-            if load.op == crate::plan::Op::Read {
+            if load.op == Op::Read {
                 // SAFETY: as above.
-                unsafe { check(self.buffer.ptr(), load.size, offset)? };
+                unsafe { check(buffer, load.size, offset)? };
             }
-            tally.ops += 1;
+            ops += 1;
         }
-        tally.elapsed += begin.elapsed();
+        tally.turn(ops, begin.elapsed());
         tally.guest_cpu += thread_cpu() - cpu;
         Ok(())
     }

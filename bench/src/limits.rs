@@ -1,5 +1,6 @@
 //! What the machine itself can do, measured in the same run.
 
+use crossbeam_utils::CachePadded;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::hint::spin_loop;
@@ -13,15 +14,43 @@ use tunnelfs_ring::{allowed_cpus, drain, new_eventfd, ring_bell, stay_on};
 pub struct Limits {
     /// A cache line to another core and back, median, nanoseconds; 0 with one core.
     pub cacheline_rtt_ns: u64,
+    /// The same with a line of its own each way, as messages travel: whoever writes must take the line
+    /// from whoever polls it, which on some machines (Intel's) costs as much again; 0 with one core.
+    pub two_line_rtt_ns: u64,
     /// Two eventfds across cores, both sides asleep, median, nanoseconds.
     pub eventfd_rtt_ns: u64,
     /// Copying 1 MiB between warm buffers.
     pub memcpy_bytes_per_s: u64,
 }
 
-/// Measures all three (about 0.3 s).
+impl Limits {
+    /// Each limit's median over several measurements in one run; `None` of nothing.
+    pub fn median(of: &[Limits]) -> Option<Limits> {
+        let middle = |value: fn(&Limits) -> u64| {
+            let mut values: Vec<u64> = of.iter().map(value).collect();
+            values.sort_unstable();
+            values.get(values.len() / 2).copied()
+        };
+        Some(Limits {
+            cacheline_rtt_ns: middle(|l| l.cacheline_rtt_ns)?,
+            two_line_rtt_ns: middle(|l| l.two_line_rtt_ns)?,
+            eventfd_rtt_ns: middle(|l| l.eventfd_rtt_ns)?,
+            memcpy_bytes_per_s: middle(|l| l.memcpy_bytes_per_s)?,
+        })
+    }
+}
+
+/// Measures all of them (about 0.2 s).
 pub fn measure() -> Limits {
-    Limits { cacheline_rtt_ns: cacheline(), eventfd_rtt_ns: eventfd(), memcpy_bytes_per_s: memcpy() }
+    let (one, other) = (CachePadded::new(AtomicU32::new(0)), CachePadded::new(AtomicU32::new(0)));
+    let two_line_rtt_ns = round_trip(&one, &other);
+    one.store(0, Ordering::Relaxed);
+    Limits {
+        cacheline_rtt_ns: round_trip(&one, &one),
+        two_line_rtt_ns,
+        eventfd_rtt_ns: eventfd(),
+        memcpy_bytes_per_s: memcpy(),
+    }
 }
 
 fn histogram() -> Histogram<u64> {
@@ -29,20 +58,19 @@ fn histogram() -> Histogram<u64> {
 }
 
 /// Batches of round trips, so that the clock costs nothing; the median batch.
-fn cacheline() -> u64 {
+fn round_trip(there: &AtomicU32, back: &AtomicU32) -> u64 {
     const BATCH: u32 = 200;
     const BATCHES: u32 = 400;
     let &[first, second, ..] = &allowed_cpus()[..] else { return 0 };
-    let turn = AtomicU32::new(0);
     let mut batches = histogram();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let _ = stay_on(&[second]);
             for i in 0..BATCH * BATCHES {
-                while turn.load(Ordering::Acquire) != 2 * i + 1 {
+                while there.load(Ordering::Acquire) != 2 * i + 1 {
                     spin_loop();
                 }
-                turn.store(2 * i + 2, Ordering::Release);
+                back.store(2 * i + 2, Ordering::Release);
             }
         });
         let timed = scope.spawn(|| {
@@ -51,8 +79,8 @@ fn cacheline() -> u64 {
             for batch in 0..BATCHES {
                 let start = Instant::now();
                 for i in batch * BATCH..(batch + 1) * BATCH {
-                    turn.store(2 * i + 1, Ordering::Release);
-                    while turn.load(Ordering::Acquire) != 2 * i + 2 {
+                    there.store(2 * i + 1, Ordering::Release);
+                    while back.load(Ordering::Acquire) != 2 * i + 2 {
                         spin_loop();
                     }
                 }
@@ -66,7 +94,7 @@ fn cacheline() -> u64 {
 }
 
 fn eventfd() -> u64 {
-    const ROUNDS: u32 = 1000;
+    const ROUNDS: u32 = 500;
     let (Ok(there), Ok(back)) = (new_eventfd(), new_eventfd()) else { return 0 };
     let all = allowed_cpus();
     let mut times = histogram();
@@ -102,7 +130,7 @@ fn eventfd() -> u64 {
 fn memcpy() -> u64 {
     let (from, mut to) = (vec![7u8; 1 << 20], vec![0u8; 1 << 20]);
     let (start, mut bytes) = (Instant::now(), 0u64);
-    while start.elapsed() < Duration::from_millis(100) {
+    while start.elapsed() < Duration::from_millis(50) {
         to.copy_from_slice(std::hint::black_box(&from));
         std::hint::black_box(&mut to);
         bytes += from.len() as u64;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tunnelfs_bench::plan::{Load, Matrix, Op, Placement, Plan, Via};
 use tunnelfs_bench::record::Run;
 use tunnelfs_bench::session::{self, Bench};
-use tunnelfs_bench::{idle, limits, measure, plot, report, workload};
+use tunnelfs_bench::{idle, measure, plot, report, workload};
 use tunnelfs_ring::Policy;
 use tunnelfs_settings::{args, load, Loader, Settings};
 
@@ -125,7 +125,6 @@ fn size(text: &str) -> Result<u32, String> {
 fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Settings) -> io::Result<()> {
     let plan = plan(args, matrix, &settings)?;
     settings.transport.queues = plan.loads.iter().map(|l| l.queues).max().unwrap_or(1) as u16;
-    let limits = limits::measure();
     let base = if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
     let scratch = tempfile::Builder::new().prefix("tunnelfs-bench").tempdir_in(base)?;
     let dir = args.directory.clone().unwrap_or_else(|| scratch.path().join("share"));
@@ -133,7 +132,7 @@ fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Settings) -> io::Result<
     workload::make_file(&dir)?;
     let bench = Bench { dir, scratch: scratch.path().into(), settings };
     let mut targets = measure::open(&plan, &bench)?;
-    let rows = measure::measure(&plan, &mut targets)?;
+    let (rows, limits) = measure::measure(&plan, &mut targets)?;
     let idle = idle::watch(targets)?;
     workload::check_file(&bench.dir)?;
     let files = if args.directory.is_some() { "files in --directory" } else { "files on tmpfs" };

@@ -2,6 +2,7 @@
 //! noisy minute falls on all of them.
 
 use crate::direct::Direct;
+use crate::limits::{self, Limits};
 use crate::plan::{Cpus, Load, Op, Pair, Plan, Via};
 use crate::record::Row;
 use crate::session::{Bench, Session};
@@ -60,15 +61,16 @@ impl Target {
     }
 }
 
-/// Runs a plan; one row for each case.
+/// Runs a plan; one row for each case, and the machine's limits, measured between the loads.
 ///
 /// # Errors
 /// The first case that fails; names it.
-pub fn measure(plan: &Plan, targets: &mut [(Pair, Target)]) -> io::Result<Vec<Row>> {
+pub fn measure(plan: &Plan, targets: &mut [(Pair, Target)]) -> io::Result<(Vec<Row>, Limits)> {
     let bar = progress(plan.rounds * plan.loads.len() * targets.len())?;
     let all = allowed_cpus();
-    let mut rows = Vec::new();
+    let (mut rows, mut limits) = (Vec::new(), Vec::new());
     for &load in &plan.loads {
+        limits.push(limits::measure());
         let mut tallies: Vec<Tally> = targets.iter().map(|_| Tally::default()).collect();
         for _ in 0..plan.rounds {
             for ((pair, target), tally) in targets.iter_mut().zip(&mut tallies) {
@@ -88,5 +90,6 @@ pub fn measure(plan: &Plan, targets: &mut [(Pair, Target)]) -> io::Result<Vec<Ro
     }
     stay_on(&all).map_err(io::Error::other)?;
     bar.finish_and_clear();
-    Ok(rows)
+    let limits = Limits::median(&limits).ok_or_else(|| io::Error::other("nothing to measure"))?;
+    Ok((rows, limits))
 }

@@ -68,6 +68,8 @@ pub fn ratios(run: &Run) -> Vec<Ratio> {
     };
     let ring_noop = p50(Via::Ring, Spin, All, NOOP);
     add("no-op p50, spin: ring / cache-line round trip", ring_noop, line, AtMost(2.0));
+    let lines = Some(run.limits.two_line_rtt_ns as f64).filter(|ns| *ns > 0.0);
+    add("the same / round trip on two lines", ring_noop, lines, AtMost(2.0));
     for policy in [Spin, Park, Auto] {
         let (ring, virtqueue) = (p50(Via::Ring, policy, All, NOOP), p50(Via::Virtqueue, policy, All, NOOP));
         add(&format!("no-op p50, {policy}: ring / virtqueue"), ring, virtqueue, AtMost(0.5));

@@ -59,7 +59,7 @@ impl Row {
     /// The row of a finished case.
     pub fn new(pair: Pair, load: Load, tally: &Tally) -> Self {
         let ops = tally.ops.max(1) as f64;
-        let ops_per_s = tally.ops as f64 / tally.elapsed.as_secs_f64();
+        let ops_per_s = tally.rate();
         let quantile = |q| tally.latency.value_at_quantile(q);
         Row {
             transport: pair.transport,

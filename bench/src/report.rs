@@ -23,7 +23,7 @@ pub fn page(run: &Run, plots: &[String]) -> String {
 fn heading(run: &Run) -> String {
     let l = run.limits;
     format!(
-        "# {}\n\n{}, kernel {}, commit {}, {}.\n\nLimits in this run: cache-line round trip {} ns, eventfd round \
+        "# {}\n\n{}, kernel {}, commit {}, {}.\n\nLimits in this run: cache-line round trip {} ns ({} ns with a line each way), eventfd round \
          trip {} ns, memcpy {:.1} GB/s.\n",
         run.command,
         run.machine,
@@ -31,6 +31,7 @@ fn heading(run: &Run) -> String {
         run.commit,
         run.files,
         l.cacheline_rtt_ns,
+        l.two_line_rtt_ns,
         l.eventfd_rtt_ns,
         l.memcpy_bytes_per_s as f64 / 1e9
     )

@@ -18,8 +18,8 @@ pub struct Tally {
     pub latency: Histogram<u64>,
     /// Operations done.
     pub ops: u64,
-    /// Wall time.
-    pub elapsed: Duration,
+    /// Operations a second, of each turn.
+    pub rates: Vec<f64>,
     /// CPU time of the guest's thread.
     pub guest_cpu: Duration,
     /// CPU time of the host.
@@ -28,11 +28,26 @@ pub struct Tally {
     pub copied: u64,
 }
 
+impl Tally {
+    /// A turn is over: `ops` operations in `time`.
+    pub fn turn(&mut self, ops: u64, time: Duration) {
+        self.ops += ops;
+        self.rates.push(ops as f64 / time.as_secs_f64());
+    }
+
+    /// The median turn's operations a second: one that the machine spoilt does not count.
+    pub fn rate(&self) -> f64 {
+        let mut rates = self.rates.clone();
+        rates.sort_by(f64::total_cmp);
+        rates.get(rates.len() / 2).copied().unwrap_or(0.0)
+    }
+}
+
 impl Default for Tally {
     fn default() -> Self {
         let latency = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds");
         let zero = Duration::ZERO;
-        Tally { latency, ops: 0, elapsed: zero, guest_cpu: zero, host_cpu: zero, copied: 0 }
+        Tally { latency, ops: 0, rates: Vec::new(), guest_cpu: zero, host_cpu: zero, copied: 0 }
     }
 }
 
@@ -93,7 +108,9 @@ impl Template {
 
     /// The next request's first bytes and its file offset.
     pub fn advance(&mut self) -> (&[u8], u64) {
-        let offset = if self.load.size == 0 { 0 } else { self.next * u64::from(self.load.size) % FILE_BYTES };
+        // Only whole pieces of the file.
+        let size = u64::from(self.load.size);
+        let offset = FILE_BYTES.checked_div(size).map_or(0, |pieces| self.next % pieces * size);
         self.next += 1;
         self.head[8..16].copy_from_slice(&self.next.to_ne_bytes());
         if matches!(self.load.op, Op::Read | Op::Write) {
@@ -169,10 +186,10 @@ pub fn run(session: &mut Session, load: Load, time: Duration, tally: &mut Tally)
     let guest_cpu: Duration = turns.iter().map(|turn| turn.guest_cpu).sum();
     tally.host_cpu += if session.host_pid().is_some() { cpu } else { cpu.saturating_sub(guest_cpu) };
     tally.copied += host_copied(session.queues[0].as_mut()) - host_copied_before;
-    tally.elapsed += turns.iter().map(|turn| turn.elapsed).max().unwrap_or_default();
+    tally.rates.push(turns.iter().map(Tally::rate).sum());
     for turn in turns {
-        tally.latency.add(&turn.latency).map_err(io::Error::other)?;
         tally.ops += turn.ops;
+        tally.latency.add(&turn.latency).map_err(io::Error::other)?;
         tally.guest_cpu += turn.guest_cpu;
         tally.copied += turn.copied;
     }
@@ -181,7 +198,7 @@ pub fn run(session: &mut Session, load: Load, time: Duration, tally: &mut Tally)
 
 /// One queue's part of a load, by the calling thread.
 fn drive(t: &mut dyn Transport, file: OpenFile, load: Load, time: Duration) -> io::Result<Tally> {
-    let mut tally = Tally::default();
+    let (mut tally, mut ops) = (Tally::default(), 0);
     let mut template = Template::new(load, file);
     let depth = load.depth.min(t.slots());
     let mut flights: Vec<Option<Flight>> = (0..depth).map(|_| None).collect();
@@ -209,9 +226,10 @@ fn drive(t: &mut dyn Transport, file: OpenFile, load: Load, time: Duration) -> i
         tally.latency.saturating_record(flight.start.elapsed().as_nanos() as u64);
         accept(t, &load, &done, flight.offset)?;
         slots.give(done.slot);
-        tally.ops += 1;
+        ops += 1;
     }
-    (tally.elapsed, tally.guest_cpu) = (start.elapsed(), thread_cpu() - cpu);
+    tally.turn(ops, start.elapsed());
+    tally.guest_cpu = thread_cpu() - cpu;
     tally.copied = t.copied() - copied;
     Ok(tally)
 }

@@ -59,7 +59,7 @@ pub struct WaitConfig {
 
 impl Default for WaitConfig {
     fn default() -> Self {
-        WaitConfig { policy: Policy::Auto, spin_us: 10_000, auto_us: 200 }
+        WaitConfig { policy: Policy::Auto, spin_us: 10_000, auto_us: 500 }
     }
 }
 
