@@ -26,7 +26,7 @@ impl Direct {
     /// # Errors
     /// The file system's.
     pub fn open(bench: &Bench) -> io::Result<Self> {
-        let host = Host { shared_dir: bench.dir.clone(), ..bench.settings.host.clone() };
+        let host = Host { shared_dir: bench.dir.clone(), announce_submounts: false, ..bench.settings.host.clone() };
         let server = Server::new(share::open(&host)?, host.allow_direct_io);
         let geometry = bench.settings.transport.geometry();
         let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false);

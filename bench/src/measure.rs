@@ -70,6 +70,7 @@ pub fn measure(plan: &Plan, targets: &mut [(Pair, Target)]) -> io::Result<(Vec<R
     let all = allowed_cpus();
     let (mut rows, mut limits) = (Vec::new(), Vec::new());
     for &load in &plan.loads {
+        stay_on(&all).map_err(io::Error::other)?;
         limits.push(limits::measure());
         let mut tallies: Vec<Tally> = targets.iter().map(|_| Tally::default()).collect();
         for _ in 0..plan.rounds {

@@ -68,6 +68,8 @@ impl Bench {
         settings.transport.socket_path = socket.into();
         settings.wait.policy = pair.policy;
         settings.host.shared_dir = self.dir.clone();
+        // Nothing is mounted in there, and our INIT does not ask.
+        settings.host.announce_submounts = false;
         settings
     }
 }
@@ -173,7 +175,7 @@ fn start_virtiofsd(socket: &Path, dir: &Path) -> io::Result<Child> {
     let program = virtiofsd().ok_or_else(|| io::Error::other("virtiofsd is not installed: run `make deps`"))?;
     let mut command = Command::new(program);
     command.arg("--socket-path").arg(socket).arg("--shared-dir").arg(dir);
-    command.args(["--tag", "tunnelfs", "--sandbox", "none", "--log-level", "error"]);
+    command.args(["--tag", "tunnelfs", "--sandbox", "none", "--log-level", "error", "--no-announce-submounts"]);
     command.stdin(Stdio::null()).spawn()
 }
 
