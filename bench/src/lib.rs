@@ -6,6 +6,7 @@ pub mod idle;
 pub mod inline;
 pub mod limits;
 pub mod measure;
+pub mod mount;
 pub mod plan;
 pub mod plot;
 pub mod ratios;

@@ -5,8 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+use tunnelfs_bench::mount::{self, MountPlan, Peer};
 use tunnelfs_bench::plan::{Load, Matrix, Op, Placement, Plan, Via};
-use tunnelfs_bench::record::Run;
+use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
 use tunnelfs_bench::{idle, measure, plot, report, workload};
 use tunnelfs_ring::Policy;
@@ -41,6 +42,8 @@ enum Command {
     Throughput(MatrixArgs),
     /// Both
     All(MatrixArgs),
+    /// Jobs on mounted file systems, ours and others' (needs root, /dev/fuse, and fio for all jobs)
+    Mount(MountArgs),
 }
 
 #[derive(clap::Args)]
@@ -87,8 +90,43 @@ struct MatrixArgs {
     report: Option<PathBuf>,
 }
 
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  tunnelfs-bench mount --quick
+  tunnelfs-bench mount --system ring,in-process,virtiofsd --rw randread-4k,read-1m --json run.json
+  tunnelfs-bench mount --peer 'hp=passthrough_hp -f --nopassthrough {src} {mnt}' --report run.md")]
+struct MountArgs {
+    /// One short round, about a minute and a half
+    #[arg(long)]
+    quick: bool,
+    /// Only these: native, ring, ring-fuse, in-process, virtqueue, socket, virtiofsd
+    #[arg(long = "system", value_delimiter = ',')]
+    systems: Vec<String>,
+    /// Only these jobs, by the names in the report
+    #[arg(long = "rw", value_delimiter = ',')]
+    jobs: Vec<String>,
+    /// Length of each turn of a timed job, milliseconds
+    #[arg(long, value_name = "MS")]
+    runtime: Option<u64>,
+    /// Rounds, of which the medians count
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// Another FUSE program: NAME=COMMAND, in the foreground, with {src} and {mnt} for the directory and the mount point
+    #[arg(long = "peer")]
+    peers: Vec<Peer>,
+    /// Directory to work in (default: a new one in /dev/shm)
+    #[arg(long)]
+    directory: Option<PathBuf>,
+    /// Write the run as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the report as Markdown
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
-    let command = ["latency", "throughput", "all"]
+    let command = ["latency", "throughput", "all", "mount"]
         .into_iter()
         .fold(Args::command(), |c, name| c.mut_subcommand(name, |sub| sub.args(args(SECTIONS))));
     let matches = command.get_matches();
@@ -99,6 +137,7 @@ fn main() -> ExitCode {
         Command::Latency(args) => run(&args, Matrix::Latency, settings),
         Command::Throughput(args) => run(&args, Matrix::Throughput, settings),
         Command::All(args) => run(&args, Matrix::All, settings),
+        Command::Mount(args) => run_mount(&args, &settings),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -125,8 +164,7 @@ fn size(text: &str) -> Result<u32, String> {
 fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Settings) -> io::Result<()> {
     let plan = plan(args, matrix, &settings)?;
     settings.transport.queues = plan.loads.iter().map(|l| l.queues).max().unwrap_or(1) as u16;
-    let base = if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
-    let scratch = tempfile::Builder::new().prefix("tunnelfs-bench").tempdir_in(base)?;
+    let scratch = scratch(None)?;
     let dir = args.directory.clone().unwrap_or_else(|| scratch.path().join("share"));
     std::fs::create_dir_all(&dir)?;
     workload::make_file(&dir)?;
@@ -135,8 +173,9 @@ fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Settings) -> io::Result<
     let (rows, limits) = measure::measure(&plan, &mut targets)?;
     let idle = idle::watch(targets)?;
     workload::check_file(&bench.dir)?;
-    let files = if args.directory.is_some() { "files in --directory" } else { "files on tmpfs" };
-    let run = Run::new(limits, files.into(), bench.settings, rows, idle);
+    let files = if args.directory.is_some() { "Files in --directory" } else { "Files on tmpfs" };
+    let origin = Origin::here();
+    let run = Run { origin, files: files.into(), config: bench.settings, limits, rows, idle };
     println!("{}", report::summary(&run));
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_vec_pretty(&run)?)?;
@@ -146,6 +185,37 @@ fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Settings) -> io::Result<
         std::fs::write(path, report::page(&run, &plots))?;
     }
     Ok(())
+}
+
+fn run_mount(args: &MountArgs, settings: &Settings) -> io::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(io::Error::other("mounting needs root"));
+    }
+    let mut plan = MountPlan::new(args.quick);
+    plan.jobs.clone_from(&args.jobs);
+    plan.systems.clone_from(&args.systems);
+    plan.peers.clone_from(&args.peers);
+    plan.runtime = args.runtime.map_or(plan.runtime, |ms| Duration::from_millis(ms.max(1)));
+    plan.rounds = args.rounds.map_or(plan.rounds, |rounds| rounds as usize);
+    let scratch = scratch(args.directory.as_deref())?;
+    let run = mount::run(&plan, scratch.path(), settings)?;
+    let page = mount::page(&run);
+    println!("{page}");
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_vec_pretty(&run)?)?;
+    }
+    if let Some(path) = &args.report {
+        std::fs::write(path, page)?;
+    }
+    Ok(())
+}
+
+/// A new directory in `base`, or in memory; gone when it is dropped.
+fn scratch(base: Option<&Path>) -> io::Result<tempfile::TempDir> {
+    let memory = Path::new("/dev/shm");
+    let base = base.map_or_else(|| if memory.is_dir() { memory.into() } else { std::env::temp_dir() }, PathBuf::from);
+    let told = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", base.display()));
+    tempfile::Builder::new().prefix("tunnelfs-bench").tempdir_in(&base).map_err(told)
 }
 
 /// The planned matrix, narrowed or changed as the command line has it.

@@ -8,9 +8,9 @@ use serde::Serialize;
 use tunnelfs_ring::Policy;
 use tunnelfs_settings::Settings;
 
-/// A whole run.
-#[derive(Debug, Serialize)]
-pub struct Run {
+/// Where and how a run was made.
+#[derive(Clone, Debug, Serialize)]
+pub struct Origin {
     /// CPU model and count.
     pub machine: String,
     /// Kernel release.
@@ -19,6 +19,14 @@ pub struct Run {
     pub commit: String,
     /// The command line.
     pub command: String,
+}
+
+/// A whole run.
+#[derive(Debug, Serialize)]
+pub struct Run {
+    /// Where and how it was made.
+    #[serde(flatten)]
+    pub origin: Origin,
     /// Where the files lie.
     pub files: String,
     /// The settings in force, but for what each row has itself.
@@ -109,25 +117,36 @@ impl Row {
     }
 }
 
-impl Run {
-    /// A run on this machine, from its parts.
-    pub fn new(limits: Limits, files: String, config: Settings, rows: Vec<Row>, idle: Vec<Idle>) -> Self {
+impl Origin {
+    /// This machine, this process.
+    pub fn here() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let cpuinfo = read("/proc/cpuinfo");
         let model = cpuinfo.lines().find_map(|l| l.strip_prefix("model name")?.split(": ").nth(1)).unwrap_or("unknown");
         let git = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
         let commit = git.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
         let args = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-        Run {
+        Origin {
             machine: format!("{model}, {} CPUs", tunnelfs_ring::allowed_cpus().len()),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             commit,
             command: format!("tunnelfs-bench {args}"),
-            files,
-            config,
-            limits,
-            rows,
-            idle,
         }
+    }
+
+    /// For people: the command, the machine, and its limits in the run.
+    pub fn heading(&self, limits: &Limits) -> String {
+        format!(
+            "# {}\n\n{}, kernel {}, commit {}.\n\nLimits in this run: cache-line round trip {} ns ({} ns with a line \
+             each way), eventfd round trip {} ns, memcpy {:.1} GB/s.\n",
+            self.command,
+            self.machine,
+            self.kernel,
+            self.commit,
+            limits.cacheline_rtt_ns,
+            limits.two_line_rtt_ns,
+            limits.eventfd_rtt_ns,
+            limits.memcpy_bytes_per_s as f64 / 1e9
+        )
     }
 }

@@ -8,7 +8,8 @@ use tunnelfs_ring::Policy;
 
 /// What a terminal shows: the ratios, and the transports side by side.
 pub fn summary(run: &Run) -> String {
-    format!("{}\n{}\n{}", heading(run), ratio_table(run), side_by_side(run))
+    let heading = run.origin.heading(&run.limits);
+    format!("{heading}{}.\n\n{}\n{}", run.files, ratio_table(&ratios(run)), side_by_side(run))
 }
 
 /// The run as a Markdown page, with the names of `plots` beside it.
@@ -20,27 +21,11 @@ pub fn page(run: &Run, plots: &[String]) -> String {
     out + &all_cases(run)
 }
 
-fn heading(run: &Run) -> String {
-    let l = run.limits;
-    format!(
-        "# {}\n\n{}, kernel {}, commit {}, {}.\n\nLimits in this run: cache-line round trip {} ns ({} ns with a line each way), eventfd round \
-         trip {} ns, memcpy {:.1} GB/s.\n",
-        run.command,
-        run.machine,
-        run.kernel,
-        run.commit,
-        run.files,
-        l.cacheline_rtt_ns,
-        l.two_line_rtt_ns,
-        l.eventfd_rtt_ns,
-        l.memcpy_bytes_per_s as f64 / 1e9
-    )
-}
-
-fn ratio_table(run: &Run) -> String {
+/// The targets, and what has come of them.
+pub fn ratio_table(ratios: &[Ratio]) -> String {
     let mut out = String::from("## Ratios\n\n| what | ratio | wanted | reached |\n|---|--:|--:|---|\n");
-    for ratio in ratios(run) {
-        let Ratio { what, value, wanted } = &ratio;
+    for ratio in ratios {
+        let Ratio { what, value, wanted } = ratio;
         let wanted = match wanted {
             Wanted::AtMost(limit) => format!("at most {limit}"),
             Wanted::AtLeast(limit) => format!("at least {limit}"),

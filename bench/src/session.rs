@@ -257,6 +257,15 @@ pub fn process_cpu(pid: u32) -> Duration {
     tasks.flatten().filter_map(|task| run_time(&task.path())).sum()
 }
 
+/// Run time of this process's threads whose names start with one of `names`.
+pub fn threads_cpu(names: &[&str]) -> Duration {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Duration::ZERO };
+    let named = |task: &PathBuf| {
+        std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| names.iter().any(|name| comm.starts_with(name)))
+    };
+    tasks.flatten().map(|task| task.path()).filter(named).filter_map(|task| run_time(&task)).sum()
+}
+
 /// Run time of a thread of this process.
 pub fn thread_run_time(tid: i32) -> Duration {
     run_time(&PathBuf::from(format!("/proc/self/task/{tid}"))).unwrap_or_default()

@@ -1,5 +1,6 @@
 //! Drives one load on one session for a while, and checks the data.
 
+use crate::limits::histogram;
 use crate::plan::{Load, Op};
 use crate::session::{opcode, reply_word, thread_cpu, OpenFile, Session, FILE};
 use hdrhistogram::Histogram;
@@ -45,7 +46,7 @@ impl Tally {
 
 impl Default for Tally {
     fn default() -> Self {
-        let latency = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds");
+        let latency = histogram();
         let zero = Duration::ZERO;
         Tally { latency, ops: 0, rates: Vec::new(), guest_cpu: zero, host_cpu: zero, copied: 0 }
     }

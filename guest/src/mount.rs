@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use tunnelfs_ring::{new_eventfd, ring_bell};
-use tunnelfs_settings::Channel;
+use tunnelfs_settings::{Channel, Settings};
 
 /// What to mount, and how.
 #[derive(Clone, Debug)]
@@ -29,6 +29,22 @@ pub struct MountConfig {
     pub channel: Channel,
     /// Cache writes in the kernel.
     pub writeback: bool,
+}
+
+/// What the names of a mount's threads start with.
+pub const WORKERS: &[&str] = &["queue-", "control"];
+
+impl MountConfig {
+    /// What `settings` have for a mount on `point`.
+    pub fn new(settings: &Settings, point: &Path, options: MountOptions) -> Self {
+        let mut guest = GuestConfig::from(settings);
+        let Settings { mount, .. } = settings;
+        // FUSE-over-io_uring has a queue for each CPU: where we have as many, each stays on its own.
+        if guest.cpus.is_empty() && mount.channel != Channel::Fuse && guest.queues == possible_cpus() {
+            guest.cpus = (0..guest.queues).collect();
+        }
+        MountConfig { guest, point: point.into(), options, channel: mount.channel, writeback: mount.writeback }
+    }
 }
 
 /// A mounted file system; unmounted when dropped.

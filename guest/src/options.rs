@@ -3,9 +3,9 @@
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use tunnelfs_guest::fuse::device::MountOptions;
-use tunnelfs_guest::mount::{possible_cpus, MountConfig};
-use tunnelfs_guest::{Error, GuestConfig};
-use tunnelfs_settings::{args, load, Channel, Loader};
+use tunnelfs_guest::mount::MountConfig;
+use tunnelfs_guest::Error;
+use tunnelfs_settings::{args, load, Loader};
 
 /// The settings that a mount's command line has.
 const SECTIONS: &[&str] = &["transport", "wait", "mount"];
@@ -119,19 +119,6 @@ fn config(mut loader: Loader, point: &Path, words: &[String], sloppy: bool) -> R
     options.allow_other = settings.mount.allow_other;
     options.default_permissions = settings.mount.default_permissions;
     options.source = settings.transport.socket_path.display().to_string();
-    let mut guest = GuestConfig::from(&settings);
-    if guest.cpus.is_empty() && settings.mount.channel != Channel::Fuse {
-        guest.cpus = one_a_cpu(guest.queues);
-    }
     let point = std::path::absolute(point)?;
-    Ok(MountConfig { guest, point, options, channel: settings.mount.channel, writeback: settings.mount.writeback })
-}
-
-/// FUSE-over-io_uring has a queue for each CPU: where we have as many, each stays on its own.
-fn one_a_cpu(queues: usize) -> Vec<usize> {
-    if queues == possible_cpus() {
-        (0..queues).collect()
-    } else {
-        Vec::new()
-    }
+    Ok(MountConfig::new(&settings, &point, options))
 }

@@ -1,7 +1,7 @@
 //! A transport with the bookkeeping that both channels need: what is under
 //! way, what must wait for room, and what the host may say about it.
 
-use crate::fuse::abi::{opcode, read_size, reply_header, request_opcode, request_unique};
+use crate::fuse::abi::{opcode, reply_header, reply_room, request_opcode, request_unique};
 use crate::message::OUT_HEADER;
 use crate::stats::QueueStats;
 use crate::transport::{Completion, Transport};
@@ -105,9 +105,7 @@ impl Queue {
     }
 
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32) -> Result<bool, Error> {
-        let slot_size = self.transport.slot(slot).1 as u32;
-        // Stock virtiofsd fills all the room that a READ has, and then finds that to be too much.
-        let room = read_size(head).map_or(slot_size, |size| size.min(slot_size));
+        let room = reply_room(head, self.transport.slot(slot).1);
         self.transport.submit(slot, head, payload_len, room)
     }
 

@@ -10,12 +10,16 @@ pub mod opcode {
     pub const READ: u32 = 15;
     /// FUSE_INIT.
     pub const INIT: u32 = 26;
+    /// FUSE_READDIR.
+    pub const READDIR: u32 = 28;
     /// FUSE_INTERRUPT: no reply.
     pub const INTERRUPT: u32 = 36;
     /// FUSE_DESTROY.
     pub const DESTROY: u32 = 38;
     /// FUSE_BATCH_FORGET: no reply.
     pub const BATCH_FORGET: u32 = 42;
+    /// FUSE_READDIRPLUS.
+    pub const READDIRPLUS: u32 = 44;
 
     const NAMES: [&str; 53] = [
         "",
@@ -122,9 +126,16 @@ pub fn request_unique(head: &[u8]) -> u64 {
     u64::from(u32_at(head, 8)) | u64::from(u32_at(head, 12)) << 32
 }
 
-/// `fuse_read_in.size`, when the request is a READ.
-pub fn read_size(head: &[u8]) -> Option<u32> {
-    (request_opcode(head) == opcode::READ).then(|| u32_at(head, IN_HEADER + 16))
+/// Most bytes that a reply may have behind its header, in a slot of `slot_size` bytes.
+///
+/// Not more than was asked for: stock virtiofsd 1.14 reads as much of a file as there is room.
+pub fn reply_room(head: &[u8], slot_size: usize) -> u32 {
+    let slot_size = slot_size as u32;
+    match request_opcode(head) {
+        // `fuse_read_in.size`
+        opcode::READ | opcode::READDIR | opcode::READDIRPLUS => u32_at(head, IN_HEADER + 16).min(slot_size),
+        _ => slot_size,
+    }
 }
 
 /// `fuse_out_header`.
@@ -139,4 +150,20 @@ pub fn reply_header(len: usize, error: i32, unique: u64) -> [u8; 16] {
 /// The `u32` at a byte offset; 0 beyond the end.
 pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("four bytes")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_has_no_more_room_than_was_asked_for() {
+        let mut head = [0; 80];
+        head[4..8].copy_from_slice(&opcode::READ.to_ne_bytes());
+        head[56..60].copy_from_slice(&4096u32.to_ne_bytes());
+        assert_eq!((reply_room(&head, 1 << 20), reply_room(&head, 1024)), (4096, 1024));
+        head[4..8].copy_from_slice(&opcode::INIT.to_ne_bytes());
+        assert_eq!(reply_room(&head, 1 << 20), 1 << 20);
+        assert_eq!(reply_room(&head[..40], 100), 100);
+    }
 }

@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 const DEVICE: &str = "/dev/fuse";
+/// The kernel's switch for FUSE-over-io_uring.
+const ENABLE_URING: &str = "/sys/module/fuse/parameters/enable_uring";
 
 mod ioctl {
     // FUSE_DEV_IOC_CLONE.
@@ -152,9 +154,14 @@ pub fn detach(point: &Path) -> io::Result<()> {
     umount2(point, MntFlags::MNT_DETACH).map_err(io::Error::from)
 }
 
+/// Whether the kernel offers FUSE-over-io_uring.
+pub fn uring_is_on() -> bool {
+    std::fs::read_to_string(ENABLE_URING).is_ok_and(|on| on.trim() == "Y")
+}
+
 /// How FUSE-over-io_uring stands on this kernel, when it is not offered: one line for people.
 pub fn uring_hint() -> &'static str {
-    match std::fs::read_to_string("/sys/module/fuse/parameters/enable_uring") {
+    match std::fs::read_to_string(ENABLE_URING) {
         Ok(on) if on.trim() == "Y" => "FUSE-over-io_uring is switched on but not offered",
         Ok(_) => "FUSE-over-io_uring is compiled in but switched off: `echo Y > /sys/module/fuse/parameters/enable_uring` as root, then mount again",
         Err(_) => "this kernel has no FUSE-over-io_uring (it came with 6.14): using /dev/fuse",

@@ -1,0 +1,136 @@
+//! The jobs, in fio's words.
+
+use super::{fio, metadata, own, MountPlan};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+use tunnelfs_settings::Cache;
+
+/// How a job reads or writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Io {
+    /// fio's `rw`: `read`, `write`, `randread` or `randwrite`.
+    pub rw: &'static str,
+    /// Bytes of one request.
+    pub bs: u32,
+    /// O_DIRECT, for a while; otherwise the whole file once, through the page cache.
+    pub direct: bool,
+    /// Threads.
+    pub numjobs: u32,
+    /// Requests in flight of each, by io_uring where more than one.
+    pub iodepth: u32,
+}
+
+/// What a job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// I/O on one file.
+    Io(Io),
+    /// Many small files: created, looked at, listed, removed.
+    Metadata,
+}
+
+/// One job.
+#[derive(Clone, Copy, Debug)]
+pub struct Job {
+    /// Its name in reports.
+    pub name: &'static str,
+    /// What it does.
+    pub work: Work,
+}
+
+/// CPU time of a file system's guest and host processes.
+pub type Cpu = [Duration; 2];
+
+/// What has been used `since`.
+pub fn used(now: Cpu, since: Cpu) -> Cpu {
+    [0, 1].map(|side| now[side].saturating_sub(since[side]))
+}
+
+/// What a job's turn came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Turn {
+    pub ops: u64,
+    pub ops_per_s: f64,
+    pub p50_ns: u64,
+    pub p99_ns: u64,
+    pub p999_ns: u64,
+    pub max_ns: u64,
+    /// CPU time of the file system's guest and host processes, not of the job.
+    pub cpu: Cpu,
+}
+
+/// The jobs that make sense under a cache mode: `never` for direct I/O and metadata, `auto` for buffered I/O.
+pub fn all(cache: Cache) -> Vec<Job> {
+    let io = |name, rw, bs, numjobs, iodepth| Job {
+        name,
+        work: Work::Io(Io { rw, bs, direct: cache == Cache::Never, numjobs, iodepth }),
+    };
+    match cache {
+        Cache::Never => vec![
+            io("randread-4k", "randread", 4 << 10, 1, 1),
+            io("randread-4k-2jobs", "randread", 4 << 10, 2, 1),
+            io("randread-4k-qd16", "randread", 4 << 10, 1, 16),
+            io("randwrite-4k", "randwrite", 4 << 10, 1, 1),
+            io("randwrite-4k-qd16", "randwrite", 4 << 10, 1, 16),
+            io("randread-64k", "randread", 64 << 10, 1, 1),
+            io("read-1m", "read", 1 << 20, 1, 1),
+            io("write-1m", "write", 1 << 20, 1, 1),
+            Job { name: "metadata", work: Work::Metadata },
+        ],
+        _ => vec![io("read-1m-buffered", "read", 1 << 20, 1, 1), io("write-1m-buffered", "write", 1 << 20, 1, 1)],
+    }
+}
+
+/// What drives I/O.
+pub enum Tool {
+    /// The real fio, of this version.
+    Fio(String),
+    /// Loads of our own.
+    Own,
+}
+
+impl Tool {
+    /// fio, where there is one.
+    pub fn find() -> Tool {
+        match std::process::Command::new("fio").arg("--version").output() {
+            Ok(out) if out.status.success() => Tool::Fio(String::from_utf8_lossy(&out.stdout).trim().into()),
+            _ => Tool::Own,
+        }
+    }
+
+    /// For the report.
+    pub fn describe(&self) -> String {
+        match self {
+            Tool::Fio(version) => version.clone(),
+            Tool::Own => "own loads (fio is not installed; jobs of io_uring depth 16 are left out)".into(),
+        }
+    }
+}
+
+impl Job {
+    /// Runs the job in `dir`; one turn for each operation that it reports. `cpu` reads the file system's CPU time.
+    ///
+    /// # Errors
+    /// The file system's, or the tool's words.
+    pub fn run(
+        &self,
+        tool: &Tool,
+        dir: &Path,
+        plan: &MountPlan,
+        cpu: &dyn Fn() -> Cpu,
+    ) -> io::Result<Vec<(String, Turn)>> {
+        let io = match self.work {
+            Work::Metadata => return metadata::run(dir, plan.files, cpu),
+            Work::Io(io) => io,
+        };
+        let before = cpu();
+        let mut turn = match tool {
+            Tool::Fio(_) => fio::run(&io, dir, plan)?,
+            Tool::Own if io.iodepth > 1 => return Ok(Vec::new()),
+            Tool::Own => own::run(&io, dir, plan)?,
+        };
+        turn.cpu = used(cpu(), before);
+        Ok(vec![(self.name.into(), turn)])
+    }
+}

@@ -1,0 +1,48 @@
+//! What a mount through the ring is held to, within one run.
+
+use super::record::{MountRun, Row};
+use crate::ratios::{Ratio, Wanted};
+
+/// Jobs, and how much of the in-process mount's rate the ring with a separate host must reach.
+const OF_IN_PROCESS: [(&str, f64); 9] = [
+    ("randread-4k", 0.9),
+    ("randread-4k-qd16", 0.95),
+    ("read-1m", 0.95),
+    ("write-1m", 0.95),
+    ("randwrite-4k", 0.9),
+    ("randread-4k-2jobs", 0.65),
+    ("read-1m-buffered", 0.9),
+    ("write-1m-buffered", 0.9),
+    ("create+stat+unlink", 0.9),
+];
+
+/// The targets' ratios, as far as the run has their rows.
+pub fn ratios(run: &MountRun) -> Vec<Ratio> {
+    let mut out = Vec::new();
+    let mut add = |of: &Row, other: &str, limit: f64| {
+        if let Some(other) = find(run, other, &of.op) {
+            out.push(Ratio {
+                what: format!("{}: {} / {}", of.op, of.system, other.system),
+                value: of.ops_per_s / other.ops_per_s,
+                wanted: Wanted::AtLeast(limit),
+            });
+        }
+    };
+    for (op, limit) in OF_IN_PROCESS {
+        if let Some(ring) = find(run, "ring", op) {
+            add(ring, "in-process", limit);
+        }
+    }
+    for ring in run.rows.iter().filter(|r| r.system == "ring") {
+        let small = ring.size == 4096 && (ring.depth, ring.queues) == (1, 1);
+        add(ring, "virtiofsd", if small { 5.0 } else { 1.0 });
+    }
+    for ring in run.rows.iter().filter(|r| r.system == "ring" && r.op.ends_with("buffered")) {
+        add(ring, "ring-fuse", 1.0);
+    }
+    out
+}
+
+fn find<'a>(run: &'a MountRun, system: &str, op: &str) -> Option<&'a Row> {
+    run.rows.iter().find(|r| r.system == system && r.op == op)
+}

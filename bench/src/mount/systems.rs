@@ -1,0 +1,288 @@
+//! The systems that are compared: each is a directory with the same files in
+//! it, and all that was mounted or started for it is gone when it is dropped.
+
+use super::MountPlan;
+use crate::inline::Inline;
+use crate::session::{process_cpu, sibling, threads_cpu, virtiofsd};
+use nix::mount::{umount2, MntFlags};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tunnelfs_guest::fuse::device::{uring_is_on, MountOptions};
+use tunnelfs_guest::link::local::Connection;
+use tunnelfs_guest::mount::{Mount, MountConfig, WORKERS};
+use tunnelfs_guest::Transport;
+use tunnelfs_host::server::Server;
+use tunnelfs_host::share;
+use tunnelfs_settings::{Cache, Channel, Kind, Settings};
+
+/// How long anything may take to come up or go away.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Another FUSE program: `NAME=COMMAND` with `{src}` and `{mnt}` in the command, which stays in the foreground.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    name: String,
+    command: String,
+}
+
+impl FromStr for Peer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, command) = text.split_once('=').filter(|(name, _)| !name.is_empty()).unwrap_or_default();
+        if command.contains("{src}") && command.contains("{mnt}") {
+            return Ok(Peer { name: name.into(), command: command.into() });
+        }
+        Err("must be NAME=COMMAND, with {src} and {mnt} in the command".into())
+    }
+}
+
+/// One system under test.
+pub struct System {
+    pub name: String,
+    /// Where jobs work.
+    pub dir: PathBuf,
+    pub transport: String,
+    pub placement: &'static str,
+    pub policy: String,
+    pub channel: String,
+    mounted: Option<PathBuf>,
+    /// A mount in this process.
+    inside: Option<Mount>,
+    guest: Option<Child>,
+    host: Option<Child>,
+}
+
+/// All systems of a phase.
+pub struct Systems {
+    /// In the order of the report.
+    pub list: Vec<System>,
+}
+
+impl Systems {
+    /// Starts and mounts what the plan wants, over one source directory with a file for each system.
+    ///
+    /// # Errors
+    /// The first that does not come up.
+    pub fn start(plan: &MountPlan, scratch: &Path, cache: Cache, settings: &Settings) -> io::Result<Systems> {
+        let setup = Setup { source: scratch.join("source"), scratch: scratch.into(), cache, settings };
+        let mut systems = Systems { list: Vec::new() };
+        for name in ["native", "ring", "ring-fuse", "in-process", "virtqueue", "socket", "virtiofsd"] {
+            let absent = match name {
+                "ring-fuse" => (!uring_is_on()).then_some("every mount uses /dev/fuse here"),
+                "virtiofsd" => virtiofsd().is_none().then_some("`make deps` installs stock virtiofsd"),
+                _ => None,
+            };
+            if !MountPlan::wants(&plan.systems, name) {
+                continue;
+            }
+            match absent {
+                Some(why) => eprintln!("{name} is left out: {why}"),
+                None => systems.list.push(setup.system(name).map_err(|e| io::Error::other(format!("{name}: {e}")))?),
+            }
+        }
+        for peer in &plan.peers {
+            let told = |e: io::Error| io::Error::other(format!("{}: {e}", peer.name));
+            systems.list.push(setup.peer(peer).map_err(told)?);
+        }
+        for system in &systems.list {
+            fs::create_dir_all(setup.source.join(&system.name))?;
+            write_random(&setup.source.join(&system.name).join("data"), plan.file_bytes)?;
+        }
+        Ok(systems)
+    }
+
+    /// Unmounts everything and ends what was started.
+    ///
+    /// # Errors
+    /// The first that does not go.
+    pub fn stop(self) -> io::Result<()> {
+        self.list.into_iter().try_for_each(System::stop)
+    }
+}
+
+/// Bytes that no file system can leave out.
+fn write_random(path: &Path, bytes: u64) -> io::Result<()> {
+    let mut source = File::open("/dev/urandom")?.take(bytes);
+    io::copy(&mut source, &mut File::create(path)?).map(drop)
+}
+
+struct Setup<'a> {
+    source: PathBuf,
+    scratch: PathBuf,
+    cache: Cache,
+    settings: &'a Settings,
+}
+
+impl Setup<'_> {
+    fn system(&self, name: &str) -> io::Result<System> {
+        fs::create_dir_all(&self.source)?;
+        let mut settings = self.settings.clone();
+        settings.host.shared_dir.clone_from(&self.source);
+        settings.host.cache = self.cache;
+        settings.host.announce_submounts = false;
+        settings.transport.socket_path = self.scratch.join(format!("{name}.sock"));
+        settings.transport.kind = match name {
+            "virtqueue" | "virtiofsd" => Kind::Virtqueue,
+            "socket" => Kind::Socket,
+            _ => Kind::Ring,
+        };
+        if name == "ring-fuse" {
+            settings.mount.channel = Channel::Fuse;
+        }
+        let fuse = settings.mount.channel == Channel::Fuse || !uring_is_on();
+        let mut system = System {
+            name: name.into(),
+            dir: self.scratch.join("mnt").join(name).join(name),
+            transport: format!("{:?}", settings.transport.kind).to_lowercase(),
+            placement: "separate",
+            policy: settings.wait.policy.to_string(),
+            channel: if fuse { "fuse" } else { "uring" }.into(),
+            mounted: None,
+            inside: None,
+            guest: None,
+            host: None,
+        };
+        let point = self.scratch.join("mnt").join(name);
+        fs::create_dir_all(&point)?;
+        match name {
+            "native" => {
+                system.dir = self.source.join(name);
+                (system.transport, system.channel, system.policy) = ("native".into(), String::new(), String::new());
+            }
+            "in-process" => {
+                (system.transport, system.placement) = ("direct".into(), "in-process");
+                system.inside = Some(mount_inside(&settings, &point)?);
+                system.mounted = Some(point);
+            }
+            _ => {
+                let file = self.scratch.join(format!("{name}.toml"));
+                fs::write(&file, toml::to_string(&settings).map_err(io::Error::other)?)?;
+                if name == "virtiofsd" {
+                    system.transport = name.into();
+                }
+                system.host = Some(start_host(name, &file, &settings)?);
+                await_that("the host listens", || settings.transport.socket_path.exists())?;
+                system.guest = Some(mount_outside(&file, &point)?);
+                system.mounted = Some(point);
+            }
+        }
+        Ok(system)
+    }
+
+    fn peer(&self, peer: &Peer) -> io::Result<System> {
+        let point = self.scratch.join("mnt").join(&peer.name);
+        fs::create_dir_all(&point)?;
+        let words = |text: &str| {
+            text.replace("{src}", &self.source.display().to_string()).replace("{mnt}", &point.display().to_string())
+        };
+        let child =
+            Command::new("sh").arg("-c").arg(format!("exec {}", words(&peer.command))).stdin(Stdio::null()).spawn()?;
+        let system = System {
+            name: peer.name.clone(),
+            dir: point.join(&peer.name),
+            transport: peer.name.clone(),
+            placement: "in-process",
+            policy: String::new(),
+            channel: String::new(),
+            mounted: Some(point.clone()),
+            inside: None,
+            guest: Some(child),
+            host: None,
+        };
+        await_that("it mounts", || is_mounted(&point))?;
+        Ok(system)
+    }
+}
+
+fn start_host(name: &str, file: &Path, settings: &Settings) -> io::Result<Child> {
+    if name != "virtiofsd" {
+        return Command::new(sibling("tunnelfs-host")?).arg("--config").arg(file).stdin(Stdio::null()).spawn();
+    }
+    let program = virtiofsd().ok_or_else(|| io::Error::other("it is not installed"))?;
+    let mut command = Command::new(program);
+    command.arg("--socket-path").arg(&settings.transport.socket_path);
+    command.arg("--shared-dir").arg(&settings.host.shared_dir);
+    command.arg("--cache").arg(format!("{:?}", settings.host.cache).to_lowercase());
+    command.args(["--tag", "tunnelfs", "--sandbox", "none", "--log-level", "error", "--no-announce-submounts"]);
+    command.stdin(Stdio::null()).spawn()
+}
+
+/// `tunnelfs-guest mount` as a process of its own.
+fn mount_outside(file: &Path, point: &Path) -> io::Result<Child> {
+    let mut command = Command::new(sibling("tunnelfs-guest")?);
+    command.args(["mount", "-f", "--config"]).arg(file).arg(point).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn()?;
+    let mut line = String::new();
+    // It says so when the mount is complete; if it fails, it has told why itself.
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line)?;
+    if line.contains(" mounted: ") {
+        return Ok(child);
+    }
+    child.wait()?;
+    Err(io::Error::other("tunnelfs-guest did not mount"))
+}
+
+/// The host's server in this process, on the threads that read the kernel's requests.
+fn mount_inside(settings: &Settings, point: &Path) -> io::Result<Mount> {
+    let config = MountConfig::new(settings, point, MountOptions::default());
+    let server = Arc::new(Server::new(share::open(&settings.host)?));
+    let queue = || Inline::new(server.clone(), config.guest.geometry).map(|q| Box::new(q) as Box<dyn Transport>);
+    let queues = (0..config.guest.queues).map(|_| queue()).collect::<Result<_, _>>().map_err(io::Error::other)?;
+    let connection = Connection { control: queue().map_err(io::Error::other)?, queues };
+    Mount::over(connection, &config).map_err(io::Error::other)
+}
+
+fn is_mounted(point: &Path) -> bool {
+    let point = format!(" {} ", point.display());
+    fs::read_to_string("/proc/mounts").is_ok_and(|mounts| mounts.contains(&point))
+}
+
+fn await_that(what: &str, mut done: impl FnMut() -> bool) -> io::Result<()> {
+    let start = Instant::now();
+    while !done() {
+        if start.elapsed() > PATIENCE {
+            return Err(io::Error::other(format!("{what}: not within {PATIENCE:?}")));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+impl System {
+    /// CPU time so far of the guest's processes and of the host's.
+    pub fn cpu(&self) -> [Duration; 2] {
+        let of = |child: &Option<Child>| child.as_ref().map_or(Duration::ZERO, |c| process_cpu(c.id()));
+        let inside = self.inside.as_ref().map_or(Duration::ZERO, |_| threads_cpu(WORKERS));
+        [of(&self.guest) + inside, of(&self.host)]
+    }
+
+    fn stop(mut self) -> io::Result<()> {
+        let Some(point) = self.mounted.take() else { return Ok(()) };
+        umount2(&point, MntFlags::empty())?;
+        if let Some(mount) = self.inside.take() {
+            mount.finish().map_err(io::Error::other)?;
+        }
+        if let Some(guest) = &mut self.guest {
+            await_that("the guest ends", || guest.try_wait().is_ok_and(|status| status.is_some()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        if let Some(point) = &self.mounted {
+            let _ = umount2(point, MntFlags::MNT_DETACH);
+        }
+        for child in [&mut self.guest, &mut self.host].into_iter().flatten() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
