@@ -98,7 +98,7 @@ impl Mount {
         }
         if self.agreed.uring {
             // FORGET and INTERRUPT come over /dev/fuse all the same.
-            self.spawn("control".into(), control, device, Kind::Classic, None)?;
+            self.spawn("control".into(), control, device, Kind::Leftovers, None)?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use crate::memory::Tables;
 use crate::placement::{Decision, Placement};
 use crate::pool::{Budget, Pool};
 use crate::server::Server;
-use crate::transport::ring::{Call, RingDevice};
+use crate::transport::ring::{Call, RingDevice, Served};
 use crate::transport::virtqueue;
 use crate::vring::Vring;
 use parking_lot::Mutex;
@@ -262,12 +262,12 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
         let Some(ring) = &mut queue.ring else { return false };
         let served = ring.serve(&self.server, &self.pool, BATCH).unwrap_or_else(|e| {
             tracing::warn!("closing a ring: {e}");
-            0
+            Served::default()
         });
         if queue.placement.as_mut().is_some_and(|p| p.served(served)) {
             queue.tell_place();
         }
-        served > 0
+        served.requests > 0
     }
 
     fn serve_virtqueue(&self, vring: &Vring, queue: &mut QueueState) -> io::Result<bool> {

@@ -2,11 +2,13 @@
 //! another core and spinning, or on the guest's own core and parked.
 //!
 //! Neither is always better (see DESIGN.md, decision 5): small requests of one
-//! reader want the spinning core, large payloads and busy machines the shared
-//! one. So it is tried out: the throughput of all queues together decides (an
-//! application that changes its core takes its requests from one queue to
-//! another), and the loser is tried again after ever longer times.
+//! reader want the spinning core, large payloads (which lie in the submitter's
+//! cache) and busy machines the shared one. So it is tried out, for large and
+//! for small payloads by themselves: the throughput of all queues together
+//! decides (an application that changes its core takes its requests from one
+//! queue to another), and the loser is tried again after ever longer times.
 
+use crate::transport::ring::Served;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -25,6 +27,9 @@ const HOLD: (u32, u32) = (8, 512);
 const BETTER: f64 = 1.05;
 /// A rate that has changed by this factor is another load: try again soon.
 const CHANGED: f64 = 1.5;
+
+/// Bytes that a request moves on average from which on payloads are large.
+const LARGE: u64 = 32 << 10;
 
 /// The two places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +70,8 @@ struct Trial {
 }
 
 impl Trial {
-    fn new() -> Self {
-        Trial { place: Place::Beside, rate: 0.0, trying: false, windows: 0, hold: HOLD.0 }
+    fn new(place: Place) -> Self {
+        Trial { place, rate: 0.0, trying: false, windows: 0, hold: HOLD.0 }
     }
 
     /// Takes a finished window's rate, and decides on `place`.
@@ -105,9 +110,14 @@ pub struct Decision {
     state: Mutex<Measured>,
 }
 
+const SMALL_TRIAL: usize = 0;
+const LARGE_TRIAL: usize = 1;
+
 #[derive(Debug)]
 struct Measured {
-    trial: Trial,
+    trials: [Trial; 2],
+    /// Which of them the present load takes part in.
+    current: usize,
     since: Instant,
     /// `served` at that time.
     from: u64,
@@ -115,24 +125,33 @@ struct Measured {
 
 impl Decision {
     pub fn new() -> Self {
-        let state = Measured { trial: Trial::new(), since: Instant::now(), from: 0 };
+        let trials = [Trial::new(Place::Beside), Trial::new(Place::Shared)];
+        let state = Measured { trials, current: SMALL_TRIAL, since: Instant::now(), from: 0 };
         Decision { served: AtomicU64::new(0), state: Mutex::new(state) }
     }
 
     /// Counts, and at a window's end decides; the place to be in.
-    fn count(&self, served: u32) -> Place {
-        let total = self.served.fetch_add(served.into(), Ordering::Relaxed) + u64::from(served);
+    fn count(&self, served: Served) -> Place {
+        let requests = u64::from(served.requests);
+        let total = self.served.fetch_add(requests, Ordering::Relaxed) + requests;
         let mut state = self.state.lock();
+        let large = served.bytes >= LARGE * requests.max(1);
+        let current = if large { LARGE_TRIAL } else { SMALL_TRIAL };
+        if current != state.current && requests > 0 {
+            // What the window has measured so far was another load's.
+            (state.current, state.since, state.from) = (current, Instant::now(), total);
+        }
         let elapsed = state.since.elapsed();
         if elapsed >= WINDOW {
             // After a pause nothing was measured.
             if elapsed < 3 * WINDOW {
                 let rate = (total - state.from) as f64 / elapsed.as_secs_f64();
-                state.trial.window(rate);
+                let current = state.current;
+                state.trials[current].window(rate);
             }
             (state.since, state.from) = (Instant::now(), total);
         }
-        state.trial.place
+        state.trials[state.current].place
     }
 }
 
@@ -143,7 +162,7 @@ pub struct Placement {
     allowed: Vec<usize>,
     decision: Arc<Decision>,
     place: Place,
-    served: u32,
+    served: Served,
 }
 
 impl Placement {
@@ -154,8 +173,8 @@ impl Placement {
         if !allowed.contains(&home) || allowed.len() < 2 {
             return None;
         }
-        let place = decision.count(0);
-        let placement = Placement { home, allowed, decision, place, served: 0 };
+        let place = decision.count(Served::default());
+        let placement = Placement { home, allowed, decision, place, served: Served::default() };
         placement.move_to(place);
         Some(placement)
     }
@@ -165,10 +184,10 @@ impl Placement {
         self.place
     }
 
-    /// `count` more requests have been served; whether the place has changed.
-    pub fn served(&mut self, count: u32) -> bool {
-        self.served += count;
-        if self.served < LOOK_EVERY {
+    /// This much more has been served; whether the place has changed.
+    pub fn served(&mut self, more: Served) -> bool {
+        self.served += more;
+        if self.served.requests < LOOK_EVERY {
             return false;
         }
         let before = self.place;
@@ -215,7 +234,7 @@ mod tests {
     fn the_better_place_is_found_and_kept() {
         for better in [Place::Beside, Place::Shared] {
             let rate = |p| if p == better { 3.0 } else { 1.0 };
-            let mut trial = Trial::new();
+            let mut trial = Trial::new(Place::Beside);
             run(&mut trial, 100, rate);
             let kept = run(&mut trial, 1000, rate) / 3000.0;
             assert!(kept > 0.97, "{better:?}: {kept}");
@@ -223,8 +242,17 @@ mod tests {
     }
 
     #[test]
+    fn large_payloads_start_on_the_guests_core() {
+        let decision = Decision::new();
+        let small = Served { requests: 8, bytes: 8 * 4096 };
+        let large = Served { requests: 8, bytes: 8 << 20 };
+        let places = [small, large, small].map(|served| decision.count(served));
+        assert_eq!(places, [Place::Beside, Place::Shared, Place::Beside]);
+    }
+
+    #[test]
     fn a_changed_load_is_tried_again_soon() {
-        let mut trial = Trial::new();
+        let mut trial = Trial::new(Place::Beside);
         run(&mut trial, 3000, |p| if p == Place::Beside { 10.0 } else { 5.0 });
         let rate = |p| if p == Place::Shared { 3.0 } else { 1.0 };
         run(&mut trial, 40, rate);

@@ -9,6 +9,7 @@ use libc::iovec;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 use tunnelfs_ring::Slots;
 
 /// Header and operation structure of WRITE: behind them the data starts, in the slot.
@@ -28,6 +29,8 @@ pub struct Channel {
     /// Whether the last look beside requests under way has found another.
     busy: bool,
     since_look: u32,
+    /// How long to leave the kernel alone after each request.
+    rest: Option<Duration>,
 }
 
 enum Taken {
@@ -37,10 +40,10 @@ enum Taken {
 }
 
 impl Channel {
-    pub fn new(devices: [OwnedFd; 2], queue: Queue) -> Self {
+    pub fn new(devices: [OwnedFd; 2], queue: Queue, rest: Option<Duration>) -> Self {
         let count = queue.transport.slots();
         let (slots, came_by) = (Slots::new(count), vec![BLOCKING; count as usize]);
-        Channel { devices, queue, slots, came_by, busy: false, since_look: 0 }
+        Channel { devices, queue, slots, came_by, busy: false, since_look: 0, rest }
     }
 
     /// Serves until the file system is unmounted.
@@ -57,6 +60,7 @@ impl Channel {
             while let Some(answer) = self.queue.reap()? {
                 self.reply(&answer)?;
                 self.since_look += 1;
+                self.rest.map(std::thread::sleep);
             }
             if self.queue.under_way() > 0 && (!self.busy || self.slots.free() == 0) {
                 self.wait()?;

@@ -12,13 +12,19 @@ use crate::transport::Transport;
 use crate::Error;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 use tunnelfs_ring::stay_on;
+
+/// How long requests that nobody waits for are left to gather: the kernel hands over many FORGETs as one.
+const REST: Duration = Duration::from_millis(2);
 
 /// What carries the kernel's requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `read` and `write` on `/dev/fuse`.
     Classic,
+    /// What FUSE-over-io_uring leaves to `/dev/fuse`: FORGET and INTERRUPT, which nobody waits for.
+    Leftovers,
     /// FUSE-over-io_uring: these kernel queues (one per possible CPU, all workers' together).
     Uring(Vec<u16>),
 }
@@ -49,9 +55,10 @@ impl Worker {
         }
         let queue = queue::Queue::new(self.transport, self.stats);
         match self.kind {
-            Kind::Classic => {
+            Kind::Classic | Kind::Leftovers => {
                 let devices = [clone_device(&self.device, false)?, clone_device(&self.device, true)?];
-                classic::Channel::new(devices, queue).run()
+                let rest = (self.kind == Kind::Leftovers).then_some(REST);
+                classic::Channel::new(devices, queue, rest).run()
             }
             Kind::Uring(queues) => uring::Channel::new(self.device, queues, queue)?.run(),
         }

@@ -27,6 +27,22 @@ struct Completions {
     _memory: Arc<GuestMemoryMmap>,
 }
 
+/// What a queue has served.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Served {
+    /// Requests.
+    pub requests: u32,
+    /// Their payload bytes, both ways.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Served {
+    fn add_assign(&mut self, more: Served) {
+        self.requests += more.requests;
+        self.bytes += more.bytes;
+    }
+}
+
 /// One ring that a guest set up.
 pub struct RingDevice {
     sq: Consumer<Sqe>,
@@ -82,27 +98,29 @@ impl RingDevice {
         &self.own_sleep
     }
 
-    /// Serves what has been submitted, at most `limit` requests; how many there were.
+    /// Serves what has been submitted, at most `limit` requests.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the guest broke the protocol; the ring then stays closed.
-    pub fn serve<F>(&mut self, server: &Arc<Server<F>>, pool: &Pool, limit: u32) -> Result<u32, Error>
+    pub fn serve<F>(&mut self, server: &Arc<Server<F>>, pool: &Pool, limit: u32) -> Result<Served, Error>
     where
         F: FileSystem + Send + Sync + 'static,
     {
-        let mut served = 0;
-        while served < limit {
+        let mut served = Served::default();
+        while served.requests < limit {
             if self.broken() {
                 break;
             }
             let Some(sqe) = self.sq.pop() else { break };
-            served += 1;
-            self.serve_one(sqe, server, pool).inspect_err(|_| self.done.broken.store(true, Ordering::Relaxed))?;
+            served.requests += 1;
+            let moved = self.serve_one(sqe, server, pool);
+            served.bytes += moved.inspect_err(|_| self.done.broken.store(true, Ordering::Relaxed))?;
         }
         Ok(served)
     }
 
-    fn serve_one<F>(&self, sqe: Sqe, server: &Arc<Server<F>>, pool: &Pool) -> Result<(), Error>
+    /// Returns the payload bytes that were moved at once.
+    fn serve_one<F>(&self, sqe: Sqe, server: &Arc<Server<F>>, pool: &Pool) -> Result<u64, Error>
     where
         F: FileSystem + Send + Sync + 'static,
     {
@@ -126,7 +144,7 @@ impl RingDevice {
                         done.broken.store(true, Ordering::Relaxed);
                     }
                 }));
-                Ok(())
+                Ok(0)
             }
             outcome => self.done.complete(&sqe, outcome, output),
         }
@@ -135,7 +153,9 @@ impl RingDevice {
 
 impl Completions {
     /// Publishes the completion, also of a request without a reply: the guest gets its slot back.
-    fn complete(&self, sqe: &Sqe, outcome: Outcome, out: Shared<'_>) -> Result<(), Error> {
+    ///
+    /// Returns the payload bytes that the request has moved.
+    fn complete(&self, sqe: &Sqe, outcome: Outcome, out: Shared<'_>) -> Result<u64, Error> {
         let mut cqe = Cqe { tag: sqe.tag, payload_len: 0, head_len: 0, head: [0; CQE_HEAD_BYTES] };
         if let Outcome::Reply(reply) = outcome {
             fill(&mut cqe, sqe, reply, out);
@@ -148,7 +168,7 @@ impl Completions {
         if self.guest_sleeps.claim_wake() {
             (self.call)();
         }
-        Ok(())
+        Ok(u64::from(sqe.payload_len) + u64::from(cqe.payload_len))
     }
 }
 
