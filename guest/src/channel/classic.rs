@@ -60,7 +60,9 @@ impl Channel {
             while let Some(answer) = self.queue.reap()? {
                 self.reply(&answer)?;
                 self.since_look += 1;
-                self.rest.map(std::thread::sleep);
+                if let Some(rest) = self.rest {
+                    std::thread::sleep(rest);
+                }
             }
             if self.queue.under_way() > 0 && (!self.busy || self.slots.free() == 0) {
                 self.wait()?;
