@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tunnelfs_guest::{connect, message, transport::call, GuestConfig, Transport};
 use tunnelfs_ring::{allowed_cpus, stay_on};
-use tunnelfs_settings::{Kind, Settings};
+use tunnelfs_settings::{Kind, Sandbox, Seccomp, Settings};
 
 /// FUSE operation numbers (linux/fuse.h).
 pub mod opcode {
@@ -67,6 +67,8 @@ impl Bench {
         };
         settings.transport.socket_path = socket.into();
         settings.wait.policy = pair.policy;
+        // What is compared is transports.
+        (settings.host.sandbox, settings.host.seccomp) = (Sandbox::None, Seccomp::None);
         settings.host.shared_dir = self.dir.clone();
         // Nothing is mounted in there, and our INIT does not ask.
         settings.host.announce_submounts = false;

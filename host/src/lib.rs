@@ -12,6 +12,8 @@ mod patience;
 mod placement;
 mod pool;
 pub mod request;
+pub mod sandbox;
+mod seccomp;
 mod serve;
 pub mod server;
 pub mod share;
@@ -19,4 +21,4 @@ pub mod shared;
 pub mod transport;
 mod vring;
 
-pub use serve::serve;
+pub use serve::{serve, serve_confined};

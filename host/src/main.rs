@@ -48,6 +48,6 @@ fn main() -> ExitCode {
 
 fn run(matches: &clap::ArgMatches, once: bool) -> Result<(), Box<dyn std::error::Error>> {
     let settings: Settings = load(SECTIONS, matches).and_then(Loader::finish)?;
-    tunnelfs_host::serve(&settings, once)?;
+    tunnelfs_host::serve_confined(&settings, once)?;
     Ok(())
 }

@@ -2,13 +2,14 @@
 
 use crate::backend::Backend;
 use crate::memory;
+use crate::sandbox;
 use crate::server::Server;
-use crate::share;
+use crate::share::{self, View};
 use crate::transport::socket;
 use parking_lot::Mutex;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tunnelfs_settings::{Kind, Settings};
@@ -24,39 +25,72 @@ const SOCKET_UMASK: libc::mode_t = 0o177;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves what `settings` share until the process is told to stop (or, with
-/// `once`, until the first guest leaves).
+/// `once`, until the first guest leaves), as a part of a program that keeps its rights.
 ///
 /// # Errors
 /// An error that names what could not be opened, listened on or served.
 pub fn serve(settings: &Settings, once: bool) -> io::Result<()> {
-    if settings.host.readonly {
-        serve_fs(settings, once, share::open_read_only(&settings.host)?)
+    let listener = listen(settings)?;
+    open_and_serve(settings, once, listener, View::whole(&settings.host)?, || Ok(()))
+}
+
+/// The same as a program of its own, that first gives up what it does not need
+/// ([`sandbox`]). The process must have a single thread.
+///
+/// # Errors
+/// As [`serve`], or that the sandbox cannot be had.
+pub fn serve_confined(settings: &Settings, once: bool) -> io::Result<()> {
+    let (listener, view) = sandbox::enter(&settings.host, listen(settings)?)?;
+    open_and_serve(settings, once, listener, view, || sandbox::confine(&settings.host))
+}
+
+fn open_and_serve(
+    settings: &Settings,
+    once: bool,
+    listener: Listener,
+    view: View,
+    confine: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    let host = &settings.host;
+    if host.readonly {
+        let fs = share::open_read_only(host, view)?;
+        confine()?;
+        serve_fs(settings, once, listener, fs)
     } else {
-        serve_fs(settings, once, share::open(&settings.host)?)
+        let fs = share::open_in(host, view)?;
+        confine()?;
+        serve_fs(settings, once, listener, fs)
     }
 }
 
-fn serve_fs<F: FileSystem + Send + Sync + 'static>(settings: &Settings, once: bool, fs: F) -> io::Result<()> {
+fn serve_fs<F: FileSystem + Send + Sync + 'static>(
+    settings: &Settings,
+    once: bool,
+    listener: Listener,
+    fs: F,
+) -> io::Result<()> {
     let server = Arc::new(Server::new(fs, settings.host.allow_direct_io));
     match settings.transport.kind {
-        Kind::Socket => serve_socket(settings, once, &server),
-        Kind::Ring | Kind::Virtqueue => serve_vhost_user(settings, once, &server),
+        Kind::Socket => serve_socket(settings, once, listener, &server),
+        Kind::Ring | Kind::Virtqueue => serve_vhost_user(settings, once, listener, &server),
     }
 }
 
-fn listening(path: &Path, e: impl std::fmt::Display) -> io::Error {
-    io::Error::other(format!("cannot listen on {}: {e}", path.display()))
+fn listen(settings: &Settings) -> io::Result<Listener> {
+    let path = &settings.transport.socket_path;
+    let _umask = ScopedUmask::new(SOCKET_UMASK);
+    Listener::new(path, true).map_err(|e| io::Error::other(format!("cannot listen on {}: {e}", path.display())))
 }
 
-fn serve_vhost_user<F>(settings: &Settings, once: bool, server: &Arc<Server<F>>) -> io::Result<()>
+fn serve_vhost_user<F>(
+    settings: &Settings,
+    once: bool,
+    mut listener: Listener,
+    server: &Arc<Server<F>>,
+) -> io::Result<()>
 where
     F: FileSystem + Send + Sync + 'static,
 {
-    let path = &settings.transport.socket_path;
-    let mut listener = {
-        let _umask = ScopedUmask::new(SOCKET_UMASK);
-        Listener::new(path, true).map_err(|e| listening(path, e))?
-    };
     memory::survive_loss()?;
     serve_guest(settings, server, &mut listener)?;
     if once {
@@ -93,21 +127,18 @@ fn other(e: impl std::fmt::Display) -> io::Error {
     io::Error::other(e.to_string())
 }
 
-fn serve_socket<F>(settings: &Settings, once: bool, server: &Arc<Server<F>>) -> io::Result<()>
+fn serve_socket<F>(settings: &Settings, once: bool, listener: Listener, server: &Arc<Server<F>>) -> io::Result<()>
 where
     F: FileSystem + Send + Sync + 'static,
 {
-    let path = &settings.transport.socket_path;
-    let _ = std::fs::remove_file(path);
-    let listener = {
-        let _umask = ScopedUmask::new(SOCKET_UMASK);
-        UnixListener::bind(path).map_err(|e| listening(path, e))?
-    };
+    // SAFETY: `listener` lives to the end, and takes the socket's name away then.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
+    let accepting = UnixListener::from(borrowed.try_clone_to_owned()?);
     // One connection a queue, and the control queue's.
     let of_one_guest = settings.transport.queue_count() + 1;
     let most = if once { of_one_guest } else { 4 * of_one_guest };
     let (mut threads, connections) = (Vec::new(), Arc::new(Mutex::new(0)));
-    for stream in listener.incoming() {
+    for stream in accepting.incoming() {
         threads.retain(|t: &std::thread::JoinHandle<()>| once || !t.is_finished());
         let started = stream.and_then(|stream| {
             if threads.len() == most {

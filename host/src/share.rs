@@ -1,21 +1,55 @@
 //! The shared directory as a file system: virtiofsd's pass-through, by its own options.
 
+use crate::sandbox::list;
+use std::fs::File;
 use std::io;
 use std::time::Duration;
 use tunnelfs_settings::{Cache, FileHandles, Host, Offer};
 use virtiofsd::passthrough::read_only::PassthroughFsRo;
 use virtiofsd::passthrough::xattrmap::XattrMap;
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, NegotiationMode, PassthroughFs};
+use virtiofsd::soft_idmap::cmdline::IdMap;
 
 /// Open files that are kept back from the guest, for the host's own needs.
 const OWN_FILES: u64 = 640;
+
+/// The shared directory as this process sees it, perhaps from a sandbox.
+#[derive(Debug)]
+pub struct View {
+    /// Its path.
+    pub root_dir: String,
+    /// What to strip from paths of `/proc/self/mountinfo`.
+    pub mountinfo_prefix: Option<String>,
+    /// `/proc/self/fd`, where there is no `/proc`.
+    pub descriptors: Option<File>,
+    /// `/proc/self/mountinfo`, where there is no `/proc`.
+    pub mounts: Option<File>,
+}
+
+impl View {
+    /// Without a sandbox.
+    ///
+    /// # Errors
+    /// What is wrong with the directory.
+    pub fn whole(host: &Host) -> io::Result<View> {
+        Ok(View { root_dir: root_dir(host)?, mountinfo_prefix: None, descriptors: None, mounts: None })
+    }
+}
 
 /// The file system that `host` shares.
 ///
 /// # Errors
 /// What cannot be opened or is not understood; names the option.
 pub fn open(host: &Host) -> io::Result<PassthroughFs> {
-    let fs = PassthroughFs::new(config(host)?)?;
+    open_in(host, View::whole(host)?)
+}
+
+/// The same, perhaps in a sandbox.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_in(host: &Host, view: View) -> io::Result<PassthroughFs> {
+    let fs = PassthroughFs::new(config(host, view)?)?;
     fs.open_root_node()?;
     Ok(fs)
 }
@@ -24,11 +58,20 @@ pub fn open(host: &Host) -> io::Result<PassthroughFs> {
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_read_only(host: &Host) -> io::Result<PassthroughFsRo> {
-    PassthroughFsRo::new(config(host)?)
+pub fn open_read_only(host: &Host, view: View) -> io::Result<PassthroughFsRo> {
+    PassthroughFsRo::new(config(host, view)?)
 }
 
-fn config(host: &Host) -> io::Result<Config> {
+fn config(host: &Host, view: View) -> io::Result<Config> {
+    let (uid_map, gid_map) = (
+        list::<IdMap>("host.translate_uid", &host.translate_uid)?,
+        list::<IdMap>("host.translate_gid", &host.translate_gid)?,
+    );
+    if host.posix_acl != Offer::Never && !(uid_map.is_empty() && gid_map.is_empty()) {
+        return Err(wrong(
+            "host.translate_uid, host.translate_gid: ACLs would not be translated: posix_acl = \"never\"".into(),
+        ));
+    }
     let xattrmap = match host.xattrmap.as_str() {
         "" => None,
         rules => Some(XattrMap::try_from(rules).map_err(|e| wrong(format!("host.xattrmap = {rules}: {e}")))?),
@@ -38,7 +81,12 @@ fn config(host: &Host) -> io::Result<Config> {
         entry_timeout: timeout,
         attr_timeout: timeout,
         cache_policy: cache_policy(host.cache),
-        root_dir: root_dir(host)?,
+        root_dir: view.root_dir,
+        mountinfo_prefix: view.mountinfo_prefix,
+        proc_sfd_rawfd: view.descriptors,
+        proc_mountinfo_rawfd: view.mounts,
+        uid_map: Some(uid_map),
+        gid_map: Some(gid_map),
         xattr: host.xattr || xattrmap.is_some() || host.posix_acl != Offer::Never,
         xattrmap,
         posix_acl: match host.posix_acl {

@@ -45,6 +45,11 @@ impl Vring {
 /// `/proc/self/fd`, opened before a sandbox has no `/proc`.
 static DESCRIPTORS: OnceLock<File> = OnceLock::new();
 
+/// Keeps a directory of this process's descriptors, to tell their kinds.
+pub fn know_descriptors(directory: File) {
+    let _ = DESCRIPTORS.set(directory);
+}
+
 fn is_eventfd(fd: RawFd) -> bool {
     let open = || File::open("/proc/self/fd");
     let directory = match DESCRIPTORS.get() {

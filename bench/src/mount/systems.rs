@@ -18,7 +18,7 @@ use tunnelfs_guest::mount::{Mount, MountConfig, WORKERS};
 use tunnelfs_guest::Transport;
 use tunnelfs_host::server::Server;
 use tunnelfs_host::share;
-use tunnelfs_settings::{Cache, Channel, Kind, Settings};
+use tunnelfs_settings::{Cache, Channel, Kind, Sandbox, Seccomp, Settings};
 
 /// How long anything may take to come up or go away.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -123,6 +123,8 @@ impl Setup<'_> {
     fn system(&self, name: &str) -> io::Result<System> {
         fs::create_dir_all(&self.source)?;
         let mut settings = self.settings.clone();
+        // As its peers are started.
+        (settings.host.sandbox, settings.host.seccomp) = (Sandbox::None, Seccomp::None);
         settings.host.shared_dir.clone_from(&self.source);
         settings.host.cache = self.cache;
         settings.host.announce_submounts = false;

@@ -46,8 +46,13 @@ pub struct Target {
 }
 
 impl Target {
-    /// Starts a host with further options.
+    /// Starts a host with further options; without a sandbox, in which only its checks keep a guest inside.
     pub fn new(options: &[&str]) -> Target {
+        Target::inside("none", options)
+    }
+
+    /// Starts a host in a sandbox.
+    pub fn inside(sandbox: &str, options: &[&str]) -> Target {
         let scratch = tempfile::tempdir().unwrap();
         for dir in ["share", "share/sub", "outside", "outside/dir"] {
             fs::create_dir(scratch.path().join(dir)).unwrap();
@@ -59,7 +64,7 @@ impl Target {
         let socket = scratch.path().join("socket");
         let mut command = Command::new(sibling("tunnelfs-host").unwrap());
         command.arg("--socket-path").arg(&socket).arg("--shared-dir").arg(scratch.path().join("share"));
-        command.args(["--num-request-queues", "2"]).args(options).stdin(Stdio::null());
+        command.args(["--num-request-queues", "2", "--sandbox", sandbox]).args(options).stdin(Stdio::null());
         // What it has to say about its guests fills screens.
         command.env("RUST_LOG", "error").stderr(Stdio::null());
         let host = command.spawn().unwrap();
@@ -128,7 +133,7 @@ impl Target {
     }
 
     fn held(&self) -> Held {
-        let proc = PathBuf::from(format!("/proc/{}", self.host.id()));
+        let proc = PathBuf::from(format!("/proc/{}", worker(self.host.id())));
         let count = |dir: &str| fs::read_dir(proc.join(dir)).map_or(0, Iterator::count);
         let status = fs::read_to_string(proc.join("status")).unwrap_or_default();
         let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
@@ -143,6 +148,12 @@ impl Target {
         }
         seen
     }
+}
+
+/// The process that serves: in a sandbox a child of the one that was started.
+fn worker(pid: u32) -> u32 {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().next().map_or(pid, |child| worker(child.parse().unwrap()))
 }
 
 fn note(path: &Path, deep: bool, seen: &mut Vec<String>) {

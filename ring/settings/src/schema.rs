@@ -124,6 +124,34 @@ pub enum Offer {
     Always,
 }
 
+/// What keeps a host process apart from the rest of its machine (virtiofsd's `--sandbox`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sandbox {
+    /// Namespaces of its own, with the shared directory as the root.
+    #[default]
+    Namespace,
+    /// The shared directory is the root.
+    Chroot,
+    /// Nothing.
+    None,
+}
+
+/// What happens to a system call that serving does not need (virtiofsd's `--seccomp`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Seccomp {
+    /// It ends the process.
+    #[default]
+    Kill,
+    /// It is logged.
+    Log,
+    /// It raises SIGSYS.
+    Trap,
+    /// It is allowed.
+    None,
+}
+
 /// The table `[host]`: virtiofsd's options, by its names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -147,6 +175,13 @@ pub struct Host {
     pub killpriv_v2: bool,
     pub preserve_noatime: bool,
     pub rlimit_nofile: u64,
+    pub sandbox: Sandbox,
+    pub seccomp: Seccomp,
+    pub modcaps: String,
+    pub uid_map: String,
+    pub gid_map: String,
+    pub translate_uid: String,
+    pub translate_gid: String,
 }
 
 impl Default for Host {
@@ -170,6 +205,13 @@ impl Default for Host {
             killpriv_v2: true,
             preserve_noatime: false,
             rlimit_nofile: 1_000_000,
+            sandbox: Sandbox::default(),
+            seccomp: Seccomp::default(),
+            modcaps: String::new(),
+            uid_map: String::new(),
+            gid_map: String::new(),
+            translate_uid: String::new(),
+            translate_gid: String::new(),
         }
     }
 }

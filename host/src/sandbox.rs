@@ -1,0 +1,119 @@
+//! Before a guest is served, the process gives up what serving does not need:
+//! the rest of the file system, its network, its capabilities, its system calls.
+//!
+//! Namespaces, mounts and id maps are virtiofsd's own code.
+
+use crate::share::View;
+use crate::{seccomp, vring};
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::io;
+use std::str::FromStr;
+use tunnelfs_settings::{FileHandles, Host, Sandbox as Mode};
+use vhost::vhost_user::Listener;
+use virtiofsd::sandbox::{Sandbox, SandboxMode};
+
+/// What a file server for guests of many users needs, as virtiofsd has it.
+const CAPABILITIES: [&str; 8] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "MKNOD", "SETFCAP"];
+
+/// Moves the process into its sandbox, before it has a second thread; the shared directory as it is seen from there.
+/// With namespaces the caller goes on in a child process, and the first one only waits for it.
+///
+/// # Errors
+/// What the system refuses, and what may be done about it.
+pub fn enter(host: &Host, listener: Listener) -> io::Result<(Listener, View)> {
+    let mode = match host.sandbox {
+        Mode::Namespace => SandboxMode::Namespace,
+        Mode::Chroot => SandboxMode::Chroot,
+        Mode::None => SandboxMode::None,
+    };
+    let whole = View::whole(host)?;
+    let (uid_map, gid_map) = (list("host.uid_map", &host.uid_map)?, list("host.gid_map", &host.gid_map)?);
+    let mut sandbox = Sandbox::new(whole.root_dir, mode, uid_map, gid_map);
+    let mountinfo_prefix = sandbox.get_mountinfo_prefix()?;
+    end_on_signals();
+    let listener = sandbox.enter(listener).map_err(|e| {
+        io::Error::other(format!(
+            "cannot enter the sandbox: {e}; host.sandbox = {:?} may not be possible here: see --sandbox chroot and none",
+            host.sandbox
+        ))
+    })?;
+    let descriptors = sandbox.get_proc_self_fd();
+    if let Some(directory) = &descriptors {
+        vring::know_descriptors(directory.try_clone()?);
+    }
+    let root_dir = sandbox.get_root_dir();
+    Ok((listener, View { root_dir, mountinfo_prefix, descriptors, mounts: sandbox.get_mountinfo_fd() }))
+}
+
+/// Drops capabilities and system calls; all threads that are started from now on inherit it.
+///
+/// # Errors
+/// A setting that is not understood, or what the system refuses.
+pub fn confine(host: &Host) -> io::Result<()> {
+    let kept = capabilities(host)?;
+    // Whoever is not root has none, unless by a namespace of its own, where it is root too.
+    let root = nix::unistd::geteuid().is_root();
+    seccomp::enable(host.seccomp)?;
+    if root {
+        capng::clear(capng::Set::BOTH);
+        let kinds = capng::Type::PERMITTED | capng::Type::EFFECTIVE;
+        capng::updatev(capng::Action::ADD, kinds, kept.iter().map(String::as_str).collect()).map_err(refused)?;
+        capng::apply(capng::Set::BOTH).map_err(refused)?;
+    }
+    Ok(())
+}
+
+fn refused(e: impl Display) -> io::Error {
+    io::Error::other(format!("cannot drop capabilities: {e}"))
+}
+
+/// The names of the capabilities to keep: `host.modcaps` has virtiofsd's notation, `+name:-name`.
+fn capabilities(host: &Host) -> io::Result<BTreeSet<String>> {
+    let mut kept: BTreeSet<String> = CAPABILITIES.map(String::from).into();
+    if host.inode_file_handles != FileHandles::Never {
+        kept.insert("DAC_READ_SEARCH".into());
+    }
+    for change in host.modcaps.split(':').filter(|change| !change.is_empty()) {
+        let wrong = |why: &str| {
+            let text =
+                format!("host.modcaps = {}: `{change}` {why}; it should be like +sys_admin:-chown", host.modcaps);
+            io::Error::new(io::ErrorKind::InvalidInput, text)
+        };
+        let (sign, name) = change.split_at_checked(1).ok_or_else(|| wrong("is no change"))?;
+        let name = name.to_uppercase();
+        capng::name_to_capability(&name).map_err(|_| wrong("is no capability"))?;
+        match sign {
+            "+" => kept.insert(name),
+            "-" if name == "DAC_READ_SEARCH" && host.inode_file_handles != FileHandles::Never => {
+                return Err(wrong("cannot be dropped with file handles (--inode-file-handles never)"));
+            }
+            "-" => kept.remove(&name),
+            _ => return Err(wrong("starts with neither + nor -")),
+        };
+    }
+    Ok(kept)
+}
+
+/// Several maps, separated by commas.
+pub(crate) fn list<T: FromStr>(key: &str, text: &str) -> io::Result<Vec<T>>
+where
+    T::Err: Display,
+{
+    let parse = |one: &str| {
+        one.trim().parse().map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, format!("{key} = {one}: {e}")))
+    };
+    text.split(',').filter(|one| !one.trim().is_empty()).map(parse).collect()
+}
+
+/// The first process of a process namespace only ends by signals that it handles.
+fn end_on_signals() {
+    extern "C" fn end(_: libc::c_int) {
+        // SAFETY: may be called in a signal handler.
+        unsafe { libc::_exit(0) }
+    }
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: the handler does nothing but end the process.
+        unsafe { libc::signal(signal, end as extern "C" fn(_) as usize) };
+    }
+}
