@@ -50,11 +50,21 @@ impl InPlace<'_> {
         Ok(done)
     }
 
+    /// Looks whether the file's device is memory, if that is not known: the device itself is asked, which may take long.
+    fn find_out(&self, f: &File) {
+        if let Some(device) = device(f).filter(|&device| self.patience.in_memory(device).is_none()) {
+            self.patience.learn(device, in_memory(f));
+        }
+    }
+
     /// `io` without waiting, or the file's answer why not.
     fn ask(&self, f: &File, io: impl Fn(i32) -> io::Result<usize>) -> Result<io::Result<usize>, Nowait> {
         match self.patience.of(self.handle) {
             Nowait::Ask => match io(RWF_NOWAIT) {
-                Err(e) if e.raw_os_error() == Some(EOPNOTSUPP) => Err(self.patience.refused(self.handle, in_memory(f))),
+                Err(e) if e.raw_os_error() == Some(EOPNOTSUPP) => {
+                    let known = device(f).and_then(|device| self.patience.in_memory(device));
+                    Err(known.map_or(Nowait::Unknown, |in_memory| self.patience.refused(self.handle, in_memory)))
+                }
                 other => Ok(other),
             },
             known => Err(known),
@@ -72,6 +82,7 @@ impl ZeroCopyWriter for InPlace<'_> {
             })
         };
         if self.may_block {
+            self.find_out(f);
             return read(0);
         }
         match self.ask(f, read) {
@@ -101,9 +112,22 @@ impl ZeroCopyReader for InPlace<'_> {
             Ok(answer) => answer,
             Err(Nowait::InMemory) => write(0),
             Err(_) if self.patience.writes_are_slow() => Err(io::ErrorKind::WouldBlock.into()),
-            Err(_) => self.patience.watch(|| write(0)),
+            Err(_) => self.patience.watch(|| {
+                self.find_out(f);
+                write(0)
+            }),
         }
     }
+}
+
+/// The device's number, from what the kernel has: a file system behind it is not asked.
+fn device(f: &File) -> Option<u64> {
+    // SAFETY: all-zero bytes are a valid `statx`.
+    let mut st = unsafe { std::mem::zeroed::<libc::statx>() };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    // SAFETY: an open descriptor, an empty path, and room for the answer.
+    let done = unsafe { libc::statx(f.as_raw_fd(), c"".as_ptr(), flags, libc::STATX_TYPE, &raw mut st) };
+    (done == 0).then_some(u64::from(st.stx_dev_major) << 32 | u64::from(st.stx_dev_minor))
 }
 
 /// Whether the file's data is always in memory, so that I/O never waits for a device.

@@ -5,6 +5,8 @@
 //! READs go to the pool, and so do WRITEs for a while after one has been slow
 //! (the kernel throttles whoever dirties pages faster than the device writes).
 
+use parking_lot::RwLock;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -30,13 +32,30 @@ pub enum Nowait {
 pub struct Patience {
     answers: [AtomicU64; REMEMBERED],
     start: Instant,
+    /// Whether devices are memory. A number may come to mean another device: a wrong guess costs time, no more.
+    devices: RwLock<HashMap<u64, bool>>,
     /// Nanoseconds after `start` until which WRITEs go to the pool.
     slow_until: AtomicU64,
 }
 
 impl Patience {
     pub fn new() -> Self {
-        Patience { answers: [const { AtomicU64::new(0) }; REMEMBERED], start: Instant::now(), slow_until: 0.into() }
+        Patience {
+            answers: [const { AtomicU64::new(0) }; REMEMBERED],
+            start: Instant::now(),
+            devices: RwLock::default(),
+            slow_until: 0.into(),
+        }
+    }
+
+    /// Whether a device is memory, if that has been found out.
+    pub fn in_memory(&self, device: u64) -> Option<bool> {
+        self.devices.read().get(&device).copied()
+    }
+
+    /// Remembers whether a device is memory.
+    pub fn learn(&self, device: u64, in_memory: bool) {
+        self.devices.write().insert(device, in_memory);
     }
 
     /// How the file behind `handle` has answered.

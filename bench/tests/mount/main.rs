@@ -7,6 +7,7 @@ mod files;
 mod names;
 mod rig;
 mod rights;
+mod slow;
 
 use rig::{Guest, Host, Peer, Place, Scratch};
 
