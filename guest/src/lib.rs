@@ -9,7 +9,7 @@ pub mod mount;
 pub mod stats;
 pub mod transport;
 
-pub use link::local::{connect, Connection, GuestConfig};
+pub use link::{connect, Connection, GuestConfig};
 pub use transport::{Completion, Transport};
 
 /// An error of the guest side.

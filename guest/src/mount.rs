@@ -4,7 +4,7 @@ use crate::channel::{Kind, Worker};
 use crate::fuse::abi::{init_flag, opcode, reply_header, request_len, request_opcode, request_unique};
 use crate::fuse::device::{self, MountOptions};
 use crate::fuse::init::{self, Agreed};
-use crate::link::local::{connect, Connection, GuestConfig};
+use crate::link::{connect, Connection, GuestConfig};
 use crate::message::{IN_HEADER, OUT_HEADER};
 use crate::stats::{self, QueueStats};
 use crate::transport::{call, Completion, Transport};

@@ -30,6 +30,8 @@ enum Command {
   tunnelfs-guest mount --socket-path /run/tfs.sock /mnt
   tunnelfs-guest mount --socket-path /run/tfs.sock /mnt -f -o ro,channel=fuse
   mount -t tunnelfs /run/tfs.sock /mnt -o nosuid,queues=2
+  tunnelfs-guest mount --tag myfs /mnt                 (in a VM with a virtio-fs device)
+  mount -t tunnelfs 0000:00:03.0 /mnt -o pci_driver=uio
   umount /mnt
 
 -o takes mount(8)'s own words, and all settings by their names in tunnelfs.toml or
@@ -47,11 +49,12 @@ struct MountArgs {
     foreground: bool,
 }
 
-/// What mount(8) calls: `mount.tunnelfs SOCKET DIR [-sfnv] [-o OPTIONS]`.
+/// What mount(8) calls: `mount.tunnelfs SOURCE DIR [-sfnv] [-o OPTIONS]`.
 #[derive(Parser, Debug)]
 #[command(version)]
 struct HelperArgs {
-    socket_path: String,
+    /// A host's socket, or in a VM the address or tag of the virtio-fs device
+    source: String,
     mount_point: PathBuf,
     #[arg(short = 'o', value_delimiter = ',')]
     options: Vec<String>,
@@ -103,7 +106,7 @@ fn program() -> Result<Request, Error> {
 
 fn helper(args: HelperArgs) -> Result<Request, Error> {
     let mut words = args.options;
-    words.push(format!("socket_path={}", args.socket_path));
+    words.push(source_word(&args.source));
     let config = config(Loader::new(None)?, &args.mount_point, &words, args.sloppy)?;
     Ok(Request { config, foreground: false, fake: args.fake })
 }
@@ -118,7 +121,22 @@ fn config(mut loader: Loader, point: &Path, words: &[String], sloppy: bool) -> R
     let settings = loader.finish_with_memory()?;
     options.allow_other = settings.mount.allow_other;
     options.default_permissions = settings.mount.default_permissions;
-    options.source = settings.transport.socket_path.display().to_string();
     let point = std::path::absolute(point)?;
-    Ok(MountConfig::new(&settings, &point, options))
+    let mut config = MountConfig::new(&settings, &point, options);
+    config.options.source = match &config.guest.pci {
+        Some(target) => target.which.to_string(),
+        None => config.guest.socket_path.display().to_string(),
+    };
+    Ok(config)
+}
+
+/// What mount(8)'s first argument means: a path is a host's socket, a PCI address or a tag a VM's device.
+fn source_word(source: &str) -> String {
+    let address = source.contains(':') && source.chars().all(|c| c.is_ascii_hexdigit() || ":.".contains(c));
+    let word = match source {
+        path if path.starts_with('/') => "socket_path",
+        _ if address => "pci",
+        _ => "tag",
+    };
+    format!("{word}={source}")
 }

@@ -33,7 +33,7 @@ const MAX_QUEUE_SIZE: usize = 1024;
 /// Submissions served in one go before the virtqueue gets its turn.
 const BATCH: u32 = 256;
 /// How long a queue's thread may take to notice that it must stop.
-const STOPPING: Duration = Duration::from_secs(1);
+pub(crate) const STOPPING: Duration = Duration::from_secs(1);
 
 /// What one queue's thread owns.
 struct QueueState {
@@ -67,6 +67,10 @@ impl QueueState {
         self.ring = Some(ring);
         self.tell_place();
         Ok(())
+    }
+
+    fn stop_ring(&mut self) {
+        (self.ring, self.placement) = (None, None);
     }
 
     /// Both sides wait as the thread's place has it.
@@ -214,14 +218,17 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
 
     /// Serves a queue until there has been nothing to do for as long as the policy spins.
     fn run_queue(&self, vring: &Vring, queue: &mut QueueState) -> io::Result<()> {
-        queue.awake();
+        match vring.serving() {
+            Some(_running) => queue.awake(),
+            None => queue.stop_ring(),
+        }
         if queue.ring.is_none() {
             self.run_virtqueue(vring, queue)?;
-        } else if !self.serve_ring(queue) {
+        } else if !self.serve_ring(vring, queue) {
             // Beside a ring the virtqueue is only looked at when a kick was not for the ring.
             self.serve_virtqueue(vring, queue)?;
         }
-        self.run_ring(queue);
+        self.run_ring(vring, queue);
         Ok(())
     }
 
@@ -244,22 +251,27 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
         Ok(())
     }
 
-    fn run_ring(&self, queue: &mut QueueState) {
+    fn run_ring(&self, vring: &Vring, queue: &mut QueueState) {
         while queue.ring.is_some() && !self.halted() {
             let ready = || queue.ring.as_ref().is_some_and(RingDevice::ready);
             if !queue.waiter.spin(ready) {
+                let Some(_running) = vring.serving() else { return queue.stop_ring() };
                 if !queue.announce_sleep() {
                     return;
                 }
                 queue.awake();
             }
-            self.serve_ring(queue);
+            self.serve_ring(vring, queue);
         }
     }
 
     /// Whether there was anything to serve.
-    fn serve_ring(&self, queue: &mut QueueState) -> bool {
+    fn serve_ring(&self, vring: &Vring, queue: &mut QueueState) -> bool {
         let Some(ring) = &mut queue.ring else { return false };
+        let Some(_running) = vring.serving() else {
+            queue.stop_ring();
+            return false;
+        };
         let served = ring.serve(&self.server, &self.pool, BATCH).unwrap_or_else(|e| {
             tracing::warn!("closing a ring: {e}");
             Served::default()
@@ -271,6 +283,7 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
     }
 
     fn serve_virtqueue(&self, vring: &Vring, queue: &mut QueueState) -> io::Result<bool> {
+        let Some(_running) = vring.serving() else { return Ok(false) };
         let handed_over = queue.handed_over.clone();
         let mut setup = |wanted: RingSetup| {
             if !self.rings {
@@ -319,11 +332,17 @@ impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Backend<F> {
         self.config_space[from..to].to_vec()
     }
 
+    /// The first word of a driver that takes the device over: what its predecessor had set up is gone.
+    fn acked_features(&self, _features: u64) {
+        self.reset_device();
+        self.server.reset();
+    }
+
     fn reset_device(&self) {
         self.resetting.fetch_add(1, Ordering::AcqRel);
         for queue in &self.queues {
             match queue.try_lock_for(STOPPING) {
-                Some(mut queue) => (queue.ring, queue.placement) = (None, None),
+                Some(mut queue) => queue.stop_ring(),
                 None => tracing::warn!("a queue does not come to rest: it is not reset"),
             }
         }

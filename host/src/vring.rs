@@ -19,6 +19,8 @@ pub struct Vring {
     call: Arc<Mutex<Option<Arc<OwnedFd>>>>,
     /// Calls that a thread may still be writing to.
     calls: Arc<Mutex<Vec<Arc<OwnedFd>>>>,
+    /// Whether the driver has the queue running; held while it is served.
+    running: Arc<Mutex<bool>>,
 }
 
 impl Vring {
@@ -28,6 +30,12 @@ impl Vring {
         for call in self.calls.lock().iter() {
             let _ = read_now(call.as_raw_fd());
         }
+    }
+
+    /// Serves the queue, unless its driver has stopped it: that is answered only after what is returned here has been
+    /// dropped, and then the guest's memory may be anything.
+    pub fn serving(&self) -> Option<parking_lot::MutexGuard<'_, bool>> {
+        Some(self.running.lock()).filter(|running| **running)
     }
 
     fn accept(file: Option<File>, what: &str) -> Option<File> {
@@ -86,7 +94,12 @@ impl<'a> VringStateMutGuard<'a, Memory> for Vring {
 
 impl VringT<Memory> for Vring {
     fn new(memory: Memory, max_queue_size: u16) -> Result<Self, Error> {
-        Ok(Vring { state: VringMutex::new(memory, max_queue_size)?, call: Arc::default(), calls: Arc::default() })
+        Ok(Vring {
+            state: VringMutex::new(memory, max_queue_size)?,
+            call: Arc::default(),
+            calls: Arc::default(),
+            running: Arc::default(),
+        })
     }
 
     fn get_ref(&self) -> MutexGuard<'_, VringState<Memory>> {
@@ -110,11 +123,17 @@ impl VringT<Memory> for Vring {
     }
 
     fn enable_notification(&self) -> Result<bool, Error> {
-        self.state.enable_notification()
+        match self.serving() {
+            Some(_running) => self.state.enable_notification(),
+            None => Ok(false),
+        }
     }
 
     fn disable_notification(&self) -> Result<(), Error> {
-        self.state.disable_notification()
+        match self.serving() {
+            Some(_running) => self.state.disable_notification(),
+            None => Ok(()),
+        }
     }
 
     fn needs_notification(&self) -> Result<bool, Error> {
@@ -154,6 +173,11 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_queue_ready(&self, ready: bool) {
+        // A request that takes longer than this holds up the front end no further.
+        match self.running.try_lock_for(crate::backend::STOPPING) {
+            Some(mut running) => *running = ready,
+            None => tracing::warn!("a queue does not come to rest"),
+        }
         self.state.set_queue_ready(ready);
     }
 

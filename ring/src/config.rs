@@ -71,13 +71,13 @@ impl Geometry {
         self.sqes() + self.entries as usize * size_of::<Cell<Sqe>>()
     }
 
-    /// Where the first slot lies, bytes from the queue's start.
-    pub fn slots_offset(&self) -> usize {
+    /// Bytes of all but the slots: whole pages.
+    pub fn control_bytes(&self) -> usize {
         (self.cqes() + self.entries as usize * size_of::<Cell<Cqe>>()).next_multiple_of(PAGE)
     }
 
     /// Bytes of the whole queue: whole pages.
     pub fn bytes(&self) -> usize {
-        self.slots_offset() + self.slots as usize * self.slot_size as usize
+        self.control_bytes() + self.slots as usize * self.slot_size as usize
     }
 }

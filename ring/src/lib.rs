@@ -8,6 +8,7 @@
 //! | 128, host | 128,guest | 128, both    | 128, both    | 128 each | 64 each  | pages |
 //! +-----------+-----------+--------------+--------------+----------+----------+-------+
 //! ```
+//! The control part (all but the slots) is in one piece; a slot may lie anywhere.
 //!
 //! The *guest* submits and reaps, the *host* consumes and completes. Each entry
 //! carries its own sequence number, so that publishing one is a single release
@@ -41,7 +42,7 @@ mod wait;
 #[cfg(not(loom))]
 pub use config::{Geometry, MAX_ENTRIES, MAX_SLOT_SIZE, MIN_SLOT_SIZE};
 #[cfg(not(loom))]
-pub use control::{RingSetup, MAGIC, NO_CPU, OP_COPIED, OP_NOOP, OP_SETUP, VERSION};
+pub use control::{RingSetup, Run, MAGIC, MAX_RUNS, NO_CPU, OP_COPIED, OP_NOOP, OP_SETUP, VERSION};
 #[cfg(not(loom))]
 pub use cpu::{allowed_cpus, stay_on};
 #[cfg(not(loom))]

@@ -13,7 +13,7 @@ struct Parts {
 }
 
 /// # Safety
-/// `base` must be 128-aligned and `geometry.bytes()` mapped from there.
+/// `base` must be 128-aligned and `geometry.control_bytes()` mapped from there.
 unsafe fn parts(base: *mut u8, g: &Geometry) -> Parts {
     // SAFETY: each offset lies in the mapped bytes, by `Geometry`'s arithmetic.
     unsafe {
@@ -57,16 +57,16 @@ pub struct DeviceQueue {
 /// The payload slots as the host sees them: every number is checked.
 #[derive(Debug)]
 pub struct SlotTable {
-    base: *mut u8,
-    geometry: Geometry,
+    slots: Vec<*mut u8>,
+    slot_size: u32,
 }
 
-// SAFETY: `base` is only handed out as a raw pointer.
+// SAFETY: the pointers are only handed out as such.
 unsafe impl Send for SlotTable {}
 
 impl DriverQueue {
     /// # Safety
-    /// `base` must be page-aligned, and `geometry.bytes()` of zeroed shared
+    /// `base` must be page-aligned, and `geometry.control_bytes()` of zeroed shared
     /// memory stay mapped from there as long as this lives.
     ///
     /// # Errors
@@ -88,13 +88,17 @@ impl DriverQueue {
 
 impl DeviceQueue {
     /// # Safety
-    /// `base` must be page-aligned, and `geometry.bytes()` stay mapped from
-    /// there as long as this lives.
+    /// `base` must be page-aligned, and `geometry.control_bytes()` stay mapped
+    /// from there as long as this lives; so must each slot.
     ///
     /// # Errors
-    /// [`Error::Geometry`] for sizes that the layout cannot carry.
-    pub unsafe fn new(base: *mut u8, geometry: Geometry) -> Result<Self, Error> {
+    /// [`Error::Geometry`] for sizes that the layout cannot carry,
+    /// [`Error::Corrupt`] when there are not as many `slots` as it says.
+    pub unsafe fn new(base: *mut u8, slots: Vec<*mut u8>, geometry: Geometry) -> Result<Self, Error> {
         geometry.check()?;
+        if slots.len() != geometry.slots as usize {
+            return Err(Error::Corrupt("another number of slots"));
+        }
         // SAFETY: by this function's own contract.
         unsafe {
             let p = parts(base, &geometry);
@@ -103,7 +107,7 @@ impl DeviceQueue {
                 cq: Producer::new(p.cq.0, p.cq.1, geometry.entries),
                 peer_sleeps: p.guest_sleeps,
                 own_sleep: p.host_sleeps,
-                slots: SlotTable { base: base.add(geometry.slots_offset()), geometry },
+                slots: SlotTable { slots, slot_size: geometry.slot_size },
             })
         }
     }
@@ -116,20 +120,17 @@ impl SlotTable {
     /// # Errors
     /// [`Error::Corrupt`] when the number or a length is out of range.
     pub fn of(&self, sqe: &Sqe) -> Result<*mut u8, Error> {
-        let size = if sqe.slot == NO_SLOT { 0 } else { self.geometry.slot_size };
-        if sqe.slot != NO_SLOT && sqe.slot >= self.geometry.slots {
-            return Err(Error::Corrupt("slot number out of range"));
-        }
+        let (size, start) = match self.slots.get(sqe.slot as usize) {
+            Some(&start) => (self.slot_size, start),
+            None if sqe.slot == NO_SLOT => (0, NonNull::dangling().as_ptr()),
+            None => return Err(Error::Corrupt("slot number out of range")),
+        };
         if sqe.payload_len > size || sqe.reply_max > size {
             return Err(Error::Corrupt("payload longer than its slot"));
         }
         if sqe.head_len as usize > sqe.head.len() {
             return Err(Error::Corrupt("header longer than its entry"));
         }
-        if sqe.slot == NO_SLOT {
-            return Ok(NonNull::dangling().as_ptr());
-        }
-        // SAFETY: `slot < slots`, so the offset lies in the mapped bytes.
-        Ok(unsafe { self.base.add(sqe.slot as usize * size as usize) })
+        Ok(start)
     }
 }

@@ -6,8 +6,12 @@ use tunnelfs_ring::*;
 const GEOMETRY: Geometry = Geometry { entries: 4, slots: 4, slot_size: 8192 };
 
 fn ends(region: &Region) -> (DriverQueue, DeviceQueue) {
-    // SAFETY: the region is zeroed, page-aligned, and outlives both ends in each test.
-    unsafe { (DriverQueue::new(region.ptr(), GEOMETRY).unwrap(), DeviceQueue::new(region.ptr(), GEOMETRY).unwrap()) }
+    // SAFETY: the region is zeroed, page-aligned, large enough, and outlives both ends in each test.
+    unsafe {
+        let slot = |n: u32| region.ptr().add(GEOMETRY.control_bytes() + (n * GEOMETRY.slot_size) as usize);
+        let slots = (0..GEOMETRY.slots).map(slot).collect();
+        (DriverQueue::new(region.ptr(), GEOMETRY).unwrap(), DeviceQueue::new(region.ptr(), slots, GEOMETRY).unwrap())
+    }
 }
 
 fn sqe(tag: u32) -> Sqe {
@@ -97,7 +101,7 @@ proptest! {
         let g = Geometry { entries, slots, slot_size };
         if g.check().is_ok() {
             prop_assert!(entries.is_power_of_two() && slots <= entries && slot_size % 4096 == 0);
-            prop_assert!(g.slots_offset() >= 512 + entries as usize * 192);
+            prop_assert!(g.control_bytes() >= 512 + entries as usize * 192);
         }
     }
 }

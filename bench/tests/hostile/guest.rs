@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{Cqe, DriverQueue, Geometry, RingSetup, Sqe, NO_CPU, OP_SETUP, SQE_HEAD_BYTES};
+use tunnelfs_ring::{Cqe, DriverQueue, Geometry, RingSetup, Run, Sqe, NO_CPU, OP_SETUP, SQE_HEAD_BYTES};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -249,14 +249,20 @@ impl Hostile {
     }
 
     pub fn setup(queue: usize) -> RingSetup {
-        let base = GPA + Hostile::ring_at(queue) as u64;
-        RingSetup { features: 0, geometry: GEOMETRY, base, cpu: NO_CPU }
+        Hostile::setup_at(GPA + Hostile::ring_at(queue) as u64)
+    }
+
+    /// A ring in one piece from `control` on.
+    pub fn setup_at(control: u64) -> RingSetup {
+        let address = control.wrapping_add(GEOMETRY.control_bytes() as u64);
+        let runs = vec![Run { address, slots: GEOMETRY.slots }];
+        RingSetup { features: 0, geometry: GEOMETRY, control, cpu: NO_CPU, runs }
     }
 
     /// A ring on this queue, in zeroed memory.
     pub fn ring(&mut self, queue: usize) -> Ring {
         let at = Hostile::ring_at(queue);
-        self.put_bytes(at, &vec![0; GEOMETRY.slots_offset()]);
+        self.put_bytes(at, &vec![0; GEOMETRY.control_bytes()]);
         assert_eq!(self.ask_for_ring(queue, Hostile::setup(queue)), 0, "a ring is given");
         // SAFETY: the ring lies in the mapping, which outlives it in each test.
         let driver = unsafe { DriverQueue::new(self.map.as_mut_ptr().add(at), GEOMETRY) }.unwrap();
@@ -288,7 +294,7 @@ pub fn sqe(guest: &Hostile, queue: usize, slot: u32, message: &[u8]) -> Sqe {
 }
 
 pub fn slot_at(queue: usize, slot: u32) -> usize {
-    Hostile::ring_at(queue) + GEOMETRY.slots_offset() + (slot * GEOMETRY.slot_size) as usize
+    Hostile::ring_at(queue) + GEOMETRY.control_bytes() + (slot * GEOMETRY.slot_size) as usize
 }
 
 impl Ring {

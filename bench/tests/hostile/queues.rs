@@ -4,7 +4,7 @@ use crate::guest::{op, request, slot_at, sqe, Hostile, AVAIL, GEOMETRY, GPA, MEM
 use crate::rig::{Random, Target};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{Geometry, RingSetup, Sqe, NO_SLOT, OP_NOOP};
+use tunnelfs_ring::{Geometry, RingSetup, Run, Sqe, NO_SLOT, OP_NOOP};
 
 const SOON: Duration = Duration::from_millis(500);
 
@@ -96,7 +96,7 @@ fn racing_indices() {
                 let mut random = Random(seed);
                 while !done.load(Ordering::Relaxed) {
                     let queue = random.of(&[1, 2]);
-                    let at = (random.next() as usize % GEOMETRY.slots_offset()) & !3;
+                    let at = (random.next() as usize % GEOMETRY.control_bytes()) & !3;
                     let word = random.of(&[0u32, 1, 2, 64, 65, 0x8000_0000, u32::MAX]);
                     guest.put(Hostile::ring_at(queue) + at, word.wrapping_add(random.next() as u32 % 3));
                 }
@@ -122,7 +122,9 @@ fn rings_in_impossible_places() {
     let good = Hostile::setup(1);
     let end = GPA + MEMORY as u64;
     for base in [0, 1, GPA - 4096, GPA + 1, GPA + 128, end, end - 4096, u64::MAX, u64::MAX - 4095, 1 << 63] {
-        assert_ne!(guest.ask_for_ring(1, RingSetup { base, ..good }), 0, "a ring at {base:#x}");
+        assert_ne!(guest.ask_for_ring(1, Hostile::setup_at(base)), 0, "a ring at {base:#x}");
+        let runs = vec![Run { address: base, slots: GEOMETRY.slots }];
+        assert_ne!(guest.ask_for_ring(1, RingSetup { runs, ..good.clone() }), 0, "slots at {base:#x}");
     }
     for (entries, slots, slot_size) in [
         (0, 1, 8192),
@@ -136,15 +138,15 @@ fn rings_in_impossible_places() {
         (32768, 32768, 16 << 20),
     ] {
         let geometry = Geometry { entries, slots, slot_size };
-        assert_ne!(guest.ask_for_ring(1, RingSetup { geometry, ..good }), 0, "{geometry:?}");
+        assert_ne!(guest.ask_for_ring(1, RingSetup { geometry, ..good.clone() }), 0, "{geometry:?}");
     }
     // Twice on one queue, the same place for two queues, and one in the other's slots: odd, but the guest's own affair.
     let mut first = guest.ring(1);
     let mut again = guest.ring(1);
     let noop = request(OP_NOOP, 1, b"");
     assert_eq!(again.call(&guest, &noop).unwrap().error, 0);
-    assert_eq!(guest.ask_for_ring(2, good), 0);
-    let inside = RingSetup { base: GPA + slot_at(1, 2) as u64, ..good };
+    assert_eq!(guest.ask_for_ring(2, good.clone()), 0);
+    let inside = RingSetup { control: GPA + slot_at(1, 2) as u64, ..good };
     assert_eq!(guest.ask_for_ring(2, inside), 0);
     for slot in 0..16 {
         let entry = sqe(&guest, 1, slot, &request(op::LOOKUP, 1, &[0xff; 2000]));

@@ -1,179 +1,97 @@
 //! The local link: a vhost-user front end on a UNIX socket that brings the memory.
 
-use crate::transport::{ring, socket, virtqueue, Transport};
+use super::{geometries, Carver, FsConfig, GuestConfig, Link, QueueMemory};
 use crate::Error;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
-use tunnelfs_ring::{Geometry, Policy, Region, WaitConfig};
-use tunnelfs_settings::{Kind, Settings};
-use virtio_driver::virtqueue::{Virtqueue, VirtqueueLayout};
-use virtio_driver::{VhostUser, VirtioFeatureFlags, VirtioTransport};
+use tunnelfs_ring::Region;
+use virtio_driver::virtqueue::Virtqueue;
+use virtio_driver::{EventFd, QueueNotifier, VhostUser, VirtioFeatureFlags, VirtioTransport};
 
-/// How to reach a host.
-#[derive(Clone, Debug)]
-pub struct GuestConfig {
-    /// The host's UNIX socket.
-    pub socket_path: PathBuf,
-    /// The transport.
-    pub transport: Kind,
-    /// Request queues wanted; a host may have fewer.
-    pub queues: usize,
-    /// Sizes of each queue.
-    pub geometry: Geometry,
-    /// Back the region with 2 MiB pages.
-    pub huge_pages: bool,
-    /// How this side waits.
-    pub wait: WaitConfig,
-    /// The CPU that each queue's thread will stay on, as far as that is known.
-    pub cpus: Vec<usize>,
-}
+type FrontEnd = VhostUser<FsConfig, ()>;
 
-impl From<&Settings> for GuestConfig {
-    fn from(settings: &Settings) -> Self {
-        let transport = &settings.transport;
-        GuestConfig {
-            socket_path: transport.socket_path.clone(),
-            transport: transport.kind,
-            queues: transport.queue_count(),
-            geometry: transport.geometry(),
-            huge_pages: transport.huge_pages,
-            wait: settings.wait,
-            cpus: settings.mount.cpus.clone(),
-        }
-    }
-}
-
-/// `struct virtio_fs_config` (linux/virtio_fs.h).
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct FsConfig {
-    tag: [u8; 36],
-    num_request_queues: u32,
-}
-
-// SAFETY: plain integers without padding.
-unsafe impl virtio_driver::ByteValued for FsConfig {}
-
-/// What all queues of one connection share; keeps it open.
-pub struct Link {
-    vhost: VhostUser<FsConfig, virtqueue::Headers>,
+struct Local {
+    _vhost: FrontEnd,
     alive: OwnedFd,
-    region: Region,
-    geometry: Geometry,
+    _region: Region,
+    memory: Vec<QueueMemory>,
+    bells: Vec<Arc<EventFd>>,
+    kicks: Vec<Box<dyn QueueNotifier>>,
+    event_idx: bool,
 }
 
-/// The queues of a connection.
-pub struct Connection {
-    /// For FORGET and the like, where they come apart from the others.
-    pub control: Box<dyn Transport>,
-    /// The request queues.
-    pub queues: Vec<Box<dyn Transport>>,
-}
+impl Link for Local {
+    fn memory(&self, virtqueue: usize) -> &QueueMemory {
+        &self.memory[virtqueue]
+    }
 
-/// The control queue has few small messages; but a slot must take the largest
-/// request, for the kernel reads none into less.
-fn control_geometry(of: Geometry) -> Geometry {
-    Geometry { entries: 4, slots: 2, slot_size: of.slot_size }
-}
+    fn address(&self, at: *const u8, _bytes: usize) -> Option<u64> {
+        Some(at as u64)
+    }
 
-impl Link {
-    /// Becomes readable or hung up when the host closes the connection.
-    pub fn alive(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd;
+    fn kick(&self, virtqueue: usize) -> std::io::Result<()> {
+        self.kicks[virtqueue].notify()
+    }
+
+    fn bell(&self, virtqueue: usize) -> BorrowedFd<'_> {
+        self.bells[virtqueue].as_fd()
+    }
+
+    fn alive(&self) -> BorrowedFd<'_> {
         self.alive.as_fd()
     }
 
-    /// First byte of a virtqueue's part of the region; number 0 is the control queue.
-    pub fn queue_base(&self, virtqueue: usize) -> *mut u8 {
-        let before = |n: usize| control_geometry(self.geometry).bytes() + (n - 1) * self.geometry.bytes();
-        // SAFETY: the region was made for all queues.
-        unsafe { self.region.ptr().add(if virtqueue == 0 { 0 } else { before(virtqueue) }) }
+    fn event_idx(&self) -> bool {
+        self.event_idx
     }
 
-    /// A virtqueue's sizes.
-    pub fn geometry(&self, virtqueue: usize) -> Geometry {
-        if virtqueue == 0 {
-            control_geometry(self.geometry)
-        } else {
-            self.geometry
-        }
-    }
-
-    /// The doorbell of a virtqueue, made non-blocking: draining one that has not rung must not sleep.
-    pub(crate) fn call_fd(&self, virtqueue: usize) -> Result<Arc<virtio_driver::EventFd>, Error> {
-        use nix::fcntl::{fcntl, FcntlArg, OFlag};
-        let bell = self.vhost.get_completion_fd(virtqueue);
-        fcntl(&*bell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(std::io::Error::from)?;
-        Ok(bell)
-    }
-
-    pub(crate) fn notifier(&self, virtqueue: usize) -> Box<dyn virtio_driver::QueueNotifier> {
-        self.vhost.get_submission_notifier(virtqueue)
+    fn same_cpus(&self) -> bool {
+        true
     }
 }
 
-/// Connects; one transport per request queue.
-///
-/// # Errors
-/// [`Error::Connect`] when nobody serves the socket; [`Error::Ring`] for
-/// sizes out of range or memory that cannot be had.
-pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
-    config.geometry.check()?;
-    if config.transport == Kind::Socket {
-        let control = socket::connect(config, control_geometry(config.geometry))?;
-        let queues = (0..config.queues).map(|_| socket::connect(config, config.geometry)).collect::<Result<_, _>>()?;
-        return Ok(Connection { control, queues });
-    }
-    let (link, queues) = open(config)?;
-    let park = WaitConfig { policy: Policy::Park, ..config.wait };
-    let drivers = queues.into_iter().enumerate().map(|(i, vq)| {
-        let driver = virtqueue::Driver::new(link.clone(), vq, i, if i == 0 { park } else { config.wait })?;
-        match config.transport {
-            Kind::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpus.get(i - 1).copied()),
-            _ => Ok(Box::new(driver) as Box<dyn Transport>),
-        }
-    });
-    let mut queues = drivers.collect::<Result<Vec<_>, _>>()?;
-    Ok(Connection { control: queues.remove(0), queues })
-}
-
-type Queue = Virtqueue<'static, virtqueue::Headers>;
-
-fn open(config: &GuestConfig) -> Result<(Arc<Link>, Vec<Queue>), Error> {
+/// Connects; the link, and how many virtqueues it has.
+pub(super) fn open(config: &GuestConfig) -> Result<(Arc<dyn Link>, usize), Error> {
     let refused = |source| Error::Connect { path: config.socket_path.display().to_string(), source };
     let path = config.socket_path.to_str().ok_or(Error::Protocol("socket path is not UTF-8"))?;
     let features = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
     let before = connections_to(&config.socket_path);
-    let mut vhost = VhostUser::<FsConfig, virtqueue::Headers>::new(path, features.bits()).map_err(refused)?;
+    let mut vhost = FrontEnd::new(path, features.bits()).map_err(refused)?;
     let alive = new_connection(&config.socket_path, &before)?;
     let offered: FsConfig = vhost.get_config().map_err(refused)?;
     let count = config.queues.min(u32::from_le(offered.num_request_queues).max(1) as usize);
 
-    let bytes = control_geometry(config.geometry).bytes() + count * config.geometry.bytes();
-    let region = Region::new(bytes, config.huge_pages)?;
-    vhost.map_mem_region(region.ptr() as usize, region.bytes(), region_fd(&region), 0)?;
+    let geometries = geometries(config, count);
+    let region = Region::new(Carver::measure(&geometries, usize::MAX / 2 + 1), config.huge_pages)?;
+    let region_fd = region.as_fd().as_raw_fd();
+    vhost.map_mem_region(region.ptr() as usize, region.bytes(), region_fd, 0)?;
+    let end = |_| Some(region.bytes());
+    let mut carver = Carver::new(region.ptr(), &end);
+    let memory = geometries.iter().map(|&g| QueueMemory::new(&mut carver, g, u16::MAX));
+    let memory = memory.collect::<Result<Vec<_>, _>>()?;
     let features = VirtioFeatureFlags::from_bits_truncate(vhost.get_features());
-    // Four descriptors a request; the high-priority queue comes first.
-    let size = (config.geometry.slots * 4).next_power_of_two().clamp(4, 1024) as usize;
-    let layout = VirtqueueLayout::new::<virtqueue::Headers>(count + 1, size, features)?;
-    let memory = vhost.alloc_queue_mem(&layout)?;
-    let (start, part) = (memory.as_mut_ptr(), layout.end_offset);
-    let mut queues = Vec::with_capacity(count + 1);
-    for i in 0..=count {
-        // SAFETY: `alloc_queue_mem` gave that much for each queue; the parts do
-        // not overlap, and the `Link` that each driver holds keeps them mapped.
-        let memory = unsafe { std::slice::from_raw_parts_mut(start.add(i * part), part) };
-        queues.push(Virtqueue::new(vhost.iova_translator(), memory, size as u16, features)?);
-    }
+    // They only serve to tell the host where the queues lie.
+    let queues = memory.iter().map(|m| {
+        // SAFETY: the virtqueue's part of the region, which nobody uses yet.
+        let part =
+            unsafe { std::slice::from_raw_parts_mut(m.virtqueue, crate::transport::virtqueue::memory_bytes(m.size)) };
+        Virtqueue::new(vhost.iova_translator(), part, m.size, features)
+    });
+    let queues = queues.collect::<Result<Vec<_>, _>>()?;
     vhost.setup_queues(&queues)?;
-    let link = Arc::new(Link { vhost, alive, region, geometry: config.geometry });
-    Ok((link, queues))
+    let bells = (0..=count).map(|i| nonblocking(vhost.get_completion_fd(i))).collect::<Result<_, _>>()?;
+    let kicks = (0..=count).map(|i| vhost.get_submission_notifier(i)).collect();
+    let event_idx = features.contains(VirtioFeatureFlags::RING_EVENT_IDX);
+    let link = Local { _vhost: vhost, alive, _region: region, memory, bells, kicks, event_idx };
+    Ok((Arc::new(link), count + 1))
 }
 
-fn region_fd(region: &Region) -> i32 {
-    use std::os::fd::AsFd;
-    region.as_fd().as_raw_fd()
+/// Draining a bell that has not rung must not sleep.
+fn nonblocking(bell: Arc<EventFd>) -> Result<Arc<EventFd>, Error> {
+    use nix::fcntl::{fcntl, FcntlArg, OFlag};
+    fcntl(&*bell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(std::io::Error::from)?;
+    Ok(bell)
 }
 
 /// This process's sockets that are connected to `path`.

@@ -1,3 +1,146 @@
-//! Ways to reach a host.
+//! Ways to reach a host, and what every one of them gives the transports.
 
 pub mod local;
+mod memory;
+pub mod pci;
+
+pub use memory::{Carver, QueueMemory};
+
+use crate::transport::{ring, socket, virtqueue, Transport};
+use crate::Error;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tunnelfs_ring::{Geometry, Policy, WaitConfig};
+use tunnelfs_settings::{Kind, Settings};
+
+/// How to reach a host.
+#[derive(Clone, Debug)]
+pub struct GuestConfig {
+    /// The host's UNIX socket, for the local link.
+    pub socket_path: PathBuf,
+    /// The VM's virtio-fs device, for the PCI link.
+    pub pci: Option<pci::Target>,
+    /// The transport.
+    pub transport: Kind,
+    /// Request queues wanted; a host may have fewer.
+    pub queues: usize,
+    /// Sizes of each queue.
+    pub geometry: Geometry,
+    /// Back the region with 2 MiB pages.
+    pub huge_pages: bool,
+    /// How this side waits.
+    pub wait: WaitConfig,
+    /// The CPU that each queue's thread will stay on, as far as that is known.
+    pub cpus: Vec<usize>,
+}
+
+impl From<&Settings> for GuestConfig {
+    fn from(settings: &Settings) -> Self {
+        let transport = &settings.transport;
+        GuestConfig {
+            socket_path: transport.socket_path.clone(),
+            pci: pci::Target::of(&settings.mount),
+            transport: transport.kind,
+            queues: transport.queue_count(),
+            geometry: transport.geometry(),
+            huge_pages: transport.huge_pages,
+            wait: settings.wait,
+            cpus: settings.mount.cpus.clone(),
+        }
+    }
+}
+
+/// `struct virtio_fs_config` (linux/virtio_fs.h).
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct FsConfig {
+    tag: [u8; 36],
+    num_request_queues: u32,
+}
+
+// SAFETY: plain integers without padding.
+unsafe impl virtio_driver::ByteValued for FsConfig {}
+
+/// What all queues of one connection share; keeps it open. Virtqueue 0 is the
+/// high-priority one, here called control queue; then come the request queues.
+pub trait Link: Send + Sync {
+    /// Where a virtqueue's parts lie.
+    fn memory(&self, virtqueue: usize) -> &QueueMemory;
+
+    /// The device's address of memory of this link; `None` where the bytes are not in one piece for it.
+    fn address(&self, at: *const u8, bytes: usize) -> Option<u64>;
+
+    /// Tells the host that a queue has something for it.
+    ///
+    /// # Errors
+    /// The system's.
+    fn kick(&self, virtqueue: usize) -> std::io::Result<()>;
+
+    /// Becomes readable when the host has something for a queue.
+    fn bell(&self, virtqueue: usize) -> BorrowedFd<'_>;
+
+    /// Whether somebody waits for a queue's bell now. To be said before the
+    /// last look for work, with a full fence between.
+    fn sleeps(&self, _virtqueue: usize, _asleep: bool) {}
+
+    /// Hangs up when the host goes.
+    fn alive(&self) -> BorrowedFd<'_>;
+
+    /// Whether both sides name the events that they want (`VIRTIO_RING_F_EVENT_IDX`).
+    fn event_idx(&self) -> bool;
+
+    /// Whether the host can see on which CPU a thread of the guest runs.
+    fn same_cpus(&self) -> bool;
+}
+
+/// The queues of a connection.
+pub struct Connection {
+    /// For FORGET and the like, where they come apart from the others.
+    pub control: Box<dyn Transport>,
+    /// The request queues.
+    pub queues: Vec<Box<dyn Transport>>,
+}
+
+/// The control queue has few small messages; but a slot must take the largest
+/// request, for the kernel reads none into less.
+fn control_geometry(of: Geometry) -> Geometry {
+    Geometry { entries: 4, slots: 2, slot_size: of.slot_size }
+}
+
+/// The geometry of every virtqueue of a connection.
+fn geometries(config: &GuestConfig, request_queues: usize) -> Vec<Geometry> {
+    let mut all = vec![config.geometry; request_queues + 1];
+    all[0] = control_geometry(config.geometry);
+    all
+}
+
+/// Connects; one transport per request queue.
+///
+/// # Errors
+/// [`Error::Connect`] when nobody serves the socket, [`Error::Setup`] when the
+/// device cannot be had; [`Error::Ring`] for sizes out of range or memory that cannot be had.
+pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
+    config.geometry.check()?;
+    let (link, count): (Arc<dyn Link>, usize) = match &config.pci {
+        Some(target) => pci::open(config, target)?,
+        None if config.transport == Kind::Socket => return connect_socket(config),
+        None => local::open(config)?,
+    };
+    let park = WaitConfig { policy: Policy::Park, ..config.wait };
+    let drivers = (0..count).map(|i| {
+        let driver = virtqueue::Driver::new(link.clone(), i, if i == 0 { park } else { config.wait });
+        match config.transport {
+            Kind::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpus.get(i - 1).copied()),
+            _ => Ok(Box::new(driver) as Box<dyn Transport>),
+        }
+    });
+    let mut queues = drivers.collect::<Result<Vec<_>, _>>()?;
+    Ok(Connection { control: queues.remove(0), queues })
+}
+
+fn connect_socket(config: &GuestConfig) -> Result<Connection, Error> {
+    let control = socket::connect(config, control_geometry(config.geometry))?;
+    let queues = (0..config.queues).map(|_| socket::connect(config, config.geometry)).collect::<Result<_, _>>()?;
+    Ok(Connection { control, queues })
+}

@@ -8,6 +8,7 @@ use tunnelfs_ring::{drain, WaitStats, CQE_HEAD_BYTES};
 
 pub mod ring;
 pub mod socket;
+pub(crate) mod split;
 pub mod virtqueue;
 
 /// An answered request.

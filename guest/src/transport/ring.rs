@@ -1,23 +1,23 @@
 //! Driver side of the ring.
 
 use super::{call, Completion, Transport};
-use crate::link::local::Link;
+use crate::link::Link;
 use crate::message::{reply_header, request, OUT_HEADER};
 use crate::transport::virtqueue;
 use crate::Error;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use tunnelfs_ring::{DriverQueue, RingSetup, Sqe, WaitConfig, WaitStats, Waiter, NO_CPU, OP_SETUP, SQE_HEAD_BYTES};
+use tunnelfs_ring::{
+    DriverQueue, RingSetup, Run, Sqe, WaitConfig, WaitStats, Waiter, NO_CPU, OP_SETUP, SQE_HEAD_BYTES,
+};
 
 /// A request queue whose messages travel through a ring.
 pub struct Driver {
     queue: DriverQueue,
     in_flight: Vec<Option<u32>>,
     waiter: Waiter,
-    link: Arc<Link>,
+    link: Arc<dyn Link>,
     index: usize,
-    call: Arc<virtio_driver::EventFd>,
-    kick: Box<dyn virtio_driver::QueueNotifier>,
 }
 
 /// Asks the host for a ring on this virtqueue; the virtqueue itself when the host does not know rings.
@@ -30,18 +30,39 @@ pub fn upgrade(
     cpu: Option<usize>,
 ) -> Result<Box<dyn Transport>, Error> {
     let (link, index) = (plain.link().clone(), plain.index());
-    let (base, geometry) = (link.queue_base(index), link.geometry(index));
-    let cpu = cpu.map_or(NO_CPU, |cpu| cpu as u32);
-    let setup = RingSetup { features: 0, geometry, base: base as u64, cpu };
-    let answer = call(&mut plain, &request(OP_SETUP, 0, 1, &setup.to_bytes(), 0), 0, 0)?;
+    let memory = link.memory(index);
+    let cpu = cpu.filter(|_| link.same_cpus()).map_or(NO_CPU, |cpu| cpu as u32);
+    let Some(setup) = set_up(&*link, index, cpu) else { return Ok(Box::new(plain)) };
+    let message = setup.to_bytes();
+    let (fixed, runs) = message.split_at(RingSetup::FIXED_BYTES);
+    let (slot, size) = memory.slot(0);
+    if runs.len() > size {
+        tracing::warn!("slots in {} pieces do not fit one message: staying on the virtqueue", setup.runs.len());
+        return Ok(Box::new(plain));
+    }
+    // SAFETY: the slot is ours, and large enough.
+    unsafe { std::ptr::copy_nonoverlapping(runs.as_ptr(), slot, runs.len()) };
+    let answer = call(&mut plain, &request(OP_SETUP, 0, 1, fixed, runs.len()), runs.len() as u32, 0)?;
     if answer.error() != 0 {
         return Ok(Box::new(plain));
     }
-    // SAFETY: the link keeps the zeroed, page-aligned region mapped.
-    let queue = unsafe { DriverQueue::new(base, geometry)? };
-    let (call, kick) = (link.call_fd(index)?, link.notifier(index));
-    let in_flight = vec![None; geometry.slots as usize];
-    Ok(Box::new(Driver { queue, in_flight, waiter: Waiter::new(wait), link, index, call, kick }))
+    // SAFETY: the link keeps the zeroed, page-aligned memory mapped.
+    let queue = unsafe { DriverQueue::new(memory.control, memory.geometry)? };
+    let in_flight = vec![None; memory.geometry.slots as usize];
+    Ok(Box::new(Driver { queue, in_flight, waiter: Waiter::new(wait), link, index }))
+}
+
+/// The set-up message of a queue, where the device can reach all of it.
+fn set_up(link: &dyn Link, index: usize, cpu: u32) -> Option<RingSetup> {
+    let memory = link.memory(index);
+    let geometry = memory.geometry;
+    let control = link.address(memory.control, geometry.control_bytes())?;
+    let slots = (0..geometry.slots).map(|slot| {
+        let (at, bytes) = memory.slot(slot);
+        link.address(at, bytes)
+    });
+    let runs = Run::join(slots.collect::<Option<Vec<_>>>()?, geometry.slot_size);
+    Some(RingSetup { features: 0, geometry, control, cpu, runs })
 }
 
 impl Transport for Driver {
@@ -50,11 +71,11 @@ impl Transport for Driver {
     }
 
     fn slots(&self) -> u32 {
-        self.link.geometry(self.index).slots
+        self.in_flight.len() as u32
     }
 
     fn slot(&self, slot: u32) -> (*mut u8, usize) {
-        slot_of(&self.link, self.index, slot)
+        self.link.memory(self.index).slot(slot)
     }
 
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
@@ -67,7 +88,7 @@ impl Transport for Driver {
         }
         *free = Some(reply_max);
         if self.queue.peer_sleeps.claim_wake() {
-            self.kick.notify()?;
+            self.link.kick(self.index)?;
         }
         Ok(true)
     }
@@ -96,17 +117,19 @@ impl Transport for Driver {
     }
 
     fn announce_sleep(&mut self) -> bool {
+        self.link.sleeps(self.index, true);
         self.queue.own_sleep.announce();
         !self.queue.cq.ready()
     }
 
     fn awake(&mut self) {
         self.queue.own_sleep.clear();
+        self.link.sleeps(self.index, false);
         self.waiter.awake();
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.call.as_fd()
+        self.link.bell(self.index)
     }
 
     fn alive(&self) -> BorrowedFd<'_> {
@@ -120,12 +143,4 @@ impl Transport for Driver {
     fn copied(&self) -> u64 {
         0
     }
-}
-
-pub(super) fn slot_of(link: &Link, queue: usize, slot: u32) -> (*mut u8, usize) {
-    let g = link.geometry(queue);
-    assert!(slot < g.slots, "slot {slot} of {}", g.slots);
-    // SAFETY: the slot's number was just checked.
-    let ptr = unsafe { link.queue_base(queue).add(g.slots_offset() + slot as usize * g.slot_size as usize) };
-    (ptr, g.slot_size as usize)
 }

@@ -3,7 +3,7 @@
 
 use super::{Completion, Transport};
 use crate::fuse::abi::{opcode, request_opcode};
-use crate::link::local::GuestConfig;
+use crate::link::GuestConfig;
 use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
 use std::collections::HashMap;

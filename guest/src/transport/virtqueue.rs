@@ -1,62 +1,78 @@
 //! Driver side of a plain split virtqueue. The descriptors point at the same
 //! slots as the ring's entries do; the headers lie beside the queue.
+//!
+//! Slot n has descriptors 4n to 4n+3 for good, and its own headers.
 
-use super::ring::slot_of;
+use super::split::{Descriptor, SplitQueue, NEXT, WRITE};
 use super::{Completion, Transport};
-use crate::link::local::Link;
+use crate::link::Link;
 use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{fence, Ordering};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use tunnelfs_ring::{WaitConfig, WaitStats, Waiter, CQE_HEAD_BYTES, SQE_HEAD_BYTES};
-use virtio_driver::{iovec, virtqueue::Virtqueue};
 
 /// A request's headers, in memory that the host reads and writes.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct Headers {
+struct Headers {
     out_header: [u8; OUT_HEADER],
     head: [u8; SQE_HEAD_BYTES],
 }
 
+/// Request's head and payload, reply's header and payload.
+const PER_SLOT: u16 = 4;
 /// `fuse_out_header` of a reply without anything: 16 bytes long, no error.
 const NO_ANSWER: [u8; OUT_HEADER] = (OUT_HEADER as u128).to_le_bytes();
 
+/// Bytes that a queue of `size` entries and its headers take.
+pub(crate) fn memory_bytes(size: u16) -> usize {
+    SplitQueue::bytes(size) + usize::from(size / PER_SLOT) * size_of::<Headers>()
+}
+
 /// A request queue over a virtqueue.
 pub struct Driver {
-    queue: Virtqueue<'static, Headers>,
-    /// What was submitted, privately: slot and reply room by chain.
-    in_flight: Vec<Option<(u32, u32)>>,
+    queue: SplitQueue,
+    headers: *mut Headers,
+    /// Reply room of what was submitted, privately: by slot.
+    in_flight: Vec<Option<u32>>,
     waiter: Waiter,
-    link: Arc<Link>,
+    link: Arc<dyn Link>,
     index: usize,
-    call: Arc<virtio_driver::EventFd>,
-    kick: Box<dyn virtio_driver::QueueNotifier>,
 }
+
+// SAFETY: the headers lie in the link's memory, and only this driver uses them on this side.
+unsafe impl Send for Driver {}
 
 impl Driver {
     /// Takes over virtqueue `index` of a link.
-    ///
-    /// # Errors
-    /// When its doorbell cannot be made non-blocking.
-    pub fn new(
-        link: Arc<Link>,
-        queue: Virtqueue<'static, Headers>,
-        index: usize,
-        wait: WaitConfig,
-    ) -> Result<Self, Error> {
-        let (call, kick) = (link.call_fd(index)?, link.notifier(index));
-        let in_flight = vec![None; queue.queue_size() as usize];
-        Ok(Driver { queue, in_flight, waiter: Waiter::new(wait), link, index, call, kick })
+    pub fn new(link: Arc<dyn Link>, index: usize, wait: WaitConfig) -> Self {
+        let memory = link.memory(index);
+        // SAFETY: the link has zeroed memory there, page-aligned, and keeps it mapped.
+        let queue = unsafe { SplitQueue::new(memory.virtqueue, memory.size, link.event_idx()) };
+        let headers = memory.virtqueue.wrapping_add(SplitQueue::bytes(memory.size)).cast();
+        let slots = memory.geometry.slots.min(u32::from(memory.size / PER_SLOT));
+        Driver { queue, headers, in_flight: vec![None; slots as usize], waiter: Waiter::new(wait), link, index }
     }
 
-    pub(super) fn link(&self) -> &Arc<Link> {
+    pub(super) fn link(&self) -> &Arc<dyn Link> {
         &self.link
     }
 
     pub(super) fn index(&self) -> usize {
         self.index
+    }
+
+    fn describe(&mut self, slot: u32, buffers: &[(*const u8, usize, bool)]) -> Result<u16, Error> {
+        let first = slot as u16 * PER_SLOT;
+        let used = buffers.iter().filter(|b| b.1 > 0).count() as u16;
+        for (i, &(at, bytes, write)) in (first..).zip(buffers.iter().filter(|b| b.1 > 0)) {
+            let address = self.link.address(at, bytes).ok_or(Error::Protocol("a buffer in two pieces"))?;
+            let next = if i + 1 < first + used { NEXT } else { 0 };
+            let flags = next | if write { WRITE } else { 0 };
+            self.queue.set(i, Descriptor { address, bytes: bytes as u32, flags, next: i + 1 });
+        }
+        Ok(first)
     }
 }
 
@@ -66,46 +82,57 @@ impl Transport for Driver {
     }
 
     fn slots(&self) -> u32 {
-        self.link.geometry(self.index).slots.min(u32::from(self.queue.queue_size()) / 4)
+        self.in_flight.len() as u32
     }
 
     fn slot(&self, slot: u32) -> (*mut u8, usize) {
-        slot_of(&self.link, self.index, slot)
+        self.link.memory(self.index).slot(slot)
     }
 
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
-        if head.len() > SQE_HEAD_BYTES {
-            return Err(Error::Protocol("header too long"));
+        let (payload, size) = self.slot(slot);
+        if head.len() > SQE_HEAD_BYTES || payload_len.max(reply_max) as usize > size {
+            return Err(Error::Protocol("request too long"));
         }
-        let (ptr, _) = self.slot(slot);
-        let id = self.queue.add_request(|req, add| {
-            req.head[..head.len()].copy_from_slice(head);
-            // What stays when the host does not answer (FORGET).
-            req.out_header = NO_ANSWER;
-            add(iovec { iov_base: req.head.as_mut_ptr().cast(), iov_len: head.len() }, false)?;
-            if payload_len > 0 {
-                add(iovec { iov_base: ptr.cast(), iov_len: payload_len as usize }, false)?;
-            }
-            add(iovec { iov_base: req.out_header.as_mut_ptr().cast(), iov_len: OUT_HEADER }, true)?;
-            if reply_max > 0 {
-                add(iovec { iov_base: ptr.cast(), iov_len: reply_max as usize }, true)?;
-            }
-            Ok(())
-        });
-        let Ok(id) = id else { return Ok(false) };
-        self.in_flight[id as usize] = Some((slot, reply_max));
-        if self.queue.avail_notif_needed() {
-            self.kick.notify()?;
+        match self.in_flight.get_mut(slot as usize) {
+            Some(free @ None) => *free = Some(reply_max),
+            _ => return Err(Error::Protocol("no such slot, or one under way")),
+        }
+        let mut ours = Headers { out_header: NO_ANSWER, head: [0; SQE_HEAD_BYTES] };
+        ours.head[..head.len()].copy_from_slice(head);
+        // What stays of `out_header` when the host does not answer (FORGET) is no error.
+        // SAFETY: there is a place for each slot's headers.
+        let at = unsafe { self.headers.add(slot as usize) };
+        // SAFETY: as above.
+        let parts = unsafe {
+            at.write_volatile(ours);
+            (&raw const (*at).head, &raw const (*at).out_header)
+        };
+        let chain = self.describe(
+            slot,
+            &[
+                (parts.0.cast(), head.len(), false),
+                (payload, payload_len as usize, false),
+                (parts.1.cast(), OUT_HEADER, true),
+                (payload, reply_max as usize, true),
+            ],
+        )?;
+        if self.queue.publish(chain) {
+            self.link.kick(self.index)?;
         }
         Ok(true)
     }
 
     fn reap(&mut self) -> Result<Option<Completion>, Error> {
-        let Some(done) = self.queue.completions().next() else { return Ok(None) };
-        let known = self.in_flight.get_mut(done.id as usize).and_then(Option::take);
-        let (slot, room) = known.ok_or(Error::Protocol("completion of a request that was not made"))?;
+        let Some(chain) = self.queue.pop() else { return Ok(None) };
+        let slot = chain / u32::from(PER_SLOT);
+        let known = self.in_flight.get_mut(slot as usize).filter(|_| chain % u32::from(PER_SLOT) == 0);
+        let room = known.and_then(Option::take);
+        let room = room.ok_or(Error::Protocol("completion of a request that was not made"))?;
         let mut head = [0; CQE_HEAD_BYTES];
-        head[..OUT_HEADER].copy_from_slice(&done.req.out_header);
+        // SAFETY: there is a place for each slot's headers; any bytes are valid ones.
+        let answer = unsafe { (&raw const (*self.headers.add(slot as usize)).out_header).read_volatile() };
+        head[..OUT_HEADER].copy_from_slice(&answer);
         let payload_len = reply_header(&head).0.saturating_sub(OUT_HEADER);
         if payload_len > room as usize {
             return Err(Error::Protocol("reply longer than its room"));
@@ -114,24 +141,24 @@ impl Transport for Driver {
     }
 
     fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool {
-        let queue = &mut self.queue;
-        self.waiter.spin(|| queue.completions().has_next() || other())
+        let queue = &self.queue;
+        self.waiter.spin(|| queue.ready() || other())
     }
 
     fn announce_sleep(&mut self) -> bool {
-        self.queue.set_used_notif_enabled(true);
-        // Pairs with the device's fence between the used index and its look at our wish to be called.
-        fence(Ordering::SeqCst);
-        !self.queue.completions().has_next()
+        self.link.sleeps(self.index, true);
+        self.queue.want_call(true);
+        !self.queue.ready()
     }
 
     fn awake(&mut self) {
-        self.queue.set_used_notif_enabled(false);
+        self.queue.want_call(false);
+        self.link.sleeps(self.index, false);
         self.waiter.awake();
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.call.as_fd()
+        self.link.bell(self.index)
     }
 
     fn alive(&self) -> BorrowedFd<'_> {

@@ -61,16 +61,25 @@ impl RingDevice {
     /// # Errors
     /// [`Error`] when the message or the memory that it names is not acceptable.
     pub fn new(setup: &RingSetup, memory: Arc<GuestMemoryMmap>, call: Call) -> Result<Self, Error> {
-        let slice = memory
-            .get_slice(GuestAddress(setup.base), setup.geometry.bytes())
-            .map_err(|_| Error::Corrupt("ring outside of the guest's memory"))?;
-        let base = slice.ptr_guard_mut().as_ptr();
-        if base as usize % tunnelfs_ring::PAGE != 0 {
-            return Err(Error::Corrupt("ring not page-aligned"));
+        let mapped = |address: u64, bytes: usize| {
+            let slice = memory.get_slice(GuestAddress(address), bytes);
+            let start =
+                slice.map_err(|_| Error::Corrupt("ring outside of the guest's memory"))?.ptr_guard_mut().as_ptr();
+            if start as usize % tunnelfs_ring::PAGE != 0 {
+                return Err(Error::Corrupt("ring not page-aligned"));
+            }
+            Ok(start)
+        };
+        let size = setup.geometry.slot_size;
+        let mut slots = Vec::with_capacity(setup.geometry.slots as usize);
+        for run in &setup.runs {
+            let start = mapped(run.address, run.bytes(size) as usize)?;
+            // The whole run is mapped: none of these leaves it.
+            slots.extend((0..run.slots as usize).map(|i| start.wrapping_add(i * size as usize)));
         }
-        // SAFETY: `get_slice` has checked that all bytes are mapped, and
-        // `Completions` keeps the mapping alive.
-        let queue = unsafe { DeviceQueue::new(base, setup.geometry)? };
+        let control = mapped(setup.control, setup.geometry.control_bytes())?;
+        // SAFETY: `mapped` has checked all parts, and `Completions` keeps the mapping alive.
+        let queue = unsafe { DeviceQueue::new(control, slots, setup.geometry)? };
         let DeviceQueue { sq, cq, peer_sleeps, own_sleep, slots } = queue;
         let guest_cpu = (setup.cpu != NO_CPU).then_some(setup.cpu as usize);
         let done = Arc::new(Completions {

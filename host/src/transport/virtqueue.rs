@@ -32,7 +32,8 @@ pub fn ready(vring: &Vring, memory: &Memory) -> bool {
     let state = vring.get_ref();
     let queue = state.get_queue();
     let memory = memory.memory();
-    queue.avail_idx(&*memory, std::sync::atomic::Ordering::Acquire).is_ok_and(|idx| idx.0 != queue.next_avail())
+    let avail = || queue.avail_idx(&*memory, std::sync::atomic::Ordering::Acquire);
+    queue.ready() && avail().is_ok_and(|idx| idx.0 != queue.next_avail())
 }
 
 /// Serves the chains that wait; returns whether there were any. `setup` gets
@@ -84,7 +85,7 @@ fn serve_chain<F>(
         return finish(vring, head_index, 0);
     }
     if head[4..8] == OP_SETUP.to_ne_bytes() {
-        let result = RingSetup::from_bytes(&head[IN_HEADER..len]).map_err(io::Error::other).and_then(setup);
+        let result = setup_message(whole).and_then(setup);
         let error = if result.is_ok() { 0 } else { -libc::EINVAL };
         return finish(vring, head_index, write_header(&output, error, &[], 0, &head));
     }
@@ -110,6 +111,13 @@ fn serve_chain<F>(
         }
         outcome => finish(vring, head_index, deliver(&output, outcome, o, &head)),
     }
+}
+
+/// A private, checked copy of a set-up message.
+fn setup_message(whole: Shared<'_>) -> io::Result<RingSetup> {
+    let mut body = vec![0; (whole.len() - IN_HEADER).min(RingSetup::MAX_BYTES)];
+    whole.read(IN_HEADER, &mut body)?;
+    RingSetup::from_bytes(&body).map_err(io::Error::other)
 }
 
 /// Resolves a chain's descriptors to mapped buffers: readable ones, writable ones.

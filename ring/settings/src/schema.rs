@@ -229,10 +229,29 @@ pub enum Channel {
     Fuse,
 }
 
+/// Which kernel driver opens a VM's device to user space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PciDriver {
+    /// vfio-pci behind an IOMMU, uio_pci_generic without one.
+    #[default]
+    Auto,
+    /// uio_pci_generic.
+    Uio,
+    /// vfio-pci.
+    Vfio,
+}
+
 /// The table `[mount]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mount {
+    /// The PCI address of the VM's virtio-fs device; with neither this nor a tag: the host's socket.
+    pub pci: String,
+    /// The tag of the VM's virtio-fs device.
+    pub tag: String,
+    /// The kernel driver for that device.
+    pub pci_driver: PciDriver,
     /// The channel to the kernel.
     pub channel: Channel,
     /// The CPU of each queue's thread, in order; none: the program chooses.
@@ -248,6 +267,9 @@ pub struct Mount {
 impl Default for Mount {
     fn default() -> Self {
         Mount {
+            pci: String::new(),
+            tag: String::new(),
+            pci_driver: PciDriver::Auto,
             channel: Channel::Auto,
             cpus: Vec::new(),
             allow_other: true,

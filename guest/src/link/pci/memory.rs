@@ -1,0 +1,163 @@
+//! Memory that stays where it is, and its guest-physical addresses.
+//!
+//! `mlock` keeps pages in memory, not in place: compaction moves them. Pages
+//! that are registered as io_uring buffers are pinned for the long term, and
+//! nothing moves or takes them, also not for a moment after this process has
+//! died: the device may still be writing then.
+
+use crate::Error;
+use io_uring::IoUring;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use tunnelfs_ring::PAGE;
+
+/// Bytes of a huge page.
+pub const HUGE_PAGE: usize = 2 << 20;
+/// Most bytes of one registered buffer.
+const MOST: usize = 1 << 30;
+
+/// A piece that is contiguous for the device too.
+struct Piece {
+    /// Offsets in the memory.
+    start: usize,
+    end: usize,
+    address: u64,
+}
+
+/// The memory of a link.
+pub struct Pinned {
+    base: *mut u8,
+    bytes: usize,
+    pieces: Vec<Piece>,
+    huge: bool,
+    /// Holds the pages in place.
+    _pin: IoUring,
+    map: (*mut libc::c_void, usize),
+}
+
+// SAFETY: the pointers are only handed out as such.
+unsafe impl Send for Pinned {}
+// SAFETY: as above.
+unsafe impl Sync for Pinned {}
+
+impl Pinned {
+    /// At least `bytes` of zeroed memory: in huge pages where there are free ones, else in whatever
+    /// the kernel makes of the wish for them.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] says what to do about it.
+    pub fn new(bytes: usize) -> Result<Self, Error> {
+        let bytes = bytes.next_multiple_of(HUGE_PAGE);
+        let huge = map(bytes, libc::MAP_SHARED | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB | libc::MAP_POPULATE);
+        // Room to begin at a huge page's boundary.
+        let (map, huge) = match huge {
+            Ok(start) => ((start, bytes), true),
+            Err(_) => {
+                let room = bytes + HUGE_PAGE;
+                let start = map(room, libc::MAP_PRIVATE)
+                    .map_err(|e| Error::Setup(format!("{} MiB of memory: {e}", room >> 20)))?;
+                ((start, room), false)
+            }
+        };
+        let base = (map.0 as usize).next_multiple_of(HUGE_PAGE) as *mut u8;
+        let pin = IoUring::new(2).map_err(|e| Error::Setup(format!("io_uring, which pins the memory: {e}")));
+        let mut pinned = Pinned { base, bytes, pieces: Vec::new(), huge, _pin: pin?, map };
+        pinned.settle()?;
+        pinned.pieces = pinned.find_pieces()?;
+        Ok(pinned)
+    }
+
+    fn settle(&self) -> Result<(), Error> {
+        let advise = |advice| {
+            // SAFETY: the mapping is ours, and nothing lies in it yet.
+            unsafe { libc::madvise(self.map.0, self.map.1, advice) }
+        };
+        // A child that wrote first would take the pages with it.
+        advise(libc::MADV_DONTFORK);
+        if !self.huge {
+            advise(libc::MADV_HUGEPAGE);
+            for offset in (0..self.bytes).step_by(PAGE) {
+                // SAFETY: in the mapping.
+                unsafe { self.base.add(offset).write_volatile(0) };
+            }
+            // Since 6.1: gathers what has come in small pages. Older kernels refuse.
+            advise(libc::MADV_COLLAPSE);
+        }
+        let parts = (0..self.bytes).step_by(MOST).map(|offset| libc::iovec {
+            iov_base: self.base.wrapping_add(offset).cast(),
+            iov_len: MOST.min(self.bytes - offset),
+        });
+        let parts: Vec<_> = parts.collect();
+        // SAFETY: the mapping is dropped after the ring.
+        unsafe { self._pin.submitter().register_buffers(&parts) }.map_err(|e| {
+            Error::Setup(format!(
+                "cannot pin {} MiB: {e}; raise the memlock limit (ulimit -l) or run as root",
+                self.bytes >> 20
+            ))
+        })
+    }
+
+    fn find_pieces(&self) -> Result<Vec<Piece>, Error> {
+        // Source: the kernel's Documentation/admin-guide/mm/pagemap.rst.
+        let (mut pieces, mut entries) = (Vec::<Piece>::new(), vec![0; self.bytes / PAGE * 8]);
+        File::open("/proc/self/pagemap")?.read_exact_at(&mut entries, (self.base as usize / PAGE * 8) as u64)?;
+        for (start, entry) in (0..).step_by(PAGE).zip(entries.chunks_exact(8)) {
+            let entry = u64::from_ne_bytes(entry.try_into().expect("eight bytes"));
+            let (present, frame) = (entry >> 63 == 1, entry & ((1 << 55) - 1));
+            if !present || frame == 0 {
+                return Err(Error::Setup("/proc/self/pagemap does not tell addresses: it takes CAP_SYS_ADMIN".into()));
+            }
+            let (address, end) = (frame * PAGE as u64, start + PAGE);
+            match pieces.last_mut() {
+                Some(last) if last.address + (last.end - last.start) as u64 == address => last.end = end,
+                _ => pieces.push(Piece { start, end, address }),
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// The first byte, at a page's start.
+    pub fn base(&self) -> *mut u8 {
+        self.base
+    }
+
+    fn piece(&self, offset: usize) -> Option<&Piece> {
+        let after = self.pieces.partition_point(|piece| piece.end <= offset);
+        self.pieces.get(after)
+    }
+
+    /// The end of the piece that an offset lies in.
+    pub fn piece_end(&self, offset: usize) -> Option<usize> {
+        self.piece(offset).map(|piece| piece.end)
+    }
+
+    /// The guest-physical address of bytes in one piece.
+    pub fn address(&self, at: *const u8, bytes: usize) -> Option<u64> {
+        let offset = (at as usize).checked_sub(self.base as usize)?;
+        let piece = self.piece(offset).filter(|piece| offset + bytes <= piece.end)?;
+        Some(piece.address + (offset - piece.start) as u64)
+    }
+
+    /// For people.
+    pub fn describe(&self) -> String {
+        let kind = if self.huge { "huge pages" } else { "ordinary pages" };
+        format!("{} MiB pinned in {} piece(s) of {kind}", self.bytes >> 20, self.pieces.len())
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: whoever had pointers into it is gone: the link owns this and is dropped last.
+        unsafe { libc::munmap(self.map.0, self.map.1) };
+    }
+}
+
+fn map(bytes: usize, flags: i32) -> std::io::Result<*mut libc::c_void> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping of its own.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, prot, flags | libc::MAP_ANONYMOUS, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(start)
+}

@@ -1,0 +1,105 @@
+//! `vfio-pci`: needs an IOMMU in the guest, gives MSI-X vectors as eventfds,
+//! and works under kernel lockdown. The device itself passes the IOMMU by (it
+//! is offered without `iommu_platform`), so nothing is mapped there.
+//!
+//! Source: linux/vfio.h and the kernel's Documentation/driver-api/vfio.rst.
+
+use super::function::{Function, Window, Wiring};
+use super::sysfs::Device;
+use crate::Error;
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use vfio_bindings::bindings::vfio::*;
+
+mod ioctl {
+    use super::{vfio_irq_set, vfio_region_info};
+    use nix::request_code_none;
+    // All of them are `_IO(VFIO_TYPE, VFIO_BASE + n)`.
+    nix::ioctl_write_ptr_bad!(group_set_container, request_code_none!(b';', 104), i32);
+    nix::ioctl_write_int_bad!(set_iommu, request_code_none!(b';', 102));
+    nix::ioctl_write_ptr_bad!(group_get_device_fd, request_code_none!(b';', 106), libc::c_char);
+    nix::ioctl_readwrite_bad!(device_get_region_info, request_code_none!(b';', 108), vfio_region_info);
+    nix::ioctl_write_ptr_bad!(device_set_irqs, request_code_none!(b';', 110), vfio_irq_set);
+}
+
+/// Opens a device that is bound to `vfio-pci`.
+///
+/// # Errors
+/// [`Error::Setup`] says what stands in the way.
+pub fn open(device: &Device) -> Result<Function, Error> {
+    let told = |e: io::Error| Error::Setup(format!("{}: vfio: {e}", device.name()));
+    let (file, keep) = open_device(device).map_err(told)?;
+    let file = Arc::new(file);
+    let window = |index: u32| {
+        let mut info = vfio_region_info { argsz: size_of::<vfio_region_info>() as u32, index, ..Default::default() };
+        // SAFETY: the structure says its own size.
+        unsafe { ioctl::device_get_region_info(file.as_raw_fd(), &mut info) }?;
+        Ok(Window { file: file.clone(), offset: info.offset, bytes: info.size })
+    };
+    let config = window(VFIO_PCI_CONFIG_REGION_INDEX).map_err(told)?;
+    let bars = (VFIO_PCI_BAR0_REGION_INDEX..=VFIO_PCI_BAR5_REGION_INDEX)
+        .map(|i| window(i).map(|w| Some(w).filter(|w| w.bytes > 0)));
+    let bars = bars.collect::<io::Result<_>>().map_err(told)?;
+    Ok(Function { config, bars, interrupts: Wiring::Vfio(Vectors { device: file, _keep: keep }) })
+}
+
+/// The device's interrupts, to be routed to eventfds.
+pub struct Vectors {
+    device: Arc<File>,
+    /// The container and the group.
+    _keep: [File; 2],
+}
+
+impl Vectors {
+    /// Routes the MSI-X vectors, one a queue; `request` is rung when the device is to be given up.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn route(&self, bells: &[OwnedFd], request: &OwnedFd) -> io::Result<()> {
+        let bells: Vec<_> = bells.iter().map(AsRawFd::as_raw_fd).collect();
+        set_irqs(&self.device, VFIO_PCI_REQ_IRQ_INDEX, &[request.as_raw_fd()])?;
+        set_irqs(&self.device, VFIO_PCI_MSIX_IRQ_INDEX, &bells)
+    }
+}
+
+/// The device, and the container and group that it must not outlive.
+fn open_device(device: &Device) -> io::Result<(File, [File; 2])> {
+    let group = std::fs::read_link(device.path("iommu_group"))?;
+    let group = std::path::Path::new("/dev/vfio").join(group.file_name().unwrap_or_default());
+    let open = |path: &std::path::Path| {
+        let file = File::options().read(true).write(true).open(path);
+        file.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+    };
+    let (container, group) = (open("/dev/vfio/vfio".as_ref())?, open(&group)?);
+    let name = CString::new(device.name())?;
+    // SAFETY: the kernel reads one descriptor's number, an integer and a string that ends with a zero; it
+    // answers with a new descriptor.
+    unsafe {
+        ioctl::group_set_container(group.as_raw_fd(), &container.as_raw_fd())?;
+        ioctl::set_iommu(container.as_raw_fd(), VFIO_TYPE1v2_IOMMU as i32)?;
+        let fd = ioctl::group_get_device_fd(group.as_raw_fd(), name.as_ptr())?;
+        Ok((File::from_raw_fd(fd), [container, group]))
+    }
+}
+
+/// Routes a kind of interrupt to eventfds.
+fn set_irqs(device: &File, index: u32, bells: &[i32]) -> io::Result<()> {
+    const HEAD: usize = size_of::<vfio_irq_set>();
+    // `struct vfio_irq_set`, then the descriptors; u32s keep it aligned.
+    let mut words = vec![0u32; HEAD / 4];
+    words.extend(bells.iter().map(|&bell| bell as u32));
+    let head = [
+        (words.len() * 4) as u32,
+        VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
+        index,
+        0,
+        bells.len() as u32,
+    ];
+    words[..head.len()].copy_from_slice(&head);
+    // SAFETY: the structure says its own size, and is followed by as many descriptors.
+    unsafe { ioctl::device_set_irqs(device.as_raw_fd(), words.as_ptr().cast()) }?;
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! The driver's half of a split virtqueue (virtio 1.2, section 2.7), without an
+//! allocator: whoever uses it owns the descriptors and says which one heads a chain.
+//!
+//! virtio-driver's own queue serves no addresses but those that it gave out
+//! itself, and walks chains in memory that the host can write.
+
+use std::sync::atomic::{fence, AtomicU16, AtomicU32, Ordering};
+
+/// `struct virtq_desc`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Descriptor {
+    /// Where the device finds the buffer.
+    pub address: u64,
+    /// Bytes of it.
+    pub bytes: u32,
+    /// [`NEXT`] and [`WRITE`].
+    pub flags: u16,
+    /// The descriptor that follows, with [`NEXT`].
+    pub next: u16,
+}
+
+/// The chain goes on.
+pub const NEXT: u16 = 1;
+/// The device writes the buffer.
+pub const WRITE: u16 = 2;
+
+/// Offsets of the available and the used ring behind the descriptors, and of the end.
+const fn offsets(size: u16) -> [usize; 3] {
+    let n = size as usize;
+    let (avail, avail_bytes, used_bytes) = (16 * n, 8 + 2 * n, 8 + 8 * n);
+    let used = avail + avail_bytes.next_multiple_of(4);
+    [avail, used, (used + used_bytes).next_multiple_of(16)]
+}
+
+/// The queue; both sides write its memory.
+pub struct SplitQueue {
+    memory: *mut u8,
+    size: u16,
+    event_idx: bool,
+    /// Chains published, and taken back, so far.
+    published: u16,
+    taken: u16,
+}
+
+// SAFETY: only atomic and volatile accesses are made through the pointer, by one owner.
+unsafe impl Send for SplitQueue {}
+
+impl SplitQueue {
+    /// Bytes that a queue of `size` entries (a power of two) takes.
+    pub const fn bytes(size: u16) -> usize {
+        offsets(size)[2]
+    }
+
+    /// Where a queue in `memory` has its descriptors, its available and its used ring.
+    pub fn areas(memory: *mut u8, size: u16) -> [*const u8; 3] {
+        let [avail, used, _] = offsets(size);
+        [memory, memory.wrapping_add(avail), memory.wrapping_add(used)].map(<*mut u8>::cast_const)
+    }
+
+    /// # Safety
+    /// `memory` must be 16-aligned, its bytes zeroed, and stay mapped as long as this lives.
+    pub unsafe fn new(memory: *mut u8, size: u16, event_idx: bool) -> Self {
+        assert!(size.is_power_of_two());
+        SplitQueue { memory, size, event_idx, published: 0, taken: 0 }
+    }
+
+    /// A 16-bit field of the available (0) or used (1) ring.
+    fn field(&self, ring: usize, offset: usize) -> &AtomicU16 {
+        let at = offsets(self.size)[ring] + offset;
+        debug_assert!(at + 2 <= Self::bytes(self.size));
+        // SAFETY: in the queue's memory, by `offsets`; even, so aligned; atomics may be shared with anybody.
+        unsafe { &*self.memory.add(at).cast() }
+    }
+
+    fn place(&self, position: u16) -> usize {
+        usize::from(position % self.size)
+    }
+
+    /// Fills a descriptor of the caller's.
+    pub fn set(&mut self, index: u16, descriptor: Descriptor) {
+        assert!(index < self.size);
+        // SAFETY: in the table, and 16-aligned.
+        unsafe { self.memory.cast::<Descriptor>().add(index.into()).write_volatile(descriptor) };
+    }
+
+    /// Gives a chain to the device; whether it wants to be kicked.
+    pub fn publish(&mut self, head: u16) -> bool {
+        let at = self.place(self.published);
+        self.field(0, 4 + 2 * at).store(head, Ordering::Relaxed);
+        let (old, new) = (self.published, self.published.wrapping_add(1));
+        self.published = new;
+        self.field(0, 2).store(new, Ordering::Release);
+        // Pairs with the device's fence between its wish to be kicked and its last look.
+        fence(Ordering::SeqCst);
+        if !self.event_idx {
+            return self.field(1, 0).load(Ordering::Relaxed) & 1 == 0;
+        }
+        let event = self.field(1, 4 + 8 * usize::from(self.size)).load(Ordering::Relaxed);
+        new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+    }
+
+    /// Whether the device has used a chain that has not been taken back.
+    pub fn ready(&self) -> bool {
+        self.field(1, 2).load(Ordering::Acquire) != self.taken
+    }
+
+    /// Takes back a used chain: its head, as the device says.
+    pub fn pop(&mut self) -> Option<u32> {
+        if !self.ready() {
+            return None;
+        }
+        let at = offsets(self.size)[1] + 4 + 8 * self.place(self.taken);
+        // SAFETY: in the used ring, and 4-aligned; an atomic may be shared with anybody.
+        let head = unsafe { (*self.memory.add(at).cast::<AtomicU32>()).load(Ordering::Relaxed) };
+        self.taken = self.taken.wrapping_add(1);
+        Some(head)
+    }
+
+    /// Asks to be called, or not, when the device uses a chain. Look once more after asking.
+    pub fn want_call(&mut self, wanted: bool) {
+        if self.event_idx {
+            // One that lies behind is passed only after the positions have wrapped.
+            let event = if wanted { self.taken } else { self.taken.wrapping_sub(1) };
+            self.field(0, 4 + 2 * usize::from(self.size)).store(event, Ordering::Relaxed);
+        } else {
+            self.field(0, 0).store(u16::from(!wanted), Ordering::Relaxed);
+        }
+        // Pairs with the device's fence between the used index and its look at our wish.
+        fence(Ordering::SeqCst);
+    }
+}
