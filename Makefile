@@ -1,5 +1,5 @@
 # Two commands do everything: `make bench` and `make test`.
-.PHONY: all deps bench bench-full test lint
+.PHONY: all deps bench bench-full test lint fuzz mutants
 
 all: bench
 
@@ -35,3 +35,11 @@ test: deps
 lint: deps
 	cargo fmt --check
 	cargo clippy --workspace --all-targets -- -D warnings
+
+# FUZZ_SECONDS for each target, ten minutes by default.
+fuzz: deps
+	./fuzz/run
+
+# Takes one check out at a time, and expects the attack on it to be noticed. About 4 minutes.
+mutants: deps
+	./.ci/mutants

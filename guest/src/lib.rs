@@ -8,6 +8,7 @@ pub mod message;
 pub mod mount;
 pub mod stats;
 pub mod transport;
+mod watchdog;
 
 pub use link::{connect, Connection, GuestConfig};
 pub use transport::{Completion, Transport};
@@ -26,6 +27,9 @@ pub enum Error {
     /// The host has gone: nothing that was submitted will be answered.
     #[error("the host has gone away")]
     HostGone,
+    /// The host has not answered within `mount.timeout`.
+    #[error("the host does not answer")]
+    HostSilent,
     /// The host broke the protocol.
     #[error("the host broke the protocol: {0}")]
     Protocol(&'static str),

@@ -7,12 +7,15 @@ use crate::fuse::init::{self, Agreed};
 use crate::link::{connect, Connection, GuestConfig};
 use crate::message::{IN_HEADER, OUT_HEADER};
 use crate::stats::{self, QueueStats};
-use crate::transport::{call, Completion, Transport};
+use crate::transport::{call_within, Completion, Transport};
+use crate::watchdog::Watchdog;
 use crate::Error;
+use nix::poll::PollTimeout;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tunnelfs_ring::{new_eventfd, ring_bell};
 use tunnelfs_settings::{Channel, Settings};
 
@@ -29,6 +32,8 @@ pub struct MountConfig {
     pub channel: Channel,
     /// Cache writes in the kernel.
     pub writeback: bool,
+    /// How long the host may take for an answer; zero: as long as it likes.
+    pub timeout: Duration,
 }
 
 /// What the names of a mount's threads start with.
@@ -43,7 +48,14 @@ impl MountConfig {
         if guest.cpus.is_empty() && mount.channel != Channel::Fuse && guest.queues == possible_cpus() {
             guest.cpus = (0..guest.queues).collect();
         }
-        MountConfig { guest, point: point.into(), options, channel: mount.channel, writeback: mount.writeback }
+        MountConfig {
+            guest,
+            point: point.into(),
+            options,
+            channel: mount.channel,
+            writeback: mount.writeback,
+            timeout: Duration::from_secs(mount.timeout),
+        }
     }
 }
 
@@ -56,6 +68,7 @@ pub struct Mount {
     agreed: Agreed,
     /// The kernel's number of the connection, if it tells.
     connection: Option<u32>,
+    watchdog: Option<Watchdog>,
 }
 
 impl Mount {
@@ -82,9 +95,11 @@ impl Mount {
             ended,
             agreed: Agreed { uring: false, max_write: 0 },
             connection: connection_number(&config.point),
+            watchdog: None,
         };
         mount.agreed = agree(&device, connection.queues[0].as_mut(), config)?;
         mount.start(connection, &device, config)?;
+        mount.watch(config.timeout)?;
         Ok(mount)
     }
 
@@ -111,7 +126,7 @@ impl Mount {
         kind: Kind,
         cpu: Option<usize>,
     ) -> Result<(), Error> {
-        let stats = Arc::new(QueueStats::default());
+        let stats = Arc::new(QueueStats::new(transport.slots()));
         self.queues.push((transport.name(), transport.slots(), stats.clone()));
         let worker = Worker { transport, device: device.clone(), kind, cpu, stats };
         let ended = self.ended.clone();
@@ -121,6 +136,20 @@ impl Mount {
             result
         })?;
         self.workers.push(thread);
+        Ok(())
+    }
+
+    fn watch(&mut self, timeout: Duration) -> Result<(), Error> {
+        if timeout.is_zero() {
+            return Ok(());
+        }
+        let queues = self.queues.iter().map(|q| q.2.clone()).collect();
+        let (point, connection, ended) = (self.point.clone(), self.connection, self.ended.clone());
+        let give_up = move || {
+            abort(&point, connection);
+            ring_bell(&*ended);
+        };
+        self.watchdog = Some(Watchdog::start(timeout, queues, give_up)?);
         Ok(())
     }
 
@@ -162,24 +191,41 @@ impl Mount {
     pub fn finish(mut self) -> Result<(), Error> {
         let mut result = Ok(());
         while !self.workers.is_empty() {
-            let done = self.workers.iter().position(JoinHandle::is_finished).unwrap_or(0);
+            if self.watchdog.as_ref().is_some_and(Watchdog::has_given_up) {
+                return self.leave();
+            }
+            // The bell is rung a moment before a worker has ended, and others may wait for the kernel for ever.
+            let Some(done) = self.workers.iter().position(JoinHandle::is_finished) else {
+                std::thread::sleep(Duration::from_millis(2));
+                continue;
+            };
             let ended = self.workers.swap_remove(done).join();
             let ended = ended.unwrap_or(Err(Error::Protocol("a worker panicked")));
             if ended.is_err() && result.is_ok() {
                 result = ended;
                 // The others end when the kernel's connection does.
-                self.abort();
+                abort(&self.point, self.connection);
             }
         }
         result
     }
 
-    /// Ends the kernel's connection: all that is under way fails at once.
-    fn abort(&self) {
-        let _ = device::detach(&self.point);
-        if let Some(number) = self.connection {
-            let _ = std::fs::write(format!("/sys/fs/fuse/connections/{number}/abort"), "1");
+    /// Leaves workers behind that wait for a silent host, if they do.
+    fn leave(&mut self) -> Result<(), Error> {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(1) && self.workers.iter().any(|w| !w.is_finished()) {
+            std::thread::sleep(Duration::from_millis(10));
         }
+        self.workers.clear();
+        Err(Error::HostSilent)
+    }
+}
+
+/// Ends the kernel's connection: all that is under way fails at once.
+fn abort(point: &Path, connection: Option<u32>) {
+    let _ = device::detach(point);
+    if let Some(number) = connection {
+        let _ = std::fs::write(format!("/sys/fs/fuse/connections/{number}/abort"), "1");
     }
 }
 
@@ -218,7 +264,11 @@ fn agree(device: &OwnedFd, transport: &mut dyn Transport, config: &MountConfig) 
         tracing::info!("{}", device::uring_hint());
     }
     init::narrow_request(&mut head[IN_HEADER..], wanted);
-    let done = call(transport, head, 0, 4096)?;
+    let limit = match config.timeout {
+        Duration::ZERO => PollTimeout::NONE,
+        timeout => PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX),
+    };
+    let done = call_within(transport, head, 0, 4096, limit)?;
     if done.error() != 0 {
         let e = std::io::Error::from_raw_os_error(-done.error());
         return Err(Error::Setup(format!("the host refuses INIT: {e}; does it speak FUSE 7.31 or later?")));

@@ -6,7 +6,8 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tunnelfs_ring::WaitStats;
 
 struct Operation {
@@ -23,13 +24,40 @@ struct Counts {
 }
 
 /// One queue's counts; its worker writes, whoever asks reads.
-#[derive(Default)]
-pub struct QueueStats(Mutex<Counts>);
+pub struct QueueStats {
+    counts: Mutex<Counts>,
+    start: Instant,
+    /// Of each slot: microseconds from `start` to its request, and one; 0 when none is under way.
+    asked: Box<[AtomicU64]>,
+}
 
 impl QueueStats {
+    /// For a queue of so many slots.
+    pub fn new(slots: u32) -> Self {
+        let asked = (0..slots).map(|_| AtomicU64::new(0)).collect();
+        QueueStats { counts: Mutex::default(), start: Instant::now(), asked }
+    }
+
+    /// A request in `slot` goes to the host.
+    pub fn begin(&self, slot: u32, now: Instant) {
+        let since = now.duration_since(self.start).as_micros() as u64 + 1;
+        self.asked[slot as usize].store(since, Ordering::Relaxed);
+    }
+
+    /// It has been answered.
+    pub fn end(&self, slot: u32) {
+        self.asked[slot as usize].store(0, Ordering::Relaxed);
+    }
+
+    /// How long the oldest request has waited.
+    pub fn longest_wait(&self) -> Duration {
+        let oldest = self.asked.iter().map(|a| a.load(Ordering::Relaxed)).filter(|&since| since != 0).min();
+        oldest.map_or(Duration::ZERO, |since| self.start.elapsed().saturating_sub(Duration::from_micros(since - 1)))
+    }
+
     /// Counts an answered request.
     pub fn record(&self, opcode: u32, error: i32, took: Duration, under_way: usize, by: &dyn Transport) {
-        let mut counts = self.0.lock();
+        let mut counts = self.counts.lock();
         counts.waits = by.wait_stats();
         counts.copied = by.copied();
         counts.under_way_max = counts.under_way_max.max(under_way);
@@ -46,7 +74,7 @@ impl QueueStats {
 pub fn table<'a>(queues: impl Iterator<Item = (&'a str, u32, &'a QueueStats)>) -> String {
     let mut out = String::new();
     for (i, (transport, slots, stats)) in queues.enumerate() {
-        let counts = stats.0.lock();
+        let counts = stats.counts.lock();
         let WaitStats { spun, parked } = counts.waits;
         let most = counts.under_way_max;
         let _ = writeln!(

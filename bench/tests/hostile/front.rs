@@ -195,8 +195,13 @@ fn a_call_that_blocks() {
     let mut kept = Vec::new();
     for _ in 0..2 {
         let mut guest = target.guest();
+        for queue in 0..3 {
+            // Answered: the host has set its flags.
+            assert_eq!(guest.call(queue, &request(OP_NOOP, 1, b"")).unwrap().error, 0);
+        }
         for call in &guest.calls {
-            let _ = call.write(u64::MAX - 1);
+            let _ = call.read();
+            call.write(u64::MAX - 1).unwrap();
             // SAFETY: a flag of our own descriptor.
             unsafe { libc::fcntl(call.as_raw_fd(), libc::F_SETFL, libc::O_RDWR) };
         }

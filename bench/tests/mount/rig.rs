@@ -174,6 +174,11 @@ impl Guest {
         Place { dir: self.point.clone(), behind: host.share.clone(), mounted: true }
     }
 
+    #[allow(dead_code)] // Not every test program has a use for it.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has written to stderr.
     pub fn output(&self) -> String {
         fs::read_to_string(&self.output).unwrap()

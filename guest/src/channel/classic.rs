@@ -64,8 +64,8 @@ impl Channel {
                     std::thread::sleep(rest);
                 }
             }
-            if self.queue.under_way() > 0 && (!self.busy || self.slots.free() == 0) {
-                self.wait()?;
+            if self.queue.under_way() > 0 && (!self.busy || self.slots.free() == 0) && !self.wait()? {
+                return Ok(());
             }
         }
     }
@@ -154,12 +154,14 @@ impl Channel {
         Ok(())
     }
 
-    /// Waits for the host by the policy, and beside a sleep for the kernel too.
-    fn wait(&mut self) -> Result<(), Error> {
+    /// Waits for the host by the policy, and beside a sleep for the kernel too; `false` when the kernel's connection has
+    /// ended: what the host still owes, nobody waits for.
+    fn wait(&mut self) -> Result<bool, Error> {
         let transport = &mut self.queue.transport;
         if transport.spin(&mut || false) {
-            return Ok(());
+            return Ok(true);
         }
+        let mut ended = false;
         if transport.announce_sleep() {
             let kernel = if self.slots.free() > 0 { PollFlags::POLLIN } else { PollFlags::empty() };
             let mut fds = [
@@ -173,12 +175,13 @@ impl Channel {
             }
             let hung_up = fds[2].any() == Some(true) && fds[1].any() != Some(true);
             self.busy = fds[0].any() == Some(true);
+            ended = fds[0].revents().is_some_and(|r| r.contains(PollFlags::POLLERR));
             if hung_up {
                 return Err(Error::HostGone);
             }
         }
         transport.silence();
         transport.awake();
-        Ok(())
+        Ok(!ended)
     }
 }

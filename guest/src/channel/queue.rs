@@ -94,6 +94,7 @@ impl Queue {
     /// The transport's.
     pub fn send(&mut self, slot: u32, head: &[u8], payload_len: u32) -> Result<(), Error> {
         let flight = Flight { unique: request_unique(head), opcode: request_opcode(head), start: Instant::now() };
+        self.stats.begin(slot, flight.start);
         self.flights[slot as usize] = Some(flight);
         self.under_way += 1;
         if !self.waiting.is_empty() || !self.submit(slot, head, payload_len)? {
@@ -119,6 +120,7 @@ impl Queue {
         let flight = self.flights.get_mut(slot as usize).and_then(Option::take);
         let flight = flight.ok_or(Error::Protocol("answer to a request that was not made"))?;
         self.under_way -= 1;
+        self.stats.end(slot);
         while let Some(next) = self.waiting.pop_front() {
             if !self.submit(next.slot, &next.head[..next.head_len], next.payload_len)? {
                 self.waiting.push_front(next);

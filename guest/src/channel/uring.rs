@@ -99,7 +99,8 @@ impl Channel {
     pub fn run(mut self) -> Result<(), Error> {
         loop {
             self.take_events()?;
-            if self.ended == self.of_queue.len() {
+            // What the host still owes then, nobody waits for.
+            if self.ended > 0 && self.ended + self.queue.under_way() >= self.of_queue.len() {
                 return Ok(());
             }
             while let Some(answer) = self.queue.reap()? {

@@ -89,10 +89,18 @@ pub trait Transport: Send {
     /// # Errors
     /// [`Error::HostGone`] as soon as the host is.
     fn wait(&mut self) -> Result<(), Error> {
+        self.wait_within(PollTimeout::NONE)
+    }
+
+    /// The same, for no longer than this.
+    ///
+    /// # Errors
+    /// Also [`Error::HostSilent`].
+    fn wait_within(&mut self, limit: PollTimeout) -> Result<(), Error> {
         if self.spin(&mut || false) {
             return Ok(());
         }
-        let slept = if self.announce_sleep() { sleep_on(self.fd(), self.alive()) } else { Ok(()) };
+        let slept = if self.announce_sleep() { sleep_on(self.fd(), self.alive(), limit) } else { Ok(()) };
         self.silence();
         self.awake();
         slept
@@ -109,11 +117,12 @@ pub trait Transport: Send {
 ///
 /// # Errors
 /// [`Error::HostGone`] when `alive` hangs up first.
-fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>) -> Result<(), Error> {
+fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>, limit: PollTimeout) -> Result<(), Error> {
     let mut fds = [PollFd::new(bell, PollFlags::POLLIN), PollFd::new(alive, PollFlags::POLLIN)];
-    match poll(&mut fds, PollTimeout::NONE) {
+    match poll(&mut fds, limit) {
         Err(nix::Error::EINTR) => Ok(()),
         Err(e) => Err(Error::Io(e.into())),
+        Ok(0) => Err(Error::HostSilent),
         // The rung bell comes first: what the host still answered is delivered.
         Ok(_) if fds[0].any() == Some(true) => Ok(()),
         // A stream that is its own bell may have become readable between poll's two looks: only a hang-up counts.
@@ -129,6 +138,20 @@ fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>) -> Result<(), Error> {
 /// # Errors
 /// As [`Transport::submit`], [`Transport::reap`] and [`Transport::wait`].
 pub fn call(t: &mut dyn Transport, head: &[u8], payload_len: u32, reply_max: u32) -> Result<Completion, Error> {
+    call_within(t, head, payload_len, reply_max, PollTimeout::NONE)
+}
+
+/// The same, where the host may sleep for no longer than `limit`.
+///
+/// # Errors
+/// Also [`Error::HostSilent`].
+pub fn call_within(
+    t: &mut dyn Transport,
+    head: &[u8],
+    payload_len: u32,
+    reply_max: u32,
+    limit: PollTimeout,
+) -> Result<Completion, Error> {
     if !t.submit(0, head, payload_len, reply_max)? {
         return Err(Error::Protocol("no room in an idle queue"));
     }
@@ -136,6 +159,6 @@ pub fn call(t: &mut dyn Transport, head: &[u8], payload_len: u32, reply_max: u32
         if let Some(done) = t.reap()? {
             return Ok(done);
         }
-        t.wait()?;
+        t.wait_within(limit)?;
     }
 }

@@ -262,6 +262,8 @@ pub struct Mount {
     pub default_permissions: bool,
     /// Cache writes in the guest's kernel.
     pub writeback: bool,
+    /// Seconds that the host may take for an answer, 0: as long as it likes.
+    pub timeout: u64,
 }
 
 impl Default for Mount {
@@ -275,6 +277,7 @@ impl Default for Mount {
             allow_other: true,
             default_permissions: true,
             writeback: false,
+            timeout: 300,
         }
     }
 }

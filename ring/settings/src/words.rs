@@ -96,6 +96,7 @@ pub const WORDS: &[Word] = &[
     word("mount.default_permissions", "default-permissions", Switch(true), "The kernel checks permissions [default]"),
     word("mount.default_permissions", "nodefault-permissions", Switch(false), "The host alone checks permissions"),
     word("mount.writeback", "writeback", Switch(true), "Cache writes in the kernel"),
+    word("mount.timeout", "timeout", Value("SECONDS"), "How long the host may take for an answer, 0 for ever"),
 ];
 
 /// The settings of some tables, or single ones of them.

@@ -1,0 +1,227 @@
+//! A mount when things go wrong: a host that dies, stops, lies or is silent,
+//! a guest that dies, a disk that is full. Programs get errors in time, and the
+//! mount can always be taken away. About half a minute.
+//!
+//! Needs root and `/dev/fuse`; says `skipped: ...` without them.
+
+mod liar;
+#[allow(dead_code)]
+#[path = "../mount/rig.rs"]
+mod rig;
+mod scribbler;
+
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+use rig::{is_mounted, soon, Guest, Host, Peer, Scratch};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// Runs `work`; it must end in time.
+pub fn within<T: Send + 'static>(limit: Duration, what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || tell.send(work()));
+    told.recv_timeout(limit).unwrap_or_else(|_| panic!("{what}: not within {limit:?}"))
+}
+
+/// The process that serves: in a sandbox a child of the one that was started.
+fn worker(pid: u32) -> Pid {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    match children.split_whitespace().next() {
+        Some(child) => worker(child.parse().unwrap()),
+        None => Pid::from_raw(pid as i32),
+    }
+}
+
+fn start(channel: &str, transport: &str, more: &str) -> Option<(Scratch, Host, Guest)> {
+    let scratch = Scratch::for_channel(channel)?;
+    let host = Host::start(&scratch, if transport == "socket" { Peer::Stream } else { Peer::Ours });
+    let guest = Guest::mount(&scratch, &host, &format!("channel={channel},transport={transport}{more}"));
+    Some((scratch, host, guest))
+}
+
+/// Writes, syncs and reads a file of its own until something fails; when, and what.
+fn work_until_it_fails(path: PathBuf, started: mpsc::Sender<()>) -> (Instant, io::Error) {
+    let attempt = |n: u8| -> io::Result<()> {
+        let data = vec![n; 200_000];
+        let mut file = fs::File::create(&path)?;
+        file.write_all(&data)?;
+        file.sync_all()?;
+        let mut back = Vec::new();
+        fs::File::open(&path)?.read_to_end(&mut back)?;
+        assert!(back == data, "wrong bytes in {}", path.display());
+        Ok(())
+    };
+    for n in 0.. {
+        if let Err(e) = attempt(n as u8) {
+            return (Instant::now(), e);
+        }
+        if n == 3 {
+            let _ = started.send(());
+        }
+    }
+    unreachable!()
+}
+
+const ALL: [(&str, &str); 6] = [
+    ("uring", "ring"),
+    ("uring", "virtqueue"),
+    ("uring", "socket"),
+    ("fuse", "ring"),
+    ("fuse", "virtqueue"),
+    ("fuse", "socket"),
+];
+
+#[test]
+fn a_killed_host_is_an_error_within_a_second() {
+    for (channel, transport) in ALL {
+        let Some((_scratch, host, mut guest)) = start(channel, transport, "") else { continue };
+        let (tell, told) = mpsc::channel();
+        // By a descriptor: the mount point becomes an ordinary directory again.
+        let root = fs::File::open(&guest.point).unwrap();
+        let inside = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
+        let users: Vec<_> = (0..4)
+            .map(|i| {
+                let (path, tell) = (inside.join(format!("file{i}")), tell.clone());
+                std::thread::spawn(move || work_until_it_fails(path, tell))
+            })
+            .collect();
+        for _ in &users {
+            told.recv_timeout(Duration::from_secs(20)).expect("the work has begun");
+        }
+        let killed = Instant::now();
+        kill(worker(host.child.id()), Signal::SIGKILL).unwrap();
+        for user in users {
+            let (failed, error) =
+                within(Duration::from_secs(5), "an operation under way", move || user.join().unwrap());
+            let took = failed.duration_since(killed);
+            assert!(took < Duration::from_secs(1), "{channel}, {transport}: {error} after {took:?}");
+        }
+        assert!(!guest.ended().success(), "{channel}, {transport}: the guest says so");
+        assert!(guest.output().contains("the host has gone away"), "{}", guest.output());
+        assert!(!is_mounted(&guest.point), "{channel}, {transport}: still mounted");
+        println!("{channel}, {transport}: all errors within a second");
+    }
+}
+
+#[test]
+fn a_stopped_side_goes_on() {
+    for (channel, transport) in [("uring", "ring"), ("fuse", "ring"), ("fuse", "socket")] {
+        let Some((_scratch, host, guest)) = start(channel, transport, "") else { continue };
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for pid in [worker(host.child.id()), Pid::from_raw(guest_pid(&guest))].repeat(3) {
+                    kill(pid, Signal::SIGSTOP).unwrap();
+                    std::thread::sleep(Duration::from_millis(200));
+                    kill(pid, Signal::SIGCONT).unwrap();
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                done.store(true, Ordering::Release);
+            });
+            for n in 0.. {
+                let path = guest.point.join(format!("file{}", n % 7));
+                fs::write(&path, vec![n as u8; 100_000]).unwrap();
+                assert!(fs::read(&path).unwrap() == vec![n as u8; 100_000], "wrong bytes");
+                if done.load(Ordering::Acquire) {
+                    break;
+                }
+            }
+        });
+        guest.unmount();
+    }
+}
+
+fn guest_pid(guest: &Guest) -> i32 {
+    guest.pid() as i32
+}
+
+#[test]
+fn a_silent_host_is_given_up() {
+    for (channel, transport) in ALL {
+        let Some((_scratch, host, mut guest)) = start(channel, transport, ",timeout=1") else { continue };
+        fs::write(guest.point.join("file"), "before").unwrap();
+        kill(worker(host.child.id()), Signal::SIGSTOP).unwrap();
+        let path = guest.point.join("other");
+        let asked = Instant::now();
+        let result = within(Duration::from_secs(5), "an operation", move || fs::write(path, "never"));
+        assert!(result.is_err() && asked.elapsed() > Duration::from_millis(900), "{channel}, {transport}: {result:?}");
+        assert!(!guest.ended().success());
+        assert!(guest.output().contains("does not answer"), "{}", guest.output());
+        assert!(!is_mounted(&guest.point), "{channel}, {transport}: still mounted");
+        kill(worker(host.child.id()), Signal::SIGCONT).unwrap();
+    }
+}
+
+#[test]
+fn a_killed_guest_is_forgotten_within_a_second() {
+    for (channel, transport) in [("uring", "ring"), ("fuse", "virtqueue"), ("fuse", "socket")] {
+        let Some((scratch, host, guest)) = start(channel, transport, "") else { continue };
+        drop(guest);
+        let host_pid = worker(host.child.id());
+        let held = || fs::read_dir(format!("/proc/{host_pid}/fd")).unwrap().count();
+        let before = soon("the host's rest", || {
+            let first = held();
+            std::thread::sleep(Duration::from_millis(300));
+            (first == held()).then_some(first)
+        });
+        let guest = Guest::mount(&scratch, &host, &format!("channel={channel},transport={transport}"));
+        let files: Vec<_> = (0..50).map(|i| fs::File::create(guest.point.join(format!("f{i}"))).unwrap()).collect();
+        assert!(held() >= before + 50, "files are open in the host");
+        kill(Pid::from_raw(guest_pid(&guest)), Signal::SIGKILL).unwrap();
+        let killed = Instant::now();
+        soon("the host releases all", || (held() <= before).then_some(()));
+        assert!(killed.elapsed() < Duration::from_secs(1), "{channel}, {transport}: {:?}", killed.elapsed());
+        drop((files, guest));
+        let next = Guest::mount(&scratch, &host, &format!("channel={channel},transport={transport}"));
+        assert!(next.point.join("f49").exists());
+        next.unmount();
+    }
+}
+
+#[test]
+fn a_full_disk_and_room_again() {
+    let Some(scratch) = Scratch::new() else { return };
+    let share = scratch.path("share");
+    let size = Some("size=2m");
+    nix::mount::mount(Some("none"), &share, Some("tmpfs"), nix::mount::MsFlags::empty(), size).unwrap();
+    let _unmount = Unmounted(share);
+    let host = Host::start(&scratch, Peer::Ours);
+    let guest = Guest::mount(&scratch, &host, "transport=ring");
+    let big = guest.point.join("big");
+    let error = fs::write(&big, vec![1; 4 << 20]).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    fs::remove_file(&big).unwrap();
+    fs::write(&big, vec![2; 1 << 20]).unwrap();
+    assert!(fs::read(&big).unwrap() == vec![2; 1 << 20]);
+    guest.unmount();
+    drop(host);
+}
+
+struct Unmounted(PathBuf);
+
+impl Drop for Unmounted {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// What programs do to a directory; each call ends in time, whatever it comes to.
+pub fn poke(dir: &Path) {
+    let limit = Duration::from_secs(8);
+    let calls: [fn(PathBuf); 5] = [
+        |dir| drop(fs::metadata(dir)),
+        |dir| drop(fs::read_dir(dir).map(|entries| entries.take(1000).count())),
+        |dir| drop(fs::write(dir.join("poked"), vec![7; 50_000])),
+        |dir| drop(fs::read(dir.join("poked"))),
+        |dir| drop(fs::remove_file(dir.join("poked"))),
+    ];
+    for (i, call) in calls.into_iter().enumerate() {
+        let dir = dir.to_path_buf();
+        within(limit, &format!("call {i} on a liar's mount"), move || call(dir));
+    }
+}
