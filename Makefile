@@ -1,5 +1,5 @@
 # Two commands do everything: `make bench` and `make test`.
-.PHONY: all deps bench bench-full test lint fuzz mutants
+.PHONY: all deps bench bench-full bench-mount test lint fuzz mutants
 
 all: bench
 
@@ -9,22 +9,27 @@ deps: .deps/bin/virtiofsd
 .deps/c-libraries:
 	@mkdir -p .deps
 	@if ! { test -e /usr/include/cap-ng.h && test -e /usr/include/seccomp.h; }; then \
-	  echo "installing libcap-ng-dev and libseccomp-dev"; \
+	  echo "installing libcap-ng-dev and libseccomp-dev (as root, by apt-get)"; \
 	  apt-get update -qq && apt-get install -y -qq libcap-ng-dev libseccomp-dev; fi
 	@touch $@
 
 .deps/bin/virtiofsd: .deps/c-libraries
 	cargo install virtiofsd --version 1.14.0 --locked --root .deps --quiet
 
-# The quick matrix, about a minute after building.
+# The quick matrix, under a minute after building; needs no root.
 bench: deps
 	cargo build --release --workspace
-	./target/release/tunnelfs-bench latency --quick --json results/quick.json --report results/quick.md
+	./target/release/tunnelfs-bench all --quick --json results/quick.json --report results/quick.md
 
-# The full matrix.
+# The full matrix, about 8 minutes.
 bench-full: deps
 	cargo build --release --workspace
 	./target/release/tunnelfs-bench all --json results/full.json --report results/full.md
+
+# Real mounts against others', about 10 minutes; needs root, /dev/fuse, and fio for all of its jobs.
+bench-mount: deps
+	cargo build --release --workspace
+	./target/release/tunnelfs-bench mount --json results/mount.json --report results/mount.md
 
 # About 5 minutes on a fresh machine, most of it compiling.
 test: deps
