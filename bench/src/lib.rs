@@ -4,6 +4,7 @@
 pub mod direct;
 pub mod idle;
 pub mod inline;
+pub mod interrupt;
 pub mod limits;
 pub mod measure;
 pub mod mount;

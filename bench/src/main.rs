@@ -9,7 +9,7 @@ use tunnelfs_bench::mount::{self, MountPlan, Peer};
 use tunnelfs_bench::plan::{Load, Matrix, Op, Placement, Plan, Via};
 use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
-use tunnelfs_bench::{idle, measure, plot, report, workload};
+use tunnelfs_bench::{idle, interrupt, measure, plot, report, workload};
 use tunnelfs_ring::Policy;
 use tunnelfs_settings::{args, load, Loader, Settings};
 
@@ -133,6 +133,7 @@ fn main() -> ExitCode {
     let parsed = Args::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     let (_, matches) = matches.subcommand().expect("clap asks for one");
     let result = load(SECTIONS, matches).and_then(Loader::finish_with_memory).map_err(io::Error::other);
+    let result = result.and_then(|settings| interrupt::watch().map(|()| settings));
     let result = result.and_then(|settings| match parsed.command {
         Command::Latency(args) => run(&args, Matrix::Latency, settings),
         Command::Throughput(args) => run(&args, Matrix::Throughput, settings),

@@ -2,6 +2,7 @@
 //! noisy minute falls on all of them.
 
 use crate::direct::Direct;
+use crate::interrupt;
 use crate::limits::{self, Limits};
 use crate::plan::{Cpus, Load, Op, Pair, Plan, Via};
 use crate::record::Row;
@@ -76,6 +77,7 @@ pub fn measure(plan: &Plan, targets: &mut [(Pair, Target)]) -> io::Result<(Vec<R
         for _ in 0..plan.rounds {
             for ((pair, target), tally) in targets.iter_mut().zip(&mut tallies) {
                 bar.inc(1);
+                interrupt::check()?;
                 if !target.can(load) {
                     continue;
                 }

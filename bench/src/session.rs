@@ -253,10 +253,15 @@ fn cpu_clock(id: libc::clockid_t) -> Duration {
     nix::time::clock_gettime(id.into()).map_or(Duration::ZERO, Duration::from)
 }
 
-/// Run time of all threads of a process.
+/// Run time of all threads of a process and of the processes that it started: a sandbox is one.
 pub fn process_cpu(pid: u32) -> Duration {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Duration::ZERO };
-    tasks.flatten().filter_map(|task| run_time(&task.path())).sum()
+    let with_children = |task: PathBuf| {
+        let children = std::fs::read_to_string(task.join("children")).unwrap_or_default();
+        let below = children.split_whitespace().filter_map(|child| child.parse().ok()).map(process_cpu);
+        run_time(&task).unwrap_or_default() + below.sum()
+    };
+    tasks.flatten().map(|task| with_children(task.path())).sum()
 }
 
 /// Run time of this process's threads whose names start with one of `names`.

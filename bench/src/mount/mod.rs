@@ -14,6 +14,7 @@ pub use record::{MountRun, Row};
 pub use report::page;
 pub use systems::Peer;
 
+use crate::interrupt;
 use crate::limits::{self, Limits};
 use crate::measure::progress;
 use crate::record::Origin;
@@ -103,6 +104,7 @@ fn phase(plan: &MountPlan, systems: &mut Systems, jobs: &[Job], tool: &Tool) -> 
             for system in &systems.list {
                 bar.set_message(format!("{} on {}", job.name, system.name));
                 bar.inc(1);
+                interrupt::check()?;
                 let told = |e: io::Error| io::Error::new(e.kind(), format!("{} on {}: {e}", job.name, system.name));
                 one(job, system, plan, tool, &mut sums).map_err(told)?;
             }

@@ -1,5 +1,6 @@
 //! The systems that are compared: each is a directory with the same files in
 //! it, and all that was mounted or started for it is gone when it is dropped.
+//! Separate hosts, ours and stock virtiofsd, run in their default sandbox.
 
 use super::MountPlan;
 use crate::inline::Inline;
@@ -18,7 +19,7 @@ use tunnelfs_guest::Connection;
 use tunnelfs_guest::Transport;
 use tunnelfs_host::server::Server;
 use tunnelfs_host::share;
-use tunnelfs_settings::{Cache, Channel, Kind, Sandbox, Seccomp, Settings};
+use tunnelfs_settings::{Cache, Channel, Kind, Settings};
 
 /// How long anything may take to come up or go away.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -124,7 +125,6 @@ impl Setup<'_> {
         fs::create_dir_all(&self.source)?;
         let mut settings = self.settings.clone();
         // As its peers are started.
-        (settings.host.sandbox, settings.host.seccomp) = (Sandbox::None, Seccomp::None);
         settings.host.shared_dir.clone_from(&self.source);
         settings.host.cache = self.cache;
         settings.host.announce_submounts = false;
@@ -211,7 +211,7 @@ fn start_host(name: &str, file: &Path, settings: &Settings) -> io::Result<Child>
     command.arg("--socket-path").arg(&settings.transport.socket_path);
     command.arg("--shared-dir").arg(&settings.host.shared_dir);
     command.arg("--cache").arg(format!("{:?}", settings.host.cache).to_lowercase());
-    command.args(["--tag", "tunnelfs", "--sandbox", "none", "--log-level", "error", "--no-announce-submounts"]);
+    command.args(["--tag", "tunnelfs", "--log-level", "error", "--no-announce-submounts"]);
     command.stdin(Stdio::null()).spawn()
 }
 
