@@ -4,8 +4,7 @@
 use crate::files::{open, pattern};
 use crate::rig::{Guest, Host, Peer, Scratch};
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
-use nix::sys::signal::{kill, Signal};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -41,7 +40,7 @@ fn read_page(file: &File, at: u64) -> io::Result<Vec<u8>> {
     Ok(page.0.to_vec())
 }
 
-/// The slow device is a mount of ours whose host is stopped.
+/// The slow device is a mount of ours that is stopped.
 #[test]
 fn a_slow_file_holds_up_no_other() {
     let (Some(device), Some(scratch)) = (Scratch::new(), Scratch::new()) else { return };
@@ -51,14 +50,13 @@ fn a_slow_file_holds_up_no_other() {
     fs::create_dir(scratch.path("share/device")).unwrap();
 
     let device_host = Host::start(&device, Peer::Ours);
-    let _device_guest = Guest::mount(&device, &device_host, "channel=fuse");
+    let device_guest = Guest::mount(&device, &device_host, "channel=fuse");
     let _bind = Bind::new(&device.path("mnt"), scratch.path("share/device"));
     let host = Host::start(&scratch, Peer::Ours);
     let guest = Guest::mount(&scratch, &host, "channel=fuse,queues=1");
     let (slow, fast) = (open_direct(guest.point.join("device/slow")), open_direct(guest.point.join("fast")));
 
-    let stopped = Pid::from_raw(device_host.child.id() as i32);
-    kill(stopped, Signal::SIGSTOP).unwrap();
+    device_guest.signal(Signal::SIGSTOP);
     let reader = std::thread::spawn(move || read_page(&slow, 4 << 20));
     std::thread::sleep(Duration::from_millis(100));
     let start = Instant::now();
@@ -67,7 +65,7 @@ fn a_slow_file_holds_up_no_other() {
     }
     let took = start.elapsed();
     assert!(!reader.is_finished(), "the slow file was not slow");
-    kill(stopped, Signal::SIGCONT).unwrap();
+    device_guest.signal(Signal::SIGCONT);
     assert!(reader.join().unwrap().unwrap() == data[4 << 20..][..4096]);
     assert!(took < Duration::from_secs(5), "50 reads of the fast file took {took:?}");
     drop((fast, guest));
