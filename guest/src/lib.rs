@@ -2,6 +2,7 @@
 //! transports behind one interface, [`Transport`].
 
 pub mod channel;
+mod deadline;
 pub mod fuse;
 pub mod link;
 pub mod message;
@@ -17,7 +18,7 @@ pub use transport::{Completion, Transport};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The host cannot be reached, or refuses to talk.
-    #[error("cannot connect to the host at {path}: {source}; is tunnelfs-host running there?")]
+    #[error("cannot connect to the host at {path}: {source}; {}", hint(source))]
     Connect {
         /// The socket's path.
         path: String,
@@ -45,4 +46,14 @@ pub enum Error {
     /// A system call.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+}
+
+/// What to do about a connection that cannot be made.
+fn hint(e: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::*;
+    match e.kind() {
+        NotFound | ConnectionRefused => "is tunnelfs-host running there?",
+        PermissionDenied => "the socket is its owner's: mount as the user who runs tunnelfs-host, or as root",
+        _ => "does a vhost-user-fs host listen there (tunnelfs-host with the same transport, or virtiofsd)?",
+    }
 }

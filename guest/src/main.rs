@@ -9,7 +9,9 @@ use nix::unistd::{fork, ForkResult};
 use options::Request;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::ExitCode;
 use tunnelfs_guest::mount::{Mount, MountConfig};
 use tunnelfs_guest::Error;
@@ -34,13 +36,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Request { config, foreground, fake }: &Request) -> Result<(), Error> {
+fn run(Request { config, foreground, log_file, fake }: &Request) -> Result<(), Error> {
     if *fake {
         return Ok(());
     }
     if *foreground {
         return serve(config, |mount| println!("{}", mount.describe()));
     }
+    let log = open_log(log_file)?;
     let (told, tell) = nix::unistd::pipe().map_err(std::io::Error::from)?;
     // SAFETY: this process has one thread so far.
     match unsafe { fork() }.map_err(std::io::Error::from)? {
@@ -50,7 +53,7 @@ fn run(Request { config, foreground, fake }: &Request) -> Result<(), Error> {
         }
         ForkResult::Child => {
             drop(told);
-            daemon(config, File::from(tell))
+            daemon(config, log, File::from(tell))
         }
     }
 }
@@ -66,12 +69,12 @@ fn await_daemon(mut told: File) -> Result<(), Error> {
     }
 }
 
-fn daemon(config: &MountConfig, mut tell: File) -> Result<(), Error> {
+fn daemon(config: &MountConfig, log: Option<OwnedFd>, mut tell: File) -> Result<(), Error> {
     nix::unistd::setsid().map_err(std::io::Error::from)?;
     let mut told = false;
     let result = serve(config, |_| {
         told = tell.write_all(b"ok").is_ok();
-        leave_terminal();
+        leave_terminal(log);
         // The parent waits for the end of the pipe.
         drop(std::mem::replace(&mut tell, File::open("/dev/null").expect("/dev/null can be opened")));
     });
@@ -82,12 +85,25 @@ fn daemon(config: &MountConfig, mut tell: File) -> Result<(), Error> {
     result
 }
 
-fn leave_terminal() {
+/// The file, or the system's log if there is one: a socket that takes each write as a message.
+fn open_log(file: &Path) -> Result<Option<OwnedFd>, Error> {
+    if !file.as_os_str().is_empty() {
+        let opened = File::options().append(true).create(true).open(file);
+        let opened = opened.map_err(|e| Error::Setup(format!("mount.log_file = {}: {e}", file.display())));
+        return Ok(Some(opened?.into()));
+    }
+    let log = UnixDatagram::unbound()?;
+    // A log that is stuck must not hold up the file system.
+    log.set_nonblocking(true)?;
+    Ok(log.connect("/dev/log").is_ok().then_some(log.into()))
+}
+
+fn leave_terminal(log: Option<OwnedFd>) {
     let _ = std::env::set_current_dir("/");
     if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdin(&null);
         let _ = nix::unistd::dup2_stdout(&null);
-        let _ = nix::unistd::dup2_stderr(&null);
+        let _ = nix::unistd::dup2_stderr(log.as_ref().map_or(null.as_fd(), AsFd::as_fd));
     }
 }
 
@@ -102,6 +118,7 @@ fn serve(config: &MountConfig, ready: impl FnOnce(&Mount)) -> Result<(), Error> 
     let signals = SignalFd::with_flags(&wanted, SfdFlags::SFD_CLOEXEC).map_err(std::io::Error::from)?;
     let mount = Mount::new(config)?;
     ready(&mount);
+    let mut unmounted = false;
     loop {
         let mut fds = [PollFd::new(mount.ended(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
@@ -114,7 +131,12 @@ fn serve(config: &MountConfig, ready: impl FnOnce(&Mount)) -> Result<(), Error> 
         }
         match signals.read_signal() {
             Ok(Some(s)) if s.ssi_signo == Signal::SIGUSR1 as u32 => eprint!("{}", mount.statistics()),
-            Ok(Some(_)) => mount.unmount()?,
+            // Whoever insists is not kept waiting for the last user: without us the kernel ends the connection.
+            Ok(Some(_)) if unmounted => return Ok(()),
+            Ok(Some(_)) => {
+                mount.unmount()?;
+                unmounted = true;
+            }
             _ => {}
         }
     }

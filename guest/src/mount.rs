@@ -1,9 +1,11 @@
 //! A mounted file system: connection, mount, INIT, workers, unmount.
 
 use crate::channel::{Kind, Worker};
+use crate::deadline;
 use crate::fuse::abi::{init_flag, opcode, reply_header, request_len, request_opcode, request_unique};
 use crate::fuse::device::{self, MountOptions};
 use crate::fuse::init::{self, Agreed};
+use crate::fuse::mounts;
 use crate::link::{connect, Connection, GuestConfig};
 use crate::message::{IN_HEADER, OUT_HEADER};
 use crate::stats::{self, QueueStats};
@@ -16,8 +18,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{new_eventfd, ring_bell};
+use tunnelfs_ring::{new_eventfd, ring_bell, Policy};
 use tunnelfs_settings::{Channel, Settings};
+
+/// How long a host may take until everything is mounted.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What to mount, and how.
 #[derive(Clone, Debug)]
@@ -66,6 +71,7 @@ pub struct Mount {
     queues: Vec<(&'static str, u32, Arc<QueueStats>)>,
     ended: Arc<OwnedFd>,
     agreed: Agreed,
+    policy: Policy,
     /// The kernel's number of the connection, if it tells.
     connection: Option<u32>,
     watchdog: Option<Watchdog>,
@@ -77,7 +83,15 @@ impl Mount {
     /// # Errors
     /// [`Error`]; nothing is left mounted then.
     pub fn new(config: &MountConfig) -> Result<Mount, Error> {
-        Mount::over(connect(&config.guest)?, config)
+        let path = &config.guest.socket_path;
+        let mount = deadline::within(PATIENCE, path, || Mount::over(connect(&config.guest)?, config));
+        mount.map_err(|e| match e {
+            Error::HostGone => Error::Setup(format!(
+                "the host at {} closes the connection: does it use another transport, or speak something else?",
+                path.display()
+            )),
+            e => e,
+        })
     }
 
     /// Mounts over a connection that is there already.
@@ -94,7 +108,8 @@ impl Mount {
             queues: Vec::new(),
             ended,
             agreed: Agreed { uring: false, max_write: 0 },
-            connection: connection_number(&config.point),
+            policy: config.guest.wait.policy,
+            connection: mounts::on(&config.point).map(|m| m.number),
             watchdog: None,
         };
         mount.agreed = agree(&device, connection.queues[0].as_mut(), config)?;
@@ -105,6 +120,9 @@ impl Mount {
 
     fn start(&mut self, connection: Connection, device: &Arc<OwnedFd>, config: &MountConfig) -> Result<(), Error> {
         let Connection { control, queues } = connection;
+        if config.guest.transport == tunnelfs_settings::Kind::Ring && queues.iter().any(|q| q.name() != "ring") {
+            tracing::info!("the host has no ring, or one of another version: going on over virtqueues");
+        }
         let (count, possible) = (queues.len(), possible_cpus());
         for (i, transport) in queues.into_iter().enumerate() {
             let share = (0..possible as u16).filter(|q| usize::from(*q) % count == i).collect();
@@ -172,10 +190,10 @@ impl Mount {
 
     /// The operations so far.
     pub fn statistics(&self) -> String {
-        stats::table(self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))
+        stats::table(self.policy, self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))
     }
 
-    /// Unmounts; a busy mount is detached.
+    /// Unmounts; a busy mount is detached, and goes when its last user does.
     ///
     /// # Errors
     /// The system's.
@@ -186,8 +204,8 @@ impl Mount {
     /// Waits until all workers have ended, after [`Self::ended`].
     ///
     /// # Errors
-    /// The first worker's error; the mount is detached then, and what was
-    /// under way fails in the kernel.
+    /// The first worker's error; all that is under way in the mount fails then,
+    /// and all that comes.
     pub fn finish(mut self) -> Result<(), Error> {
         let mut result = Ok(());
         while !self.workers.is_empty() {
@@ -221,17 +239,26 @@ impl Mount {
     }
 }
 
-/// Ends the kernel's connection: all that is under way fails at once.
+/// Ends the kernel's connection: all that is under way fails at once, and all that comes.
+/// The dead mount stays until it is unmounted: what lies below must not be taken for it.
 fn abort(point: &Path, connection: Option<u32>) {
-    let _ = device::detach(point);
-    if let Some(number) = connection {
-        let _ = std::fs::write(format!("/sys/fs/fuse/connections/{number}/abort"), "1");
+    let Some(number) = connection else { return };
+    let aborted = std::fs::write(format!("/sys/fs/fuse/connections/{number}/abort"), "1");
+    if aborted.is_err() && is_mounted(point, connection) {
+        // No fusectl file system: this does the same, but unmounts too where nobody is inside.
+        let _ = device::abort(point);
     }
+}
+
+/// Whether the kernel's connection is what is seen at `point`.
+fn is_mounted(point: &Path, connection: Option<u32>) -> bool {
+    mounts::on(point).map(|m| m.number) == connection
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if !self.workers.is_empty() || self.queues.is_empty() {
+        let served = !self.workers.is_empty() || self.queues.is_empty();
+        if served && is_mounted(&self.point, self.connection) {
             let _ = device::detach(&self.point);
         }
     }
@@ -271,10 +298,11 @@ fn agree(device: &OwnedFd, transport: &mut dyn Transport, config: &MountConfig) 
     let done = call_within(transport, head, 0, 4096, limit)?;
     if done.error() != 0 {
         let e = std::io::Error::from_raw_os_error(-done.error());
-        return Err(Error::Setup(format!("the host refuses INIT: {e}; does it speak FUSE 7.31 or later?")));
+        return Err(Error::Setup(format!("the host refuses this kernel's version of FUSE, or an option: {e}")));
     }
     let mut body = reply_bytes(transport, &done);
-    let agreed = init::adapt_reply(&mut body, offered, wanted).ok_or(Error::Protocol("INIT's reply is too short"))?;
+    let agreed = init::adapt_reply(&mut body, offered, wanted);
+    let agreed = agreed.map_err(|e| Error::Setup(format!("the host is of another version: {e}")))?;
     let mut reply = reply_header(OUT_HEADER + body.len(), 0, request_unique(head)).to_vec();
     reply.extend_from_slice(&body);
     nix::unistd::write(device, &reply).map_err(std::io::Error::from)?;
@@ -297,15 +325,4 @@ pub fn possible_cpus() -> usize {
     // "0-3" or "0": the last number and one.
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
     text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<usize>().ok()).map_or(1, |n| n + 1)
-}
-
-/// The minor device number of what is mounted on `point`, which names its
-/// directory in /sys/fs/fuse/connections. Asking the file system itself could hang.
-fn connection_number(point: &Path) -> Option<u32> {
-    let point = point.canonicalize().ok()?;
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    // "36 35 0:45 / /mnt/point rw - fuse.tunnelfs ...": the last of several mounts counts.
-    let fields = mounts.lines().rev().map(|l| l.split(' ').collect::<Vec<_>>());
-    let ours = fields.into_iter().find(|f| f.get(4).is_some_and(|p| Path::new(p) == point))?;
-    ours[2].split(':').nth(1)?.parse().ok()
 }

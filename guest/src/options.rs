@@ -78,6 +78,8 @@ struct HelperArgs {
 pub struct Request {
     pub config: MountConfig,
     pub foreground: bool,
+    /// Of a daemon; if empty, the system's log.
+    pub log_file: PathBuf,
     /// Only look whether it could be.
     pub fake: bool,
 }
@@ -100,18 +102,18 @@ fn program() -> Result<Request, Error> {
     let matches = command.get_matches();
     let Command::Mount(args) = Program::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()).command;
     let matches = matches.subcommand_matches("mount").expect("there is no other");
-    let config = config(load(SECTIONS, matches)?, &args.mount_point, &args.options, false)?;
-    Ok(Request { config, foreground: args.foreground, fake: false })
+    let request = request_for(load(SECTIONS, matches)?, &args.mount_point, &args.options, false)?;
+    Ok(Request { foreground: args.foreground, ..request })
 }
 
 fn helper(args: HelperArgs) -> Result<Request, Error> {
     let mut words = args.options;
     words.push(source_word(&args.source));
-    let config = config(Loader::new(None)?, &args.mount_point, &words, args.sloppy)?;
-    Ok(Request { config, foreground: false, fake: args.fake })
+    let request = request_for(Loader::new(None)?, &args.mount_point, &words, args.sloppy)?;
+    Ok(Request { fake: args.fake, ..request })
 }
 
-fn config(mut loader: Loader, point: &Path, words: &[String], sloppy: bool) -> Result<MountConfig, Error> {
+fn request_for(mut loader: Loader, point: &Path, words: &[String], sloppy: bool) -> Result<Request, Error> {
     let mut options = MountOptions::default();
     for word in words {
         if !loader.mount_word(SECTIONS, word)? && !options.word(word) && !sloppy {
@@ -127,7 +129,11 @@ fn config(mut loader: Loader, point: &Path, words: &[String], sloppy: bool) -> R
         Some(target) => target.which.to_string(),
         None => config.guest.socket_path.display().to_string(),
     };
-    Ok(config)
+    let log_file = match &settings.mount.log_file {
+        none if none.as_os_str().is_empty() => none.clone(),
+        file => std::path::absolute(file)?,
+    };
+    Ok(Request { config, foreground: false, log_file, fake: false })
 }
 
 /// What mount(8)'s first argument means: a path is a host's socket, a PCI address or a tag a VM's device.

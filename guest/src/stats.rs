@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tunnelfs_ring::WaitStats;
+use tunnelfs_ring::{Policy, WaitStats};
 
 struct Operation {
     failed: u64,
@@ -20,7 +20,9 @@ struct Counts {
     operations: BTreeMap<u32, Operation>,
     waits: WaitStats,
     copied: u64,
-    under_way_max: usize,
+    /// Slots in use, seen whenever an answer came: the most, and their sum.
+    in_use_max: usize,
+    in_use_sum: u64,
 }
 
 /// One queue's counts; its worker writes, whoever asks reads.
@@ -55,12 +57,13 @@ impl QueueStats {
         oldest.map_or(Duration::ZERO, |since| self.start.elapsed().saturating_sub(Duration::from_micros(since - 1)))
     }
 
-    /// Counts an answered request.
-    pub fn record(&self, opcode: u32, error: i32, took: Duration, under_way: usize, by: &dyn Transport) {
+    /// Counts an answered request, while `in_use` slots were in use.
+    pub fn record(&self, opcode: u32, error: i32, took: Duration, in_use: usize, by: &dyn Transport) {
         let mut counts = self.counts.lock();
         counts.waits = by.wait_stats();
         counts.copied = by.copied();
-        counts.under_way_max = counts.under_way_max.max(under_way);
+        counts.in_use_max = counts.in_use_max.max(in_use);
+        counts.in_use_sum += in_use as u64;
         let operation = counts.operations.entry(opcode).or_insert_with(|| Operation {
             failed: 0,
             latency: Histogram::new_with_bounds(1, 60_000_000_000, 2).expect("valid bounds"),
@@ -70,17 +73,16 @@ impl QueueStats {
     }
 }
 
-/// A table of all queues' operations.
-pub fn table<'a>(queues: impl Iterator<Item = (&'a str, u32, &'a QueueStats)>) -> String {
+/// A table of all queues' operations; all wait by `policy`.
+pub fn table<'a>(policy: Policy, queues: impl Iterator<Item = (&'a str, u32, &'a QueueStats)>) -> String {
     let mut out = String::new();
     for (i, (transport, slots, stats)) in queues.enumerate() {
         let counts = stats.counts.lock();
         let WaitStats { spun, parked } = counts.waits;
-        let most = counts.under_way_max;
-        let _ = writeln!(
-            out,
-            "queue {i}: {transport}, at most {most} of {slots} slots in use, waits: {spun} spun, {parked} parked"
-        );
+        let (most, done) = (counts.in_use_max, counts.operations.values().map(|op| op.latency.len()).sum::<u64>());
+        let mean = counts.in_use_sum as f64 / done.max(1) as f64;
+        let _ = writeln!(out, "queue {i}: {transport}, {slots} slots, of which {mean:.1} in use, at most {most}");
+        let _ = writeln!(out, "  waits for the host by policy {policy}: {spun} spun, {parked} parked");
         let _ = writeln!(out, "  payload copied in user space: {} bytes", counts.copied);
         for (&number, op) in &counts.operations {
             let us = |q| op.latency.value_at_quantile(q) as f64 / 1e3;

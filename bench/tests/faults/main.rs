@@ -10,12 +10,11 @@ mod liar;
 mod rig;
 mod scribbler;
 
+use nix::mount::{umount2, MntFlags};
 use nix::sys::signal::{kill, Signal};
-use nix::unistd::Pid;
 use rig::{is_mounted, soon, Guest, Host, Peer, Scratch};
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -26,15 +25,6 @@ pub fn within<T: Send + 'static>(limit: Duration, what: &str, work: impl FnOnce(
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || tell.send(work()));
     told.recv_timeout(limit).unwrap_or_else(|_| panic!("{what}: not within {limit:?}"))
-}
-
-/// The process that serves: in a sandbox a child of the one that was started.
-fn worker(pid: u32) -> Pid {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    match children.split_whitespace().next() {
-        Some(child) => worker(child.parse().unwrap()),
-        None => Pid::from_raw(pid as i32),
-    }
 }
 
 fn start(channel: &str, transport: &str, more: &str) -> Option<(Scratch, Host, Guest)> {
@@ -81,12 +71,9 @@ fn a_killed_host_is_an_error_within_a_second() {
     for (channel, transport) in ALL {
         let Some((_scratch, host, mut guest)) = start(channel, transport, "") else { continue };
         let (tell, told) = mpsc::channel();
-        // By a descriptor: the mount point becomes an ordinary directory again.
-        let root = fs::File::open(&guest.point).unwrap();
-        let inside = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
         let users: Vec<_> = (0..4)
             .map(|i| {
-                let (path, tell) = (inside.join(format!("file{i}")), tell.clone());
+                let (path, tell) = (guest.point.join(format!("file{i}")), tell.clone());
                 std::thread::spawn(move || work_until_it_fails(path, tell))
             })
             .collect();
@@ -94,7 +81,7 @@ fn a_killed_host_is_an_error_within_a_second() {
             told.recv_timeout(Duration::from_secs(20)).expect("the work has begun");
         }
         let killed = Instant::now();
-        kill(worker(host.child.id()), Signal::SIGKILL).unwrap();
+        kill(host.server(), Signal::SIGKILL).unwrap();
         for user in users {
             let (failed, error) =
                 within(Duration::from_secs(5), "an operation under way", move || user.join().unwrap());
@@ -103,9 +90,31 @@ fn a_killed_host_is_an_error_within_a_second() {
         }
         assert!(!guest.ended().success(), "{channel}, {transport}: the guest says so");
         assert!(guest.output().contains("the host has gone away"), "{}", guest.output());
-        assert!(!is_mounted(&guest.point), "{channel}, {transport}: still mounted");
+        assert_dead(&guest.point);
         println!("{channel}, {transport}: all errors within a second");
     }
+}
+
+/// A mount whose guest gave up stays, dead, and can be unmounted as any other.
+pub fn unmount_what_is_left(point: &Path) {
+    if is_mounted(point) {
+        umount2(point, MntFlags::empty()).unwrap();
+    }
+    assert!(!is_mounted(point));
+}
+
+/// What lies below a dead mount must not be taken for it: it stays, answers with errors, and can be unmounted.
+fn assert_dead(point: &Path) {
+    assert!(is_mounted(point));
+    let asked = Instant::now();
+    let answers =
+        [fs::read_dir(point).err(), fs::metadata(point.join("x")).err(), fs::write(point.join("y"), "").err()];
+    for answer in answers {
+        let errno = answer.unwrap().raw_os_error().unwrap();
+        assert!(matches!(errno, libc::ENOTCONN | libc::ECONNABORTED), "errno {errno}");
+    }
+    assert!(asked.elapsed() < Duration::from_secs(1));
+    unmount_what_is_left(point);
 }
 
 #[test]
@@ -115,7 +124,7 @@ fn a_stopped_side_goes_on() {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                for pid in [worker(host.child.id()), Pid::from_raw(guest_pid(&guest))].repeat(3) {
+                for pid in [host.server(), guest.pid()].repeat(3) {
                     kill(pid, Signal::SIGSTOP).unwrap();
                     std::thread::sleep(Duration::from_millis(200));
                     kill(pid, Signal::SIGCONT).unwrap();
@@ -136,24 +145,20 @@ fn a_stopped_side_goes_on() {
     }
 }
 
-fn guest_pid(guest: &Guest) -> i32 {
-    guest.pid() as i32
-}
-
 #[test]
 fn a_silent_host_is_given_up() {
     for (channel, transport) in ALL {
         let Some((_scratch, host, mut guest)) = start(channel, transport, ",timeout=1") else { continue };
         fs::write(guest.point.join("file"), "before").unwrap();
-        kill(worker(host.child.id()), Signal::SIGSTOP).unwrap();
+        kill(host.server(), Signal::SIGSTOP).unwrap();
         let path = guest.point.join("other");
         let asked = Instant::now();
         let result = within(Duration::from_secs(5), "an operation", move || fs::write(path, "never"));
         assert!(result.is_err() && asked.elapsed() > Duration::from_millis(900), "{channel}, {transport}: {result:?}");
         assert!(!guest.ended().success());
         assert!(guest.output().contains("does not answer"), "{}", guest.output());
-        assert!(!is_mounted(&guest.point), "{channel}, {transport}: still mounted");
-        kill(worker(host.child.id()), Signal::SIGCONT).unwrap();
+        assert_dead(&guest.point);
+        kill(host.server(), Signal::SIGCONT).unwrap();
     }
 }
 
@@ -162,7 +167,7 @@ fn a_killed_guest_is_forgotten_within_a_second() {
     for (channel, transport) in [("uring", "ring"), ("fuse", "virtqueue"), ("fuse", "socket")] {
         let Some((scratch, host, guest)) = start(channel, transport, "") else { continue };
         drop(guest);
-        let host_pid = worker(host.child.id());
+        let host_pid = host.server();
         let held = || fs::read_dir(format!("/proc/{host_pid}/fd")).unwrap().count();
         let before = soon("the host's rest", || {
             let first = held();
@@ -172,7 +177,7 @@ fn a_killed_guest_is_forgotten_within_a_second() {
         let guest = Guest::mount(&scratch, &host, &format!("channel={channel},transport={transport}"));
         let files: Vec<_> = (0..50).map(|i| fs::File::create(guest.point.join(format!("f{i}"))).unwrap()).collect();
         assert!(held() >= before + 50, "files are open in the host");
-        kill(Pid::from_raw(guest_pid(&guest)), Signal::SIGKILL).unwrap();
+        kill(guest.pid(), Signal::SIGKILL).unwrap();
         let killed = Instant::now();
         soon("the host releases all", || (held() <= before).then_some(()));
         assert!(killed.elapsed() < Duration::from_secs(1), "{channel}, {transport}: {:?}", killed.elapsed());
@@ -206,7 +211,7 @@ struct Unmounted(PathBuf);
 
 impl Drop for Unmounted {
     fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
     }
 }
 

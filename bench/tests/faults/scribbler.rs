@@ -1,8 +1,7 @@
 //! A host that writes where it must not: beside a real host somebody scribbles
 //! over the completions, indices and flags that guest and host share.
 
-use crate::rig::{is_mounted, soon};
-use crate::{poke, start};
+use crate::{poke, start, unmount_what_is_left};
 use memmap2::{MmapOptions, MmapRaw};
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -32,14 +31,13 @@ fn whatever_is_written_into_the_region() {
             // Whatever it came to, the mount can be taken away.
             guest.signal(nix::sys::signal::Signal::SIGTERM);
             guest.ended();
-            let point = guest.point.clone();
-            soon("it is not mounted any more", || (!is_mounted(&point)).then_some(()));
+            unmount_what_is_left(&guest.point);
         }
     }
 }
 
 /// The guest's shared memory, mapped here too.
-fn region_of(pid: u32) -> MmapRaw {
+fn region_of(pid: nix::unistd::Pid) -> MmapRaw {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|e| e.unwrap().path());
     let is_region =
         |path: &PathBuf| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("memfd:tunnelfs"));

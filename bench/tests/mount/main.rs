@@ -1,10 +1,12 @@
 //! A mount behaves as a local directory does: over both channels to the
-//! kernel, over each transport, and when things go wrong. About a minute.
+//! kernel, over each transport, and when things go wrong. About two minutes.
 //!
 //! Needs root and `/dev/fuse`; says `skipped: ...` without them.
 
 mod files;
+mod life;
 mod names;
+mod refusals;
 mod rig;
 mod rights;
 mod slow;

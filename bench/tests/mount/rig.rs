@@ -96,6 +96,10 @@ pub struct Host {
 
 impl Host {
     pub fn start(scratch: &Scratch, peer: Peer) -> Host {
+        Host::start_with(scratch, peer, FEATURES)
+    }
+
+    pub fn start_with(scratch: &Scratch, peer: Peer, options: &[&str]) -> Host {
         let (socket, share) = (scratch.path("socket"), scratch.path("share"));
         let program = match peer {
             Peer::Virtiofsd => virtiofsd().expect("checked by the test"),
@@ -107,13 +111,20 @@ impl Host {
             Peer::Virtiofsd => command.args(["--sandbox", "none", "--log-level", "error", "--tag", "t"]),
             _ => command.args(["--num-request-queues", "2"]),
         };
-        command.args(FEATURES);
+        command.args(options);
         if peer == Peer::Stream {
             command.args(["--transport", "socket"]);
         }
         let child = command.spawn().unwrap();
         soon("the host listens", || is_listening(&socket).then_some(()));
         Host { child, socket, share }
+    }
+
+    /// The process that serves: in a sandbox with its own processes it is a child.
+    pub fn server(&self) -> Pid {
+        let pid = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        Pid::from_raw(children.trim().parse().unwrap_or(pid as i32))
     }
 }
 
@@ -174,33 +185,28 @@ impl Guest {
         Place { dir: self.point.clone(), behind: host.share.clone(), mounted: true }
     }
 
-    #[allow(dead_code)] // Not every test program has a use for it.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// What it has written to stderr.
     pub fn output(&self) -> String {
         fs::read_to_string(&self.output).unwrap()
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+        kill(self.pid(), signal).unwrap();
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    pub fn statistics(&self) -> String {
+        statistics(self.pid(), &self.output)
     }
 
     /// All queues' copied bytes, from the statistics.
     pub fn copied(&self) -> u64 {
-        const WORDS: &str = "payload copied in user space: ";
-        let before = self.output().len();
-        self.signal(Signal::SIGUSR1);
-        let lines = soon("statistics", || {
-            let new = self.output()[before..].to_string();
-            let complete = new.contains(WORDS) && new.ends_with('\n');
-            complete.then_some(new)
-        });
-        let numbers =
-            lines.lines().filter_map(|l| l.trim().strip_prefix(WORDS)?.split(' ').next()?.parse::<u64>().ok());
-        numbers.sum()
+        let statistics = self.statistics();
+        let lines = statistics.lines().filter_map(|l| l.trim().strip_prefix(COPIED));
+        lines.map(|l| l.split(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 
     /// Waits for the end of the process.
@@ -225,6 +231,18 @@ impl Drop for Guest {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+const COPIED: &str = "payload copied in user space: ";
+
+/// What a guest that logs to `log` says on SIGUSR1.
+pub fn statistics(guest: Pid, log: &Path) -> String {
+    let before = fs::metadata(log).unwrap().len() as usize;
+    kill(guest, Signal::SIGUSR1).unwrap();
+    soon("statistics", || {
+        let new = fs::read_to_string(log).unwrap().split_off(before);
+        (new.contains(COPIED) && new.ends_with('\n')).then_some(new)
+    })
 }
 
 /// Where a check works.

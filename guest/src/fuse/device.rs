@@ -1,5 +1,6 @@
 //! `/dev/fuse`, and mounting a connection of it.
 
+use super::mounts;
 use crate::Error;
 use nix::fcntl::{fcntl, open, FcntlArg, OFlag};
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
@@ -9,6 +10,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 const DEVICE: &str = "/dev/fuse";
+const NEEDS_ROOT: &str = "mounting needs root (or a user namespace of its own: `unshare -rm`)";
+/// The type in /proc/mounts.
+const TYPE: &str = "fuse.tunnelfs";
 /// The kernel's switch for FUSE-over-io_uring.
 const ENABLE_URING: &str = "/sys/module/fuse/parameters/enable_uring";
 
@@ -83,7 +87,11 @@ impl MountOptions {
 /// [`Error::Setup`] says how to get the device.
 pub fn open_device() -> Result<OwnedFd, Error> {
     open(DEVICE, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(|e| {
-        Error::Setup(format!("{DEVICE}: {e}; load the FUSE module (`modprobe fuse`) or give this container the device"))
+        let hint = match e {
+            nix::Error::EACCES => NEEDS_ROOT,
+            _ => "load the FUSE module (`modprobe fuse`) or give this container the device",
+        };
+        Error::Setup(format!("{DEVICE}: {e}; {hint}"))
     })
 }
 
@@ -108,9 +116,7 @@ pub fn clone_device(connected: &OwnedFd, nonblocking: bool) -> Result<OwnedFd, E
 /// [`Error::Setup`] with what to do about it.
 pub fn mount_on(device: &OwnedFd, point: &Path, options: &MountOptions) -> Result<(), Error> {
     let told = |e: String| Error::Setup(format!("cannot mount on {}: {e}", point.display()));
-    if !point.is_dir() {
-        return Err(told("it is not a directory; make it first".into()));
-    }
+    check_point(point).map_err(told)?;
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
     let mut data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid}", device.as_raw_fd());
     for (wanted, word) in [(options.allow_other, ",allow_other"), (options.default_permissions, ",default_permissions")]
@@ -119,17 +125,26 @@ pub fn mount_on(device: &OwnedFd, point: &Path, options: &MountOptions) -> Resul
             data += word;
         }
     }
-    mount(Some(options.source.as_str()), point, Some("fuse.tunnelfs"), options.flags, Some(data.as_str())).map_err(
-        |e| {
-            let hint = match e {
-                nix::Error::EPERM => "; mounting needs root (or a user namespace of its own: `unshare -rm`)",
-                nix::Error::EBUSY => "; something is mounted there already",
-                nix::Error::ENODEV => "; the kernel has no FUSE: `modprobe fuse`",
-                _ => "",
-            };
-            told(format!("{e}{hint}"))
-        },
-    )
+    mount(Some(options.source.as_str()), point, Some(TYPE), options.flags, Some(data.as_str())).map_err(|e| {
+        let hint = match e {
+            nix::Error::EPERM => NEEDS_ROOT,
+            nix::Error::ENODEV => "the kernel has no FUSE: `modprobe fuse`",
+            _ => "the kernel's log may say more (`dmesg`)",
+        };
+        told(format!("{e}; {hint}"))
+    })
+}
+
+fn check_point(point: &Path) -> Result<(), String> {
+    let mounted = mounts::on(point).is_some_and(|m| m.kind == TYPE);
+    match std::fs::metadata(point) {
+        Err(e) if mounted => Err(format!("{e}: a dead mount is there, `umount` it first")),
+        Ok(_) if mounted => Err("a TunnelFS directory is mounted there already, `umount` it first".into()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err("it does not exist; make the directory first".into()),
+        Err(e) => Err(e.to_string()),
+        Ok(meta) if !meta.is_dir() => Err("it is not a directory".into()),
+        Ok(_) => Ok(()),
+    }
 }
 
 /// Unmounts; a busy mount is detached and goes when its last user does.
@@ -157,6 +172,14 @@ pub fn detach(point: &Path) -> io::Result<()> {
 /// Whether the kernel offers FUSE-over-io_uring.
 pub fn uring_is_on() -> bool {
     std::fs::read_to_string(ENABLE_URING).is_ok_and(|on| on.trim() == "Y")
+}
+
+/// Fails all that is under way in the mount on `point`, and unmounts it if nobody uses it.
+///
+/// # Errors
+/// The system's; `EBUSY` when somebody does, which is no failure.
+pub fn abort(point: &Path) -> io::Result<()> {
+    umount2(point, MntFlags::MNT_FORCE).map_err(io::Error::from)
 }
 
 /// How FUSE-over-io_uring stands on this kernel, when it is not offered: one line for people.

@@ -23,6 +23,9 @@ pub struct Agreed {
     pub max_write: u32,
 }
 
+/// FUSE_KERNEL_VERSION, and the first of its minor versions that hosts have spoken over virtio-fs.
+const MAJOR: u32 = 7;
+const MIN_MINOR: u32 = 31;
 /// Bytes of `struct fuse_init_in` behind the header, and offsets in it.
 const IN_FLAGS: usize = 12;
 const IN_FLAGS2: usize = 16;
@@ -76,10 +79,14 @@ pub fn narrow_request(body: &mut [u8], wanted: Wanted) {
 }
 
 /// Adapts the host's `fuse_init_out` to the slots and the channel; `offered`
-/// is what the kernel had offered. `None` when the reply is too short.
-pub fn adapt_reply(body: &mut [u8], offered: u64, wanted: Wanted) -> Option<Agreed> {
-    if body.len() < OUT_BYTES {
-        return None;
+/// is what the kernel had offered.
+///
+/// # Errors
+/// What the host answered that cannot be.
+pub fn adapt_reply(body: &mut [u8], offered: u64, wanted: Wanted) -> Result<Agreed, String> {
+    let (major, minor) = (u32_at(body, 0), u32_at(body, 4));
+    if major != MAJOR || minor < MIN_MINOR || body.len() < OUT_BYTES {
+        return Err(format!("it speaks FUSE {major}.{minor}, and must {MAJOR}.{MIN_MINOR} or a later {MAJOR}.x"));
     }
     let page = 4096;
     let max_pages = (wanted.slot_size / page).min(u32::from(u16::MAX)).min(kernel_pages_limit());
@@ -97,7 +104,7 @@ pub fn adapt_reply(body: &mut [u8], offered: u64, wanted: Wanted) -> Option<Agre
     set_flags(body, OUT_FLAGS, OUT_FLAGS2, agreed);
     put(body, OUT_MAX_WRITE, max_write);
     body[OUT_MAX_PAGES..OUT_MAX_PAGES + 2].copy_from_slice(&((max_write / page) as u16).to_ne_bytes());
-    Some(Agreed { uring, max_write })
+    Ok(Agreed { uring, max_write })
 }
 
 /// Pages that the kernel lets one request have (`fs.fuse.max_pages_limit`, kernel 6.13 and later).
@@ -114,6 +121,8 @@ mod tests {
 
     fn reply(flags: u64, max_write: u32) -> [u8; OUT_BYTES] {
         let mut body = [0; OUT_BYTES];
+        put(&mut body, 0, MAJOR);
+        put(&mut body, 4, MIN_MINOR);
         set_flags(&mut body, OUT_FLAGS, OUT_FLAGS2, flags);
         put(&mut body, OUT_MAX_WRITE, max_write);
         body
@@ -141,6 +150,17 @@ mod tests {
         let agreed = adapt_reply(&mut body, INIT_EXT | 1, WANTED).unwrap();
         assert!(!agreed.uring);
         assert_eq!(flags(&body, OUT_FLAGS, OUT_FLAGS2), INIT_EXT | 1);
-        assert!(adapt_reply(&mut [0; 24], 0, WANTED).is_none());
+    }
+
+    #[test]
+    fn other_versions_are_refused() {
+        for (major, minor) in [(6, 40), (7, 30), (8, 0), (0, 0)] {
+            let mut body = reply(0, 4096);
+            put(&mut body, 0, major);
+            put(&mut body, 4, minor);
+            let refused = adapt_reply(&mut body, 0, WANTED).unwrap_err();
+            assert!(refused.contains(&format!("FUSE {major}.{minor}")), "{refused}");
+        }
+        assert!(adapt_reply(&mut reply(0, 4096)[..24], 0, WANTED).is_err());
     }
 }

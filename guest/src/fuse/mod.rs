@@ -5,3 +5,4 @@
 pub mod abi;
 pub mod device;
 pub mod init;
+pub mod mounts;

@@ -3,7 +3,7 @@
 use super::{geometries, Carver, FsConfig, GuestConfig, Link, QueueMemory};
 use crate::Error;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tunnelfs_ring::Region;
 use virtio_driver::virtqueue::Virtqueue;
@@ -56,7 +56,7 @@ pub(super) fn open(config: &GuestConfig) -> Result<(Arc<dyn Link>, usize), Error
     let refused = |source| Error::Connect { path: config.socket_path.display().to_string(), source };
     let path = config.socket_path.to_str().ok_or(Error::Protocol("socket path is not UTF-8"))?;
     let features = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
-    let before = connections_to(&config.socket_path);
+    let before = connections();
     let mut vhost = FrontEnd::new(path, features.bits()).map_err(refused)?;
     let alive = new_connection(&config.socket_path, &before)?;
     let offered: FsConfig = vhost.get_config().map_err(refused)?;
@@ -94,20 +94,22 @@ fn nonblocking(bell: Arc<EventFd>) -> Result<Arc<EventFd>, Error> {
     Ok(bell)
 }
 
-/// This process's sockets that are connected to `path`.
-fn connections_to(path: &Path) -> Vec<i32> {
+/// This process's connections to named UNIX sockets, and the names as their hosts gave them.
+pub(crate) fn connections() -> Vec<(i32, PathBuf)> {
     use nix::sys::socket::{getpeername, UnixAddr};
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
     let numbers = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
-    numbers.filter(|&fd| getpeername::<UnixAddr>(fd).is_ok_and(|peer| peer.path() == Some(path))).collect()
+    numbers.filter_map(|fd| Some((fd, getpeername::<UnixAddr>(fd).ok()?.path()?.into()))).collect()
 }
 
 /// A duplicate of the connection that was not there `before`: virtio-driver
 /// does not lend its own, and without it the host's death could not be seen
 /// while we sleep.
-fn new_connection(path: &Path, before: &[i32]) -> Result<OwnedFd, Error> {
-    let fd = connections_to(path).into_iter().find(|fd| !before.contains(fd));
-    let fd = fd.ok_or(Error::Protocol("the connection's socket cannot be found"))?;
+fn new_connection(path: &Path, before: &[(i32, PathBuf)]) -> Result<OwnedFd, Error> {
+    let new: Vec<_> = connections().into_iter().filter(|c| !before.contains(c)).collect();
+    // Another thread may connect elsewhere meanwhile; the host may know its socket by another path.
+    let ours = new.iter().find(|(_, name)| name == path).or(new.first());
+    let fd = ours.ok_or(Error::Protocol("the connection's socket cannot be found"))?.0;
     // SAFETY: the descriptor was open a moment ago, and virtio-driver keeps it open.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     Ok(fd.try_clone_to_owned()?)

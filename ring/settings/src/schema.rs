@@ -264,6 +264,8 @@ pub struct Mount {
     pub writeback: bool,
     /// Seconds that the host may take for an answer, 0: as long as it likes.
     pub timeout: u64,
+    /// Where a daemon's log goes; if empty, to the system's log.
+    pub log_file: PathBuf,
 }
 
 impl Default for Mount {
@@ -278,6 +280,7 @@ impl Default for Mount {
             default_permissions: true,
             writeback: false,
             timeout: 300,
+            log_file: PathBuf::new(),
         }
     }
 }

@@ -97,6 +97,7 @@ pub const WORDS: &[Word] = &[
     word("mount.default_permissions", "nodefault-permissions", Switch(false), "The host alone checks permissions"),
     word("mount.writeback", "writeback", Switch(true), "Cache writes in the kernel"),
     word("mount.timeout", "timeout", Value("SECONDS"), "How long the host may take for an answer, 0 for ever"),
+    word("mount.log_file", "log-file", Value("FILE"), "A daemon's log and statistics [default: the system's log]"),
 ];
 
 /// The settings of some tables, or single ones of them.

@@ -1,0 +1,71 @@
+//! What the kernel says about mounts. Asking a file system itself could hang.
+
+use std::path::{Path, PathBuf};
+
+/// A mounted file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    /// The minor number of its device: for FUSE, its directory in /sys/fs/fuse/connections.
+    pub number: u32,
+    /// Its type, for example `fuse.tunnelfs`.
+    pub kind: String,
+}
+
+/// The topmost file system that is mounted on `point` itself.
+pub fn on(point: &Path) -> Option<Mounted> {
+    find(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, &resolve(point)?)
+}
+
+/// The path without symbolic links. The mount point itself is not asked for its
+/// attributes, only for a link's target, which a directory answers without its file system.
+fn resolve(point: &Path) -> Option<PathBuf> {
+    match (point.parent(), point.file_name()) {
+        (Some(parent), Some(name)) if point.read_link().is_err() => Some(parent.canonicalize().ok()?.join(name)),
+        _ => point.canonicalize().ok(),
+    }
+}
+
+/// Looks in the text of proc_pid_mountinfo(5): `36 35 0:45 / /mnt/point rw - fuse.tunnelfs ...`.
+fn find(mountinfo: &str, point: &Path) -> Option<Mounted> {
+    // Of several mounts the last one counts.
+    mountinfo.lines().rev().find_map(|line| {
+        let (place, kind) = line.split_once(" - ")?;
+        let fields: Vec<_> = place.split(' ').collect();
+        if unescape(fields.get(4)?) != point {
+            return None;
+        }
+        let number = fields[2].split_once(':')?.1.parse().ok()?;
+        Some(Mounted { number, kind: kind.split(' ').next()?.into() })
+    })
+}
+
+/// Blanks and the like stand there as `\040`.
+fn unescape(text: &str) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let Some((&first, others)) = rest.split_first() {
+        let code = others.get(..3).filter(|_| first == b'\\');
+        let code = code.and_then(|c| u8::from_str_radix(std::str::from_utf8(c).ok()?, 8).ok());
+        bytes.push(code.unwrap_or(first));
+        rest = if code.is_some() { &others[3..] } else { others };
+    }
+    std::ffi::OsString::from_vec(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_topmost_mount_is_found() {
+        let text = "22 1 253:0 / / rw - ext4 /dev/vda rw\n\
+                    36 22 0:45 / /mnt/a\\040b\\134c rw,nosuid shared:1 - fuse.tunnelfs /run/s rw\n\
+                    37 22 0:46 / /mnt/x rw - tmpfs none rw\n\
+                    38 37 0:47 / /mnt/x rw - fuse.tunnelfs /run/s rw\n";
+        let number = |point: &str| find(text, Path::new(point)).map(|m| m.number);
+        assert_eq!(number("/mnt/a b\\c"), Some(45));
+        assert_eq!(number("/mnt/x"), Some(47));
+        assert_eq!((number("/mnt"), number("/mnt/a")), (None, None));
+        assert_eq!(find(text, Path::new("/")), Some(Mounted { number: 0, kind: "ext4".into() }));
+    }
+}
