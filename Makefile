@@ -1,5 +1,5 @@
 # Two commands do everything: `make bench` and `make test`.
-.PHONY: all deps bench bench-full bench-mount test lint fuzz mutants
+.PHONY: all deps bench bench-full bench-mount test lint fuzz mutants install uninstall
 
 all: bench
 
@@ -48,3 +48,23 @@ fuzz: deps
 # Takes one check out at a time, and expects the attack on it to be noticed. About 4 minutes.
 mutants: deps
 	./.ci/mutants
+
+# After `cargo build --release`. DESTDIR and SBINDIR are for packagers: mount(8) looks for its helpers in /sbin.
+PREFIX ?= /usr/local
+SBINDIR ?= /sbin
+BIN ?= target/release
+PROGRAMS = tunnelfs-host tunnelfs-guest tunnelfs-bench
+UNIT = $(PREFIX)/lib/systemd/system/tunnelfs-host@.service
+DOC = $(PREFIX)/share/doc/tunnelfs
+
+install:
+	@test -x $(BIN)/tunnelfs-guest || { echo "$(BIN) has no programs: run cargo build --release first"; exit 1; }
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS:%=$(BIN)/%)
+	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(dir $(UNIT))
+	ln -sf $(PREFIX)/bin/tunnelfs-guest $(DESTDIR)$(SBINDIR)/mount.tunnelfs
+	sed 's|@PREFIX@|$(PREFIX)|' docs/tunnelfs-host@.service > $(DESTDIR)$(UNIT)
+	install -D -m 644 -t $(DESTDIR)$(DOC) README.md CHANGELOG.md docs/*.md docs/tunnelfs.toml
+
+uninstall:
+	rm -f $(PROGRAMS:%=$(DESTDIR)$(PREFIX)/bin/%) $(DESTDIR)$(SBINDIR)/mount.tunnelfs $(DESTDIR)$(UNIT)
+	rm -rf $(DESTDIR)$(DOC)

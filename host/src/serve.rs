@@ -9,7 +9,7 @@ use crate::transport::socket;
 use parking_lot::Mutex;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 use tunnelfs_settings::{Kind, Settings};
@@ -40,7 +40,9 @@ pub fn serve(settings: &Settings, once: bool) -> io::Result<()> {
 /// # Errors
 /// As [`serve`], or that the sandbox cannot be had.
 pub fn serve_confined(settings: &Settings, once: bool) -> io::Result<()> {
-    let (listener, view) = sandbox::enter(&settings.host, listen(settings)?)?;
+    let listener = listen(settings)?;
+    tell_ready();
+    let (listener, view) = sandbox::enter(&settings.host, listener)?;
     open_and_serve(settings, once, listener, view, || sandbox::confine(&settings.host))
 }
 
@@ -80,6 +82,15 @@ fn listen(settings: &Settings) -> io::Result<Listener> {
     let path = &settings.transport.socket_path;
     let _umask = ScopedUmask::new(SOCKET_UMASK);
     Listener::new(path, true).map_err(|e| io::Error::other(format!("cannot listen on {}: {e}", path.display())))
+}
+
+/// Tells a service manager that guests may connect, as sd_notify(3) has it; before the sandbox hides its socket.
+fn tell_ready() {
+    if let (Some(path), Ok(socket)) = (std::env::var_os("NOTIFY_SOCKET"), UnixDatagram::unbound()) {
+        if let Err(e) = socket.send_to(b"READY=1", &path) {
+            tracing::warn!("NOTIFY_SOCKET={}: {e}", path.to_string_lossy());
+        }
+    }
 }
 
 fn serve_vhost_user<F>(

@@ -2,7 +2,7 @@
 
 use crate::refusals::assert_refused;
 use crate::rig::{as_user, errno, is_mounted, mount_command, soon, statistics, Guest, Host, Peer, Scratch};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::os::unix::fs::{symlink, FileExt};
@@ -211,6 +211,50 @@ fn mount_8_and_fstab() {
     assert_refused(wrong.args(["-t", "tunnelfs", "-o", "colour=blue"]).arg(socket).arg(&point), "colour=blue");
     run(Command::new("mount").args(["-s", "-t", "tunnelfs", "-o", "colour=blue"]).arg(socket).arg(&point));
     end_daemon(&scratch);
+}
+
+/// What `make install` lays down is whole, and the unit's host says when it is ready.
+#[test]
+fn installed_programs() {
+    let Some(scratch) = Scratch::new() else { return };
+    let (root, bin) = (scratch.path("root"), sibling("tunnelfs-guest").unwrap());
+    let make = |target: &str| {
+        let mut command = Command::new("make");
+        command.arg("-C").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).args([target, "PREFIX=/usr"]);
+        run(command.arg(format!("BIN={}", bin.parent().unwrap().display())).arg(format!("DESTDIR={}", root.display())));
+    };
+    make("install");
+    assert_eq!(fs::read_link(root.join("sbin/mount.tunnelfs")).unwrap(), Path::new("/usr/bin/tunnelfs-guest"));
+    let unit = fs::read_to_string(root.join("usr/lib/systemd/system/tunnelfs-host@.service")).unwrap();
+    let start = unit.lines().find_map(|l| l.strip_prefix("ExecStart=")).unwrap();
+    let doc = unit.lines().find_map(|l| l.strip_prefix("Documentation=file://")).unwrap();
+    assert!(root.join(&doc[1..]).exists(), "{doc}");
+
+    // As systemd would: the unit's own words, with its names filled in.
+    let (config, socket, ready) = (scratch.path("data.toml"), scratch.path("socket"), scratch.path("ready"));
+    fs::write(&config, format!("[host]\nshared_dir = \"{}\"\n", scratch.path("share").display())).unwrap();
+    let words = start.replace("/etc/tunnelfs/%i.toml", config.to_str().unwrap());
+    let words = words.replace("/run/tunnelfs-%i/socket", socket.to_str().unwrap());
+    let (program, words) = words.split_once(' ').unwrap();
+    let manager = std::os::unix::net::UnixDatagram::bind(&ready).unwrap();
+    let mut host = Command::new(root.join(&program[1..]));
+    let mut host = host.args(words.split(' ')).env("NOTIFY_SOCKET", &ready).spawn().unwrap();
+    manager.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+    let mut said = [0; 20];
+    let n = manager.recv(&mut said).unwrap();
+    assert_eq!(&said[..n], b"READY=1");
+    run(Command::new(root.join("usr/bin/tunnelfs-guest"))
+        .args(["mount", "--socket-path"])
+        .arg(&socket)
+        .arg(scratch.path("mnt")));
+    assert_works(&scratch);
+    end_daemon(&scratch);
+    kill(Pid::from_raw(host.id() as i32), Signal::SIGTERM).unwrap();
+    host.wait().unwrap();
+
+    make("uninstall");
+    let left = run(Command::new("find").arg(&root).args(["!", "-type", "d"]));
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
 }
 
 #[test]
