@@ -51,11 +51,14 @@ class Host:
         return ["-chardev", f"socket,id={name},path={self.socket}",
                 "-device", f"vhost-user-fs-pci,chardev={name},tag={tag},queue-size=256{many}"]
 
-    def descriptors(self):
-        return len(os.listdir(f"/proc/{self.child.pid}/fd"))
+    def worker(self):
+        """The process that serves: a sandbox's is a child of the one that was started."""
+        children = open(f"/proc/{self.child.pid}/task/{self.child.pid}/children").read().split()
+        return children[0] if children else self.child.pid
 
-    def threads(self):
-        return len(os.listdir(f"/proc/{self.child.pid}/task"))
+    def holds(self):
+        """Its descriptors and threads: what it may not leak."""
+        return tuple(len(os.listdir(f"/proc/{self.worker()}/{kind}")) for kind in ("fd", "task"))
 
     def output(self):
         self.log.seek(0)
@@ -74,7 +77,7 @@ class Host:
 class Machine:
     """A guest of one of the kernels; `run` executes shell commands in it."""
 
-    def __init__(self, flavour, qemu, append="", memory="1G", cpus=2, boot_timeout=90, verbose=False):
+    def __init__(self, flavour, qemu, append="", memory="1G", cpus=2, boot_timeout=90, verbose=False, reboots=False):
         self.dir = tempfile.mkdtemp(prefix="tunnelfs-vm.")
         self.console = f"{self.dir}/console"
         line = f"{self.dir}/line"
@@ -84,7 +87,7 @@ class Machine:
         self.command = [
             "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,cx16=off", "-smp", str(cpus),
             "-m", memory, "-object", f"memory-backend-memfd,id=ram,size={memory},share=on",
-            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-nodefaults", "-no-user-config", "-display", "none", *([] if reboots else ["-no-reboot"]),
             "-serial", f"file:{self.console}", "-chardev", f"socket,id=line,path={line}", "-serial", "chardev:line",
             "-kernel", str(VM / f"kernel/{flavour}/vmlinuz"), "-initrd", str(VM / f"initramfs/{flavour}.gz"),
             "-append", f"console=ttyS0 loglevel=4 panic=-1 {append}".strip(), *qemu,
@@ -129,6 +132,20 @@ class Machine:
         if check and text != "@@ 0":
             raise CommandFailed(f"{text} from:\n{script}\n{output}\n{self.console_tail()}")
         return output
+
+    def reboot(self):
+        """As after a guest's own reset; QEMU and its connection to the host stay."""
+        self.line.sendall(base64.b64encode(b"reboot -f") + b"\n")
+        self.entered()
+
+    def entered(self):
+        """Waits for `init`, which starts once more."""
+        watchdog = threading.Timer(60, self.child.kill)
+        watchdog.start()
+        ready = any(text.startswith("ready ") for text in iter(self.text.readline, ""))
+        watchdog.cancel()
+        if not ready:
+            raise CommandFailed(f"`init` does not start\n{self.console_tail()}")
 
     def console_tail(self):
         try:

@@ -78,11 +78,11 @@ pub fn table<'a>(policy: Policy, queues: impl Iterator<Item = (&'a str, u32, &'a
     let mut out = String::new();
     for (i, (transport, slots, stats)) in queues.enumerate() {
         let counts = stats.counts.lock();
-        let WaitStats { spun, parked } = counts.waits;
+        let WaitStats { spun, parked, rung } = counts.waits;
         let (most, done) = (counts.in_use_max, counts.operations.values().map(|op| op.latency.len()).sum::<u64>());
         let mean = counts.in_use_sum as f64 / done.max(1) as f64;
         let _ = writeln!(out, "queue {i}: {transport}, {slots} slots, of which {mean:.1} in use, at most {most}");
-        let _ = writeln!(out, "  waits for the host by policy {policy}: {spun} spun, {parked} parked");
+        let _ = writeln!(out, "  waits for the host by policy {policy}: {spun} spun, {parked} parked; {rung} kicks");
         let _ = writeln!(out, "  payload copied in user space: {} bytes", counts.copied);
         for (&number, op) in &counts.operations {
             let us = |q| op.latency.value_at_quantile(q) as f64 / 1e3;

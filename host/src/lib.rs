@@ -21,4 +21,4 @@ pub mod shared;
 pub mod transport;
 mod vring;
 
-pub use serve::{serve, serve_confined};
+pub use serve::{inherited, serve, serve_confined};

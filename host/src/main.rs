@@ -21,6 +21,9 @@ struct Args {
     /// Serve one guest, then exit
     #[arg(long)]
     once: bool,
+    /// Number of a listening socket that this process is started with, instead of --socket-path
+    #[arg(long, value_name = "FD", conflicts_with = "socket-path")]
+    fd: Option<i32>,
     /// Print what this back end can do, as vhost-user's managers ask for it, and exit
     #[arg(long)]
     print_capabilities: bool,
@@ -37,7 +40,7 @@ fn main() -> ExitCode {
         println!("{{\n  \"type\": \"fs\",\n  \"features\": [\"separate-options\"]\n}}");
         return ExitCode::SUCCESS;
     }
-    match run(&matches, args.once) {
+    match run(&matches, &args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("tunnelfs-host: {e}");
@@ -46,8 +49,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(matches: &clap::ArgMatches, once: bool) -> Result<(), Box<dyn std::error::Error>> {
+fn run(matches: &clap::ArgMatches, args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let settings: Settings = load(SECTIONS, matches).and_then(Loader::finish)?;
-    tunnelfs_host::serve_confined(&settings, once)?;
+    let socket = args.fd.map(tunnelfs_host::inherited).transpose()?;
+    tunnelfs_host::serve_confined(&settings, args.once, socket)?;
     Ok(())
 }

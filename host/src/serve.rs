@@ -8,7 +8,7 @@ use crate::share::{self, View};
 use crate::transport::socket;
 use parking_lot::Mutex;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,12 +35,16 @@ pub fn serve(settings: &Settings, once: bool) -> io::Result<()> {
 }
 
 /// The same as a program of its own, that first gives up what it does not need
-/// ([`sandbox`]). The process must have a single thread.
+/// ([`sandbox`]), on a socket that a manager has left it, if it did ([`inherited`]). The process must have a single thread.
 ///
 /// # Errors
 /// As [`serve`], or that the sandbox cannot be had.
-pub fn serve_confined(settings: &Settings, once: bool) -> io::Result<()> {
-    let listener = listen(settings)?;
+pub fn serve_confined(settings: &Settings, once: bool, socket: Option<OwnedFd>) -> io::Result<()> {
+    let listener = match socket {
+        // SAFETY: it owns the descriptor from now on.
+        Some(socket) => unsafe { Listener::from_raw_fd(socket.into_raw_fd()) },
+        None => listen(settings)?,
+    };
     tell_ready();
     let (listener, view) = sandbox::enter(&settings.host, listener)?;
     open_and_serve(settings, once, listener, view, || sandbox::confine(&settings.host))
@@ -76,6 +80,24 @@ fn serve_fs<F: FileSystem + Send + Sync + 'static>(
         Kind::Socket => serve_socket(settings, once, listener, &server),
         Kind::Ring | Kind::Virtqueue => serve_vhost_user(settings, once, listener, &server),
     }
+}
+
+/// The listening UNIX socket with this number, which this process has been started with (virtiofsd's `--fd`).
+///
+/// # Errors
+/// When it is none.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    use nix::sys::socket::{getsockname, getsockopt, sockopt::AcceptConn, UnixAddr};
+    let told = |e: nix::Error| io::Error::other(format!("--fd {number}: {e}; it must be a listening UNIX socket"));
+    // SAFETY: only looked at, until it is known to be one.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    if number < 0 || !getsockopt(&borrowed, AcceptConn).map_err(told)? {
+        return Err(told(nix::Error::ENOTSOCK));
+    }
+    getsockname::<UnixAddr>(number).map_err(told)?;
+    nix::fcntl::fcntl(borrowed, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).map_err(told)?;
+    // SAFETY: it was made for this process by who started it, and nobody else here knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 fn listen(settings: &Settings) -> io::Result<Listener> {

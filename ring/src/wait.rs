@@ -70,6 +70,8 @@ pub struct WaitStats {
     pub spun: u64,
     /// Waits that had to sleep.
     pub parked: u64,
+    /// Times that the peer had to be rung.
+    pub rung: u64,
 }
 
 /// After this many failed spins in a row `auto` sleeps at once.

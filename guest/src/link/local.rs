@@ -1,6 +1,6 @@
 //! The local link: a vhost-user front end on a UNIX socket that brings the memory.
 
-use super::{geometries, Carver, FsConfig, GuestConfig, Link, QueueMemory};
+use super::{geometries, Carver, GuestConfig, Link, QueueMemory};
 use crate::Error;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -8,6 +8,17 @@ use std::sync::Arc;
 use tunnelfs_ring::Region;
 use virtio_driver::virtqueue::Virtqueue;
 use virtio_driver::{EventFd, QueueNotifier, VhostUser, VirtioFeatureFlags, VirtioTransport};
+
+/// `struct virtio_fs_config` (linux/virtio_fs.h).
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct FsConfig {
+    tag: [u8; 36],
+    num_request_queues: u32,
+}
+
+// SAFETY: plain integers without padding.
+unsafe impl virtio_driver::ByteValued for FsConfig {}
 
 type FrontEnd = VhostUser<FsConfig, ()>;
 

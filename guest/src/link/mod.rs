@@ -51,17 +51,6 @@ impl From<&Settings> for GuestConfig {
     }
 }
 
-/// `struct virtio_fs_config` (linux/virtio_fs.h).
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct FsConfig {
-    tag: [u8; 36],
-    num_request_queues: u32,
-}
-
-// SAFETY: plain integers without padding.
-unsafe impl virtio_driver::ByteValued for FsConfig {}
-
 /// What all queues of one connection share; keeps it open. Virtqueue 0 is the
 /// high-priority one, here called control queue; then come the request queues.
 pub trait Link: Send + Sync {

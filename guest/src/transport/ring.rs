@@ -88,6 +88,7 @@ impl Transport for Driver {
         }
         *free = Some(reply_max);
         if self.queue.peer_sleeps.claim_wake() {
+            self.waiter.stats.rung += 1;
             self.link.kick(self.index)?;
         }
         Ok(true)

@@ -118,6 +118,7 @@ impl Transport for Driver {
             ],
         )?;
         if self.queue.publish(chain) {
+            self.waiter.stats.rung += 1;
             self.link.kick(self.index)?;
         }
         Ok(true)

@@ -117,3 +117,49 @@ impl Window {
         self.write(COMMAND, &((command | set) & !clear).to_le_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn walk(config: &[u8; 256]) -> Vec<Capability> {
+        let read = |at: i64, bytes: &mut [u8]| {
+            let from = config.get(at as usize..at as usize + bytes.len());
+            bytes.copy_from_slice(from.ok_or(std::io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        };
+        capabilities(&read).unwrap_or_default()
+    }
+
+    fn put(config: &mut [u8; 256], at: usize, next: u8, kind: u8) {
+        config[at..at + 5].copy_from_slice(&[VENDOR, next, 20, kind, 4]);
+        config[at + 8..at + 12].copy_from_slice(&0x3000u32.to_le_bytes());
+        config[at + 12..at + 16].copy_from_slice(&0x1000u32.to_le_bytes());
+        config[at + 16..at + 20].copy_from_slice(&4u32.to_le_bytes());
+    }
+
+    #[test]
+    fn the_vendors_capabilities_are_found() {
+        let mut config = [0; 256];
+        config[0x34] = 0x40;
+        put(&mut config, 0x40, 0x60, 1);
+        // MSI-X is not the vendor's.
+        config[0x60..0x62].copy_from_slice(&[0x11, 0x70]);
+        put(&mut config, 0x70, 0, 2);
+        let found = walk(&config);
+        assert_eq!(
+            found.iter().map(|c| (c.kind, c.bar, c.offset, c.bytes, c.more)).collect::<Vec<_>>(),
+            [(1, 4, 0x3000, 0x1000, 4), (2, 4, 0x3000, 0x1000, 4)]
+        );
+    }
+
+    #[test]
+    fn a_list_that_goes_round_or_leads_out_ends() {
+        let mut config = [0; 256];
+        config[0x34] = 0x40;
+        put(&mut config, 0x40, 0x40, 1);
+        assert_eq!(walk(&config).len(), 48);
+        config[0x34] = 0xfc;
+        assert!(walk(&config).is_empty());
+    }
+}

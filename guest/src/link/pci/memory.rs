@@ -31,7 +31,7 @@ pub struct Pinned {
     pieces: Vec<Piece>,
     huge: bool,
     /// Holds the pages in place.
-    _pin: IoUring,
+    pin: IoUring,
     map: (*mut libc::c_void, usize),
 }
 
@@ -61,7 +61,7 @@ impl Pinned {
         };
         let base = (map.0 as usize).next_multiple_of(HUGE_PAGE) as *mut u8;
         let pin = IoUring::new(2).map_err(|e| Error::Setup(format!("io_uring, which pins the memory: {e}")));
-        let mut pinned = Pinned { base, bytes, pieces: Vec::new(), huge, _pin: pin?, map };
+        let mut pinned = Pinned { base, bytes, pieces: Vec::new(), huge, pin: pin?, map };
         pinned.settle()?;
         pinned.pieces = pinned.find_pieces()?;
         Ok(pinned)
@@ -89,7 +89,7 @@ impl Pinned {
         });
         let parts: Vec<_> = parts.collect();
         // SAFETY: the mapping is dropped after the ring.
-        unsafe { self._pin.submitter().register_buffers(&parts) }.map_err(|e| {
+        unsafe { self.pin.submitter().register_buffers(&parts) }.map_err(|e| {
             Error::Setup(format!(
                 "cannot pin {} MiB: {e}; raise the memlock limit (ulimit -l) or run as root",
                 self.bytes >> 20
