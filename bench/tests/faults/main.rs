@@ -145,12 +145,25 @@ fn a_stopped_side_goes_on() {
     }
 }
 
+/// Stops a process, and waits until each of its threads has.
+fn stop(pid: nix::unistd::Pid) {
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let stopped = |task: &Path| {
+        let stat = fs::read_to_string(task.join("stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|state| state.starts_with('T'))
+    };
+    soon("every thread stops", || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        tasks.flatten().all(|task| stopped(&task.path())).then_some(())
+    });
+}
+
 #[test]
 fn a_silent_host_is_given_up() {
     for (channel, transport) in ALL {
         let Some((_scratch, host, mut guest)) = start(channel, transport, ",timeout=1") else { continue };
         fs::write(guest.point.join("file"), "before").unwrap();
-        kill(host.server(), Signal::SIGSTOP).unwrap();
+        stop(host.server());
         let path = guest.point.join("other");
         let asked = Instant::now();
         let result = within(Duration::from_secs(5), "an operation", move || fs::write(path, "never"));
