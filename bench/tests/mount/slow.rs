@@ -57,6 +57,8 @@ fn a_slow_file_holds_up_no_other() {
     let (slow, fast) = (open_direct(guest.point.join("device/slow")), open_direct(guest.point.join("fast")));
 
     device_guest.signal(Signal::SIGSTOP);
+    // The signal's way to every thread.
+    std::thread::sleep(Duration::from_millis(100));
     let reader = std::thread::spawn(move || read_page(&slow, 4 << 20));
     std::thread::sleep(Duration::from_millis(100));
     let start = Instant::now();
