@@ -94,6 +94,6 @@ vm-test-quick: vm
 vm-boot-root: vm
 	./bench/vm/boot_root.py
 
-# Against the kernel's virtiofs and 9p, in one boot, about 8 minutes.
+# Against the kernel's virtiofs and 9p, in one boot, about 15 minutes.
 vm-bench: vm
 	./bench/vm/bench.py --json results/vm.json --report results/vm.md

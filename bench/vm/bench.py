@@ -41,12 +41,14 @@ class Way:
         rows = {}
         for name, words, unit in JOBS:
             command = FIO.format(size=SIZE, seconds=args.seconds, words=words)
-            rows[name] = self.measure(machine, command, lambda job, ms: self.rate(job, unit))
+            rows[name] = self.measure(machine, command, lambda job: self.rate(job, unit))
+            print(f"  {name}: {rows[name]['value']:.4g} {unit}", flush=True)
         machine.run("mkdir -p /mnt/files; rm -f /mnt/files/*")
         for what in META:
             command = FILES.format(what=what)
             # Whole time by a thousand: fio's own latency leaves out what its engine does around.
-            rows[f"{what} of 1000 files"] = self.measure(machine, command, lambda job, ms: (job["job_runtime"] / 1000, "ms each"))
+            rows[f"{what} of 1000 files"] = self.measure(machine, command, lambda job: (job["job_runtime"] / 1000, "ms each"))
+            print(f"  {what}: {rows[f'{what} of 1000 files']['value']:.4g} ms each", flush=True)
         machine.run("cd /; umount /mnt; for i in $(seq 60); do pidof tunnelfs-guest > /dev/null || exit 0; usleep 50000; done; exit 1")
         return rows
 
@@ -64,7 +66,7 @@ class Way:
         if job["error"]:
             raise CommandFailed(f"{self.name}: {command}: error {job['error']}")
         ops = max(1, job["read"]["total_ios"] + job["write"]["total_ios"]) if "filename=" in command else 1000
-        value, unit = figure(job, None)
+        value, unit = figure(job)
         per_op = [(int(b) - int(a)) / ops for a, b in zip(before, after)]
         return {"value": value, "unit": unit, "interrupts_per_op": per_op[0], "kicks_per_op": per_op[1]}
 
@@ -89,7 +91,7 @@ def main(args):
         ways = [
             Way("virtiofs on virtiofsd", "mount -t virtiofs stock /mnt"),
             Way("virtiofs on tunnelfs-host", "mount -t virtiofs ours /mnt"),
-            Way("ring, spinning host", ours("spin", "--wait spin"), OURS),
+            Way("ring, spinning host", ours("spin", "--wait auto"), OURS),
             Way("ring, parked host", ours("park", "--wait auto"), OURS),
             Way("virtqueue", ours("vq", "--transport virtqueue"), OURS),
             Way("9p", "mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=none nine /mnt"),
