@@ -1,5 +1,5 @@
 # Two commands do everything: `make bench` and `make test`.
-.PHONY: all deps bench bench-full bench-mount test lint fuzz mutants install uninstall static vm vm-test vm-test-quick vm-boot-root vm-bench
+.PHONY: all deps deps-conformance conformance bench bench-full bench-mount test lint fuzz mutants install uninstall static vm vm-test vm-test-quick vm-boot-root vm-bench
 
 all: bench
 
@@ -15,6 +15,22 @@ deps: .deps/bin/virtiofsd
 
 .deps/bin/virtiofsd: .deps/c-libraries
 	cargo install virtiofsd --version 1.14.0 --locked --root .deps --quiet
+
+# Test suites of others, and the programs that tests let work on mounts.
+deps-conformance: .deps/bin/pjdfstest .deps/bin/fsx
+
+.deps/conformance-packages:
+	@mkdir -p .deps
+	@if ! { test -e /usr/include/sys/acl.h && which sqlite3 git tar >/dev/null; }; then \
+	  echo "installing libacl1-dev, sqlite3, git and tar (as root, by apt-get)"; \
+	  apt-get update -qq && apt-get install -y -qq libacl1-dev sqlite3 git tar; fi
+	@touch $@
+
+.deps/bin/pjdfstest: | .deps/conformance-packages
+	cargo install pjdfstest --version 0.2.2 --locked --root .deps --quiet
+
+.deps/bin/fsx: | .deps/conformance-packages
+	cargo install fsx --version 0.3.2 --locked --root .deps --quiet
 
 # The quick matrix, under a minute after building; needs no root.
 bench: deps
@@ -32,10 +48,15 @@ bench-mount: deps
 	./target/release/tunnelfs-bench mount --json results/mount.json --report results/mount.md
 
 # About 5 minutes on a fresh machine, most of it compiling.
-test: deps
+test: deps deps-conformance
 	cargo build --workspace
 	cargo test --workspace
 	RUSTFLAGS="--cfg loom" cargo test -p tunnelfs-ring --lib --release --target-dir target/loom
+
+# All of pjdfstest, fsx and the programs on every channel, transport and cache mode; as root, some hours.
+conformance: deps deps-conformance
+	cargo build --release --workspace
+	cargo test --release -p tunnelfs-bench --test conformance -- --include-ignored --test-threads 2 --nocapture
 
 lint: deps
 	cargo fmt --check
@@ -54,6 +75,7 @@ PREFIX ?= /usr/local
 SBINDIR ?= /sbin
 BIN ?= target/release
 PROGRAMS = tunnelfs-host tunnelfs-guest tunnelfs-bench
+HELPERS = mount.tunnelfs mount.fuse.tunnelfs
 UNIT = $(PREFIX)/lib/systemd/system/tunnelfs-host@.service
 DOC = $(PREFIX)/share/doc/tunnelfs
 
@@ -61,12 +83,12 @@ install:
 	@test -x $(BIN)/tunnelfs-guest || { echo "$(BIN) has no programs: run cargo build --release first"; exit 1; }
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS:%=$(BIN)/%)
 	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(dir $(UNIT))
-	ln -sf $(PREFIX)/bin/tunnelfs-guest $(DESTDIR)$(SBINDIR)/mount.tunnelfs
+	for name in $(HELPERS); do ln -sf $(PREFIX)/bin/tunnelfs-guest $(DESTDIR)$(SBINDIR)/$$name; done
 	sed 's|@PREFIX@|$(PREFIX)|' docs/tunnelfs-host@.service > $(DESTDIR)$(UNIT)
 	install -D -m 644 -t $(DESTDIR)$(DOC) README.md CHANGELOG.md docs/*.md docs/tunnelfs.toml
 
 uninstall:
-	rm -f $(PROGRAMS:%=$(DESTDIR)$(PREFIX)/bin/%) $(DESTDIR)$(SBINDIR)/mount.tunnelfs $(DESTDIR)$(UNIT)
+	rm -f $(PROGRAMS:%=$(DESTDIR)$(PREFIX)/bin/%) $(HELPERS:%=$(DESTDIR)$(SBINDIR)/%) $(DESTDIR)$(UNIT)
 	rm -rf $(DESTDIR)$(DOC)
 
 # What the virtual machines want: QEMU and the parts of small file systems, and one file of the guest.

@@ -169,8 +169,14 @@ pub fn virtiofsd() -> Option<PathBuf> {
     if let Some(given) = std::env::var_os("VIRTIOFSD") {
         return Some(PathBuf::from(given)).filter(|p| p.exists());
     }
+    installed("virtiofsd")
+}
+
+/// A program that `make deps` and the like have put into `.deps`.
+pub fn installed(name: &str) -> Option<PathBuf> {
     // Tests run in their crate's folder.
-    std::env::current_dir().ok()?.ancestors().map(|dir| dir.join(".deps/bin/virtiofsd")).find(|p| p.exists())
+    let here = std::env::current_dir().ok()?;
+    here.ancestors().map(|dir| dir.join(".deps/bin").join(name)).find(|p| p.exists())
 }
 
 fn start_virtiofsd(socket: &Path, dir: &Path) -> io::Result<Child> {

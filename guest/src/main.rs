@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::ExitCode;
+use tunnelfs_guest::fuse::device;
 use tunnelfs_guest::mount::{Mount, MountConfig};
 use tunnelfs_guest::Error;
 
@@ -36,9 +37,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Request { config, foreground, log_file, fake }: &Request) -> Result<(), Error> {
+fn run(Request { config, foreground, log_file, fake, remount }: &Request) -> Result<(), Error> {
     if *fake {
         return Ok(());
+    }
+    if *remount {
+        return device::remount(&config.point, config.options.flags);
     }
     if *foreground {
         return serve(config, |mount| println!("{}", mount.describe()));

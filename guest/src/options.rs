@@ -82,6 +82,8 @@ pub struct Request {
     pub log_file: PathBuf,
     /// Only look whether it could be.
     pub fake: bool,
+    /// Change the flags of what is mounted there.
+    pub remount: bool,
 }
 
 /// Reads the command line.
@@ -90,7 +92,8 @@ pub struct Request {
 /// Names the setting or word that cannot be.
 pub fn request() -> Result<Request, Error> {
     let name = std::env::args().next().unwrap_or_default();
-    if Path::new(&name).file_name() == Some("mount.tunnelfs".as_ref()) {
+    // The second one is looked for when something is mounted already: `mount -o remount`.
+    if ["mount.tunnelfs", "mount.fuse.tunnelfs"].iter().any(|helper| Path::new(&name).ends_with(helper)) {
         helper(HelperArgs::parse())
     } else {
         program()
@@ -109,8 +112,11 @@ fn program() -> Result<Request, Error> {
 fn helper(args: HelperArgs) -> Result<Request, Error> {
     let mut words = args.options;
     words.push(source_word(&args.source));
-    let request = request_for(Loader::new(None)?, &args.mount_point, &words, args.sloppy)?;
-    Ok(Request { fake: args.fake, ..request })
+    let remount = words.iter().any(|w| w == "remount");
+    // mount(8) passes all that it finds in /proc/mounts, `user_id` and the like, which the kernel leaves as it is.
+    let sloppy = args.sloppy || remount;
+    let request = request_for(Loader::new(None)?, &args.mount_point, &words, sloppy)?;
+    Ok(Request { fake: args.fake, remount, ..request })
 }
 
 fn request_for(mut loader: Loader, point: &Path, words: &[String], sloppy: bool) -> Result<Request, Error> {
@@ -133,7 +139,7 @@ fn request_for(mut loader: Loader, point: &Path, words: &[String], sloppy: bool)
         none if none.as_os_str().is_empty() => none.clone(),
         file => std::path::absolute(file)?,
     };
-    Ok(Request { config, foreground: false, log_file, fake: false })
+    Ok(Request { config, foreground: false, log_file, fake: false, remount: false })
 }
 
 /// What mount(8)'s first argument means: a path is a host's socket, a PCI address or a tag a VM's device.

@@ -1,7 +1,7 @@
 //! A host that lies: the streamed transport, with answers that cannot be.
 
-use crate::rig::{is_mounted, mount_command, soon, Scratch};
-use crate::{poke, unmount_what_is_left, Unmounted};
+use crate::rig::{is_mounted, mount_command, soon, Scratch, Unmounted};
+use crate::{poke, unmount_what_is_left};
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;

@@ -204,10 +204,7 @@ fn a_killed_guest_is_forgotten_within_a_second() {
 #[test]
 fn a_full_disk_and_room_again() {
     let Some(scratch) = Scratch::new() else { return };
-    let share = scratch.path("share");
-    let size = Some("size=2m");
-    nix::mount::mount(Some("none"), &share, Some("tmpfs"), nix::mount::MsFlags::empty(), size).unwrap();
-    let _unmount = Unmounted(share);
+    let scratch = scratch.in_memory("2m");
     let host = Host::start(&scratch, Peer::Ours);
     let guest = Guest::mount(&scratch, &host, "transport=ring");
     let big = guest.point.join("big");
@@ -218,14 +215,6 @@ fn a_full_disk_and_room_again() {
     assert!(fs::read(&big).unwrap() == vec![2; 1 << 20]);
     guest.unmount();
     drop(host);
-}
-
-struct Unmounted(PathBuf);
-
-impl Drop for Unmounted {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
 }
 
 /// What programs do to a directory; each call ends in time, whatever it comes to.

@@ -1,12 +1,13 @@
 //! From the mount to its end: ways in, ways out, and what is told meanwhile.
 
+use crate::helpers::Helpers;
 use crate::refusals::assert_refused;
 use crate::rig::{as_user, errno, is_mounted, mount_command, soon, statistics, Guest, Host, Peer, Scratch};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use std::fs::{self, File};
-use std::os::unix::fs::{symlink, FileExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Command, Output};
 use tunnelfs_bench::session::sibling;
 
@@ -158,43 +159,20 @@ fn words_of_mount_o() {
     }
 }
 
-/// `/sbin/mount.tunnelfs`, where mount(8) looks for it; taken away again if it was not there.
-struct Helper(Option<PathBuf>);
-
-impl Helper {
-    fn install() -> Helper {
-        let link = Path::new("/sbin/mount.tunnelfs");
-        let program = sibling("tunnelfs-guest").unwrap();
-        match fs::read_link(link) {
-            Ok(target) => {
-                assert_eq!(target, program, "another mount.tunnelfs is installed");
-                Helper(None)
-            }
-            Err(_) => {
-                symlink(program, link).unwrap();
-                Helper(Some(link.into()))
-            }
-        }
-    }
-}
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        if let Some(link) = &self.0 {
-            let _ = fs::remove_file(link);
-        }
-    }
-}
-
 #[test]
 fn mount_8_and_fstab() {
     let Some((scratch, host)) = ours() else { return };
-    let _helper = Helper::install();
+    let Some(_helpers) = Helpers::install() else { return };
     let (point, socket) = (scratch.path("mnt"), &host.socket);
     run(Command::new("mount").args(["-t", "tunnelfs", "-o", "nosuid,queues=1"]).arg(socket).arg(&point));
     assert_works(&scratch);
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     assert!(mounts.contains(&format!("{} {} fuse.tunnelfs rw,nosuid,", socket.display(), point.display())));
+    run(Command::new("mount").args(["-o", "remount,ro"]).arg(&point));
+    assert_eq!(errno(File::create(point.join("g"))), libc::EROFS);
+    assert!(options_of(&point).contains(&"nosuid".into()));
+    run(Command::new("mount").args(["-o", "remount,rw"]).arg(&point));
+    assert_works(&scratch);
     end_daemon(&scratch);
 
     let fstab = scratch.path("fstab");

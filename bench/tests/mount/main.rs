@@ -4,9 +4,11 @@
 //! Needs root and `/dev/fuse`; says `skipped: ...` without them.
 
 mod files;
+mod helpers;
 mod life;
 mod names;
 mod refusals;
+#[allow(dead_code)] // Shared: not every test program has a use for all of it.
 mod rig;
 mod rights;
 mod slow;

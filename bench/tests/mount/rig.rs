@@ -1,7 +1,7 @@
 //! Hosts, guests and scratch directories that are gone when they are dropped,
 //! also when a test fails.
 
-use nix::mount::{umount2, MntFlags};
+use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use std::fs::{self, Permissions};
@@ -28,7 +28,20 @@ pub fn soon<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A folder with `share`, `mnt` and sockets in it.
-pub struct Scratch(tempfile::TempDir);
+pub struct Scratch {
+    /// Mounted on `share`.
+    memory: Option<Unmounted>,
+    dir: tempfile::TempDir,
+}
+
+/// What is mounted there goes with this.
+pub struct Unmounted(pub PathBuf);
+
+impl Drop for Unmounted {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
 
 impl Scratch {
     /// `None` where nothing can be mounted.
@@ -41,7 +54,7 @@ impl Scratch {
             println!("skipped: /dev/fuse: {e}");
             return None;
         }
-        let scratch = Scratch(tempfile::tempdir().unwrap());
+        let scratch = Scratch { memory: None, dir: tempfile::tempdir().unwrap() };
         for dir in ["", "share", "mnt"] {
             let dir = scratch.path(dir);
             fs::create_dir_all(&dir).unwrap();
@@ -49,6 +62,14 @@ impl Scratch {
             fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
         }
         Some(scratch)
+    }
+
+    /// With the shared directory in memory, of at most so many bytes (as tmpfs has it, for example `2m`).
+    pub fn in_memory(mut self, size: &str) -> Scratch {
+        let (share, size) = (self.path("share"), format!("mode=755,size={size}"));
+        mount(Some("none"), &share, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+        self.memory = Some(Unmounted(share));
+        self
     }
 
     /// `None` where the channel cannot be had either.
@@ -64,7 +85,7 @@ impl Scratch {
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.dir.path().join(name)
     }
 }
 

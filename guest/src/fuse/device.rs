@@ -135,6 +135,19 @@ pub fn mount_on(device: &OwnedFd, point: &Path, options: &MountOptions) -> Resul
     })
 }
 
+/// Gives what is mounted on `point` other flags.
+///
+/// # Errors
+/// [`Error::Setup`], also when it is none of ours.
+pub fn remount(point: &Path, flags: MsFlags) -> Result<(), Error> {
+    let told = |e: String| Error::Setup(format!("cannot remount {}: {e}", point.display()));
+    if mounts::on(point).is_none_or(|m| m.kind != TYPE) {
+        return Err(told("nothing of TunnelFS's is mounted there".into()));
+    }
+    let none = None::<&str>;
+    mount(none, point, none, flags | MsFlags::MS_REMOUNT, none).map_err(|e| told(e.to_string()))
+}
+
 fn check_point(point: &Path) -> Result<(), String> {
     let mounted = mounts::on(point).is_some_and(|m| m.kind == TYPE);
     match std::fs::metadata(point) {

@@ -1,0 +1,121 @@
+//! fsx: a file under random reads, writes, mappings, truncations, holes and
+//! copies always has the bytes that were put there.
+
+use crate::rig::Scratch;
+use crate::{installed, run, Mounted, Rng};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Operations of a quick run, and of a full one.
+const QUICK: u32 = 20_000;
+const FULL: u32 = 1_000_000;
+
+/// A cache mode: its name, and what host and guest are told.
+type Mode = (&'static str, &'static [&'static str], &'static str);
+
+/// Without a cache, mappings must be allowed.
+const MODES: [Mode; 6] = [
+    ("auto", &["--cache=auto"], ""),
+    ("never", &["--cache=never", "--allow-mmap"], ""),
+    ("metadata", &["--cache=metadata", "--allow-mmap"], ""),
+    ("always", &["--cache=always"], ""),
+    ("auto and writeback", &["--cache=auto", "--writeback"], ",writeback"),
+    ("always and writeback", &["--cache=always", "--writeback"], ",writeback"),
+];
+
+/// How often what is done, in parts of the whole: reads and writes of any offset and length, and all else that fsx has.
+const ANYTHING: &str = "
+flen = 262144
+[opsize]
+max = 65536
+[weights]
+read = 10
+write = 10
+mapread = 6
+mapwrite = 6
+truncate = 4
+invalidate = 1
+close_open = 1
+fsync = 0.5
+fdatasync = 0.5
+posix_fallocate = 2
+punch_hole = 2
+sendfile = 2
+posix_fadvise = 1
+copy_file_range = 3
+";
+
+/// Large requests, whole blocks.
+const BLOCKS: &str = "
+flen = 16777216
+[opsize]
+min = 4096
+max = 4194304
+align = 4096
+[weights]
+read = 10
+write = 10
+mapread = 1
+mapwrite = 1
+truncate = 3
+close_open = 1
+punch_hole = 1
+copy_file_range = 1
+";
+
+fn exercise(program: &Path, mounted: &Mounted, plan: &str, operations: u32, through: &str) {
+    let (config, seed) = (mounted.scratch.path("fsx.toml"), Rng::seed());
+    fs::write(&config, plan).unwrap();
+    let mut command = Command::new(program);
+    command.arg("-f").arg(&config).arg("-P").arg(mounted.scratch.path("")).args(["-N", &operations.to_string()]);
+    println!("{through}: {operations} operations with SEED={seed}");
+    run(command.args(["-S", &seed.to_string()]).arg(mounted.path("file")));
+    fs::remove_file(mounted.path("file")).unwrap();
+}
+
+fn over(channel: &str, mode: Mode, plans: &[&str], operations: u32) {
+    let Some(program) = installed("fsx") else { return };
+    let Some(scratch) = Scratch::for_channel(channel) else { return };
+    let (name, options, words) = mode;
+    // In memory: else most of the time would go into the disk's syncs.
+    let mounted = Mounted::on(scratch.in_memory("100m"), (channel, "ring"), options, words);
+    for plan in plans {
+        exercise(&program, &mounted, plan, operations, &format!("{channel}, cache {name}"));
+    }
+    mounted.guest.unmount();
+}
+
+#[test]
+fn io_uring() {
+    over("uring", MODES[0], &[ANYTHING], QUICK);
+}
+
+#[test]
+fn the_device() {
+    over("fuse", MODES[0], &[ANYTHING], QUICK);
+}
+
+#[test]
+fn without_a_cache() {
+    over("uring", MODES[1], &[ANYTHING], QUICK);
+}
+
+/// The other modes, a little of each.
+#[test]
+fn other_caches() {
+    for (i, mode) in MODES[2..].iter().enumerate() {
+        over(["uring", "fuse"][i % 2], *mode, &[ANYTHING, BLOCKS], QUICK / 10);
+    }
+}
+
+#[test]
+#[ignore = "make conformance"]
+fn a_million_operations_with_each_cache() {
+    for mode in MODES {
+        for channel in ["uring", "fuse"] {
+            over(channel, mode, &[ANYTHING], FULL);
+            over(channel, mode, &[BLOCKS], FULL / 50);
+        }
+    }
+}
