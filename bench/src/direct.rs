@@ -58,7 +58,11 @@ impl Direct {
         let (input, output) = (part(payload), part(room));
         // SAFETY: both lie in one of this object's buffers.
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-        self.server.handle(head, input, output, false)
+        match self.server.handle(head, input, output, false) {
+            // What a pool thread does for a queue.
+            Outcome::WouldBlock => self.server.handle(head, input, output, true),
+            outcome => outcome,
+        }
     }
 
     /// As [`crate::workload::run`], one call at a time; the depth only says over how many buffers
