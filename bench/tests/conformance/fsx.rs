@@ -25,9 +25,11 @@ const MODES: [Mode; 6] = [
 ];
 
 /// How often what is done, in parts of the whole: reads and writes of any offset and length, and all else that fsx has.
+/// It takes the error of a posix_fallocate of nothing for the lack of it: no operation is empty.
 const ANYTHING: &str = "
 flen = 262144
 [opsize]
+min = 1
 max = 65536
 [weights]
 read = 10

@@ -7,6 +7,7 @@ mod files;
 mod helpers;
 mod life;
 mod names;
+mod negotiation;
 mod refusals;
 #[allow(dead_code)] // Shared: not every test program has a use for all of it.
 mod rig;

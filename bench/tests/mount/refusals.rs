@@ -48,10 +48,11 @@ fn no_host() {
     assert_refused(&mut command("transport=ring"), "is tunnelfs-host running there?");
 }
 
-/// A host over a stream that answers INIT with `reply` and hangs up after that.
-fn answer_init(socket: &Path, error: i32, version: [u32; 2]) -> std::thread::JoinHandle<()> {
+/// A host over a stream that answers INIT with `error` or the first `words` of `fuse_init_out`, and hangs up after that.
+pub fn answer_init(socket: &Path, error: i32, words: &[u32]) -> std::thread::JoinHandle<()> {
     let _ = fs::remove_file(socket);
     let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    let words = words.to_vec();
     std::thread::spawn(move || {
         // The control connection comes first.
         let mut streams: Vec<_> = listener.incoming().take(2).map(Result::unwrap).collect();
@@ -62,7 +63,7 @@ fn answer_init(socket: &Path, error: i32, version: [u32; 2]) -> std::thread::Joi
         reply[..4].copy_from_slice(&len.to_ne_bytes());
         reply[4..8].copy_from_slice(&error.to_ne_bytes());
         reply[8..16].copy_from_slice(&request[8..16]);
-        for (place, number) in reply[16..].chunks_mut(4).zip(version) {
+        for (place, number) in reply[16..].chunks_mut(4).zip(words) {
             place.copy_from_slice(&number.to_ne_bytes());
         }
         streams[1].write_all(&reply).unwrap();
@@ -78,7 +79,7 @@ fn hosts_of_other_versions() {
         (0, [7, 9], "speaks FUSE 7.9"),
         (-libc::EPROTO, [0, 0], "refuses this kernel's version"),
     ] {
-        let host = answer_init(&socket, error, version);
+        let host = answer_init(&socket, error, &version);
         assert_refused(&mut mount_command(&scratch, &socket, "transport=socket,queues=1"), told);
         host.join().unwrap();
         assert!(!is_mounted(&scratch.path("mnt")));

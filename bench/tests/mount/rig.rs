@@ -238,7 +238,11 @@ impl Guest {
 
     /// As `umount` does; the process must end well.
     pub fn unmount(mut self) {
-        umount2(&self.point, MntFlags::empty()).unwrap();
+        // What another test starts has copies of our descriptors for a moment.
+        let unmounted = soon("it is not busy any more", || {
+            Some(umount2(&self.point, MntFlags::empty())).filter(|r| *r != Err(nix::Error::EBUSY))
+        });
+        unmounted.unwrap();
         let status = self.ended();
         assert!(status.success(), "{status}: {}", self.output());
     }

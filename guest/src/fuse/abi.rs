@@ -97,8 +97,6 @@ pub mod init_flag {
     pub const SECURITY_CTX: u64 = 1 << 32;
     /// FUSE_HAS_INODE_DAX.
     pub const HAS_INODE_DAX: u64 = 1 << 33;
-    /// FUSE_DIRECT_IO_ALLOW_MMAP.
-    pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
     /// FUSE_PASSTHROUGH: files of the guest's own kernel.
     pub const PASSTHROUGH: u64 = 1 << 37;
     /// FUSE_HAS_RESEND.

@@ -94,7 +94,7 @@ pub fn adapt_reply(body: &mut [u8], offered: u64, wanted: Wanted) -> Result<Agre
     let uring = wanted.uring.unwrap_or(true) && offered & OVER_IO_URING != 0;
     // The host chose from what it was shown; the rest is between the kernel and us.
     let mut agreed = flags(body, OUT_FLAGS, OUT_FLAGS2) & offered & !NOT_FOR_HOST;
-    agreed |= offered & (MAX_PAGES | INIT_EXT | DIRECT_IO_ALLOW_MMAP);
+    agreed |= offered & (MAX_PAGES | INIT_EXT);
     if uring {
         agreed |= OVER_IO_URING;
     }
