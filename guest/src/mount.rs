@@ -204,50 +204,47 @@ impl Mount {
     /// Waits until all workers have ended, after [`Self::ended`].
     ///
     /// # Errors
-    /// The first worker's error; all that is under way in the mount fails then,
-    /// and all that comes.
+    /// The first worker's error, or that the host is silent; all that is under way in the mount
+    /// fails then, and all that comes, at the latest when this process ends.
     pub fn finish(mut self) -> Result<(), Error> {
-        let mut result = Ok(());
         while !self.workers.is_empty() {
             if self.watchdog.as_ref().is_some_and(Watchdog::has_given_up) {
-                return self.leave();
+                return self.leave(Error::HostSilent);
             }
-            // The bell is rung a moment before a worker has ended, and others may wait for the kernel for ever.
+            // The bell is rung a moment before a worker has ended.
             let Some(done) = self.workers.iter().position(JoinHandle::is_finished) else {
                 std::thread::sleep(Duration::from_millis(2));
                 continue;
             };
             let ended = self.workers.swap_remove(done).join();
-            let ended = ended.unwrap_or(Err(Error::Protocol("a worker panicked")));
-            if ended.is_err() && result.is_ok() {
-                result = ended;
-                // The others end when the kernel's connection does.
-                abort(&self.point, self.connection);
+            if let Err(e) = ended.unwrap_or(Err(Error::Protocol("a worker panicked"))) {
+                return self.leave(e);
             }
         }
-        result
+        Ok(())
     }
 
-    /// Leaves workers behind that wait for a silent host, if they do.
-    fn leave(&mut self) -> Result<(), Error> {
+    /// Ends the service with an error, whatever the other workers wait for.
+    fn leave(&mut self, error: Error) -> Result<(), Error> {
         let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(1) && self.workers.iter().any(|w| !w.is_finished()) {
-            std::thread::sleep(Duration::from_millis(10));
+        let ending = abort(&self.point, self.connection);
+        while ending && start.elapsed() < Duration::from_secs(1) && self.workers.iter().any(|w| !w.is_finished()) {
+            std::thread::sleep(Duration::from_millis(2));
         }
         self.workers.clear();
-        Err(Error::HostSilent)
+        Err(error)
     }
 }
 
-/// Ends the kernel's connection: all that is under way fails at once, and all that comes.
+/// Ends the kernel's connection, if it can be done: all that is under way fails at once, and all that comes.
 /// The dead mount stays until it is unmounted: what lies below must not be taken for it.
-fn abort(point: &Path, connection: Option<u32>) {
-    let Some(number) = connection else { return };
-    let aborted = std::fs::write(format!("/sys/fs/fuse/connections/{number}/abort"), "1");
-    if aborted.is_err() && is_mounted(point, connection) {
-        // No fusectl file system: this does the same, but unmounts too where nobody is inside.
-        let _ = device::abort(point);
+fn abort(point: &Path, connection: Option<u32>) -> bool {
+    let Some(number) = connection else { return false };
+    if std::fs::write(format!("/sys/fs/fuse/connections/{number}/abort"), "1").is_ok() {
+        return true;
     }
+    // Without a fusectl file system: by the mount point, if it is still ours.
+    is_mounted(point, connection) && device::abort(point).is_ok()
 }
 
 /// Whether the kernel's connection is what is seen at `point`.

@@ -2,7 +2,7 @@
 //! and mappings of the same file, checked against a copy in memory.
 
 use crate::rig::Scratch;
-use crate::{Mounted, Rng};
+use crate::{ignored, Mounted, Rng};
 use nix::sys::mman::{mmap, munmap, MapFlags, ProtFlags};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -133,8 +133,6 @@ fn direct_and_buffered() {
     all(400);
 }
 
-#[test]
-#[ignore = "make conformance"]
-fn direct_and_buffered_for_long() {
-    all(40_000);
+ignored! {
+    for_long: all(40_000);
 }

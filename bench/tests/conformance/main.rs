@@ -19,15 +19,19 @@ use rig::{Guest, Host, Peer, Scratch};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-/// All channels and transports.
-const ALL: [(&str, &str); 6] = [
-    ("uring", "ring"),
-    ("fuse", "ring"),
-    ("uring", "virtqueue"),
-    ("fuse", "virtqueue"),
-    ("uring", "socket"),
-    ("fuse", "socket"),
-];
+/// Tests that only `make conformance` runs.
+macro_rules! ignored {
+    ($($name:ident: $call:expr;)*) => {
+        $(
+            #[test]
+            #[ignore = "make conformance"]
+            fn $name() {
+                $call
+            }
+        )*
+    };
+}
+use ignored;
 
 /// What either host offers for these tests, beside its `--cache`.
 const FEATURES: [&str; 3] = ["--xattr", "--posix-acl=auto", "--killpriv-v2"];

@@ -118,6 +118,33 @@ fn assert_dead(point: &Path) {
 }
 
 #[test]
+fn a_host_dies_while_nobody_asks() {
+    for (channel, transport) in ALL {
+        let Some((_scratch, host, mut guest)) = start(channel, transport, "") else { continue };
+        kill(host.server(), Signal::SIGKILL).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        assert_dead(&guest.point);
+        assert!(!guest.ended().success());
+    }
+}
+
+/// The last users of a detached mount have no mount point by which it could be ended.
+#[test]
+fn a_host_of_a_detached_mount_dies() {
+    for (channel, transport) in ALL {
+        let Some((_scratch, host, mut guest)) = start(channel, transport, "") else { continue };
+        let file = fs::File::create_new(guest.point.join("f")).unwrap();
+        guest.signal(Signal::SIGTERM);
+        soon("it is detached", || (!is_mounted(&guest.point)).then_some(()));
+        (&file).write_all(b"x").unwrap();
+        kill(host.server(), Signal::SIGKILL).unwrap();
+        let killed = Instant::now();
+        assert!(file.sync_all().is_err() && killed.elapsed() < Duration::from_secs(1), "{channel}, {transport}");
+        assert!(!guest.ended().success());
+    }
+}
+
+#[test]
 fn a_stopped_side_goes_on() {
     for (channel, transport) in [("uring", "ring"), ("fuse", "ring"), ("fuse", "socket")] {
         let Some((_scratch, host, guest)) = start(channel, transport, "") else { continue };
