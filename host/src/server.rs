@@ -425,11 +425,12 @@ impl<F: FileSystem + Sync> Server<F> {
             | FsOptions::BIG_WRITES
             | FsOptions::AUTO_INVAL_DATA
             | FsOptions::ASYNC_DIO
-            | FsOptions::ATOMIC_O_TRUNC
             | FsOptions::MAX_PAGES
             | FsOptions::SUBMOUNTS
             | FsOptions::INIT_EXT
             | FsOptions::CREATE_SUPP_GROUP;
+        // ATOMIC_O_TRUNC is not among them: by it guests' kernels have a running program's file
+        // truncated before they find out that it must not be (ETXTBSY).
         // Not decoded here: do not accept what would bring it.
         let never = FsOptions::SECURITY_CTX;
         let _alone = self.life.lock();

@@ -85,6 +85,8 @@ pub mod opcode {
 
 /// Bits of INIT's `flags` (low word) and `flags2` (high word).
 pub mod init_flag {
+    /// FUSE_ATOMIC_O_TRUNC: OPEN truncates.
+    pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
     /// FUSE_WRITEBACK_CACHE.
     pub const WRITEBACK_CACHE: u64 = 1 << 16;
     /// FUSE_MAX_PAGES: `max_pages` counts.

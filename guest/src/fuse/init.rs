@@ -37,8 +37,10 @@ const OUT_MAX_PAGES: usize = 28;
 const OUT_FLAGS2: usize = 32;
 
 /// What no host of ours may be offered: it concerns the guest's kernel alone,
-/// or brings messages that are not carried.
+/// or brings messages that are not carried; and ATOMIC_O_TRUNC, by which the kernel
+/// has a running program's file truncated before it finds out that it must not be (ETXTBSY).
 const NOT_FOR_HOST: u64 = OVER_IO_URING
+    | ATOMIC_O_TRUNC
     | MAP_ALIGNMENT
     | HAS_INODE_DAX
     | PASSTHROUGH
