@@ -37,7 +37,7 @@ bench: deps
 	cargo build --release --workspace
 	./target/release/tunnelfs-bench all --quick --json results/quick.json --report results/quick.md
 
-# The full matrix, about 8 minutes.
+# The full matrix, about 10 minutes.
 bench-full: deps
 	cargo build --release --workspace
 	./target/release/tunnelfs-bench all --json results/full.json --report results/full.md
