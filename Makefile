@@ -42,7 +42,7 @@ bench-full: deps
 	cargo build --release --workspace
 	./target/release/tunnelfs-bench all --json results/full.json --report results/full.md
 
-# Real mounts against others', about 10 minutes; needs root, /dev/fuse, and fio for all of its jobs.
+# Real mounts against others', about 10 minutes, 13 with two peers; needs root, /dev/fuse, and fio for all of its jobs.
 bench-mount: deps
 	cargo build --release --workspace
 	./target/release/tunnelfs-bench mount --json results/mount.json --report results/mount.md
