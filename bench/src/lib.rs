@@ -2,6 +2,7 @@
 //! limits of the machine, all in one interleaved run.
 
 pub mod direct;
+pub mod held;
 pub mod idle;
 pub mod inline;
 pub mod interrupt;

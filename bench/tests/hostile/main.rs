@@ -7,3 +7,4 @@ mod fuse;
 mod guest;
 mod queues;
 mod rig;
+mod stream;

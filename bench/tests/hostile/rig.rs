@@ -1,14 +1,17 @@
 //! A host to attack, what it must not touch, and what must hold after each attack.
 
 use nix::sys::memfd::{memfd_create, MFdFlags};
+use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use tunnelfs_bench::held::Held;
 use tunnelfs_bench::session::sibling;
 
-use crate::guest::{op, request, Hostile};
+use crate::guest::{op, request, Answer, Hostile};
+use crate::stream::Stream;
 
 /// How long anything may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -29,20 +32,14 @@ pub fn soon<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// What a process holds.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    descriptors: usize,
-    threads: usize,
-    kib: usize,
-}
-
 /// A host in a process of its own, on a directory beside others.
 pub struct Target {
     scratch: tempfile::TempDir,
     host: Child,
     before: Held,
     outside: Vec<String>,
+    /// Whether messages are streamed.
+    streamed: bool,
 }
 
 impl Target {
@@ -68,13 +65,13 @@ impl Target {
         // What it has to say about its guests fills screens.
         command.env("RUST_LOG", "error").stderr(Stdio::null());
         let host = command.spawn().unwrap();
-        let before = Held { descriptors: 0, threads: 0, kib: 0 };
-        let mut target = Target { scratch, host, before, outside: Vec::new() };
+        let streamed = options.contains(&"socket");
+        let mut target = Target { scratch, host, before: Held::default(), outside: Vec::new(), streamed };
         soon("the host listens", || std::os::unix::net::UnixStream::connect(&socket).ok());
         target.honest_guest();
         // Allocators and thread pools warm up.
         target.honest_guest();
-        target.before = soon("the host's rest", || target.at_rest());
+        target.before = Held::at_rest(target.worker());
         target.outside = target.outside_now();
         target
     }
@@ -99,9 +96,10 @@ impl Target {
         assert_eq!(self.outside_now(), self.outside, "{attack}: the host has touched what it does not share");
         let start = Instant::now();
         loop {
-            let now = self.held();
-            let before = self.before;
-            if now.descriptors <= before.descriptors && now.threads <= before.threads && now.kib <= before.kib + GROWTH
+            let (now, before) = (Held::of(self.worker()), self.before);
+            if now.descriptors <= before.descriptors
+                && now.threads <= before.threads
+                && now.resident_kib <= before.resident_kib + GROWTH
             {
                 return;
             }
@@ -110,34 +108,27 @@ impl Target {
         }
     }
 
-    /// The next guest reads over a ring. (The last one may have renamed the file, as it is allowed to.)
+    /// The next guest reads. (The last one may have renamed the file, as it is allowed to.)
     fn honest_guest(&self) {
         let words = self.path("share/words");
         let _ = fs::remove_dir_all(&words).or_else(|_| fs::remove_file(&words));
         fs::write(words, WORDS).unwrap();
+        if self.streamed {
+            // Of another guest's connections, some may still be about to end.
+            return soon("the next guest", || {
+                let mut stream = Stream::connect(&self.socket());
+                read_words(|message| stream.call(message))
+            });
+        }
         let mut guest = self.guest();
         assert_eq!(guest.call(0, &request(op::INIT, 0, &op::init_body())).unwrap().error, 0);
         let mut ring = guest.ring(1);
-        let node = ring.call(&guest, &request(op::LOOKUP, 1, b"words\0")).unwrap().word(0);
-        let handle = ring.call(&guest, &request(op::OPEN, node, &op::words(&[0, 0]))).unwrap().word(0);
-        let reply = ring.call(&guest, &request(op::READ, node, &op::read_body(handle, 0, 4096))).unwrap();
-        assert_eq!((reply.error, &reply.payload[..]), (0, WORDS), "the next guest");
+        read_words(|message| ring.call(&guest, message)).expect("the next guest is answered");
     }
 
-    /// What the host holds between two guests, when it has come to rest.
-    fn at_rest(&self) -> Option<Held> {
-        let first = self.held();
-        std::thread::sleep(Duration::from_millis(100));
-        let second = self.held();
-        ((first.descriptors, first.threads) == (second.descriptors, second.threads)).then_some(second)
-    }
-
-    fn held(&self) -> Held {
-        let proc = PathBuf::from(format!("/proc/{}", worker(self.host.id())));
-        let count = |dir: &str| fs::read_dir(proc.join(dir)).map_or(0, Iterator::count);
-        let status = fs::read_to_string(proc.join("status")).unwrap_or_default();
-        let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
-        Held { descriptors: count("fd"), threads: count("task"), kib: kib.unwrap_or(0) }
+    /// The process that serves: in a sandbox a child of the one that was started.
+    fn worker(&self) -> Pid {
+        Pid::from_raw(youngest(self.host.id()) as i32)
     }
 
     /// Everything beside the shared directory, with contents and times.
@@ -150,10 +141,19 @@ impl Target {
     }
 }
 
-/// The process that serves: in a sandbox a child of the one that was started.
-fn worker(pid: u32) -> u32 {
+fn youngest(pid: u32) -> u32 {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    children.split_whitespace().next().map_or(pid, |child| worker(child.parse().unwrap()))
+    children.split_whitespace().next().map_or(pid, |child| youngest(child.parse().unwrap()))
+}
+
+/// Opens and reads what every guest may; `None` where it is not answered.
+fn read_words(mut call: impl FnMut(&[u8]) -> Option<Answer>) -> Option<()> {
+    assert_eq!(call(&request(op::INIT, 0, &op::init_body()))?.error, 0);
+    let node = call(&request(op::LOOKUP, 1, b"words\0"))?.word(0);
+    let handle = call(&request(op::OPEN, node, &op::words(&[0, 0])))?.word(0);
+    let reply = call(&request(op::READ, node, &op::read_body(handle, 0, 4096)))?;
+    assert_eq!((reply.error, &reply.payload[..]), (0, WORDS), "the next guest");
+    Some(())
 }
 
 fn note(path: &Path, deep: bool, seen: &mut Vec<String>) {

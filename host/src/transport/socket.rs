@@ -5,6 +5,7 @@
 use crate::server::{Outcome, Server};
 use crate::shared::Shared;
 use libc::iovec;
+use memmap2::MmapMut;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -19,17 +20,16 @@ const WRITE_HEAD: usize = IN_HEADER + 40;
 /// Most bytes of a message: the largest slot and room for headers.
 const MAX_MESSAGE: usize = MAX_SLOT_SIZE as usize + 4096;
 
-/// Private memory whose byte `at` starts a page: files with O_DIRECT want their data so.
+/// Private memory whose byte `at` starts a page: files with O_DIRECT want their data so. A mapping of its own, which
+/// costs what is touched of it, and is gone with the connection: an allocator would keep it for the next one.
 struct Buffer {
-    bytes: Vec<u8>,
+    bytes: MmapMut,
     start: usize,
 }
 
 impl Buffer {
-    fn new(at: usize) -> Self {
-        let bytes = vec![0; MAX_MESSAGE + PAGE];
-        let start = (bytes.as_ptr() as usize + at).wrapping_neg() % PAGE;
-        Buffer { bytes, start }
+    fn new(at: usize) -> io::Result<Self> {
+        Ok(Buffer { bytes: MmapMut::map_anon(MAX_MESSAGE + PAGE)?, start: at.wrapping_neg() % PAGE })
     }
 
     fn get(&mut self) -> &mut [u8] {
@@ -43,7 +43,7 @@ impl Buffer {
 /// The socket's error, or `InvalidData` when the guest breaks the framing.
 pub fn serve<F: FileSystem + Sync>(mut stream: UnixStream, server: &Server<F>, wait: WaitConfig) -> io::Result<()> {
     let mut waiter = Waiter::new(wait);
-    let (mut input, mut output) = (Buffer::new(WRITE_HEAD), Buffer::new(OUT_HEADER));
+    let (mut input, mut output) = (Buffer::new(WRITE_HEAD)?, Buffer::new(OUT_HEADER)?);
     let output = output.get();
     loop {
         waiter.spin(|| readable(&stream));
