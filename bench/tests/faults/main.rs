@@ -1,10 +1,13 @@
 //! A mount when things go wrong: a host that dies, stops, lies or is silent,
-//! a guest that dies, a disk that is full. Programs get errors in time, and the
-//! mount can always be taken away. About half a minute.
+//! a guest that dies, a disk that is full or broken, memory that ends. Programs get errors in time, and the
+//! mount can always be taken away. About a minute.
 //!
 //! Needs root and `/dev/fuse`; says `skipped: ...` without them.
 
+mod device;
+mod disk;
 mod liar;
+mod memory;
 #[allow(dead_code)]
 #[path = "../mount/rig.rs"]
 mod rig;
@@ -57,7 +60,8 @@ fn work_until_it_fails(path: PathBuf, started: mpsc::Sender<()>) -> (Instant, io
     unreachable!()
 }
 
-const ALL: [(&str, &str); 6] = [
+/// Every channel with every transport.
+pub const ALL: [(&str, &str); 6] = [
     ("uring", "ring"),
     ("uring", "virtqueue"),
     ("uring", "socket"),
