@@ -1,5 +1,5 @@
 # Two commands do everything: `make bench` and `make test`.
-.PHONY: all deps deps-conformance conformance bench bench-full bench-mount test lint fuzz mutants install uninstall static vm vm-test vm-test-quick vm-boot-root vm-bench
+.PHONY: all deps deps-conformance conformance soak bench bench-full bench-mount test lint fuzz sanitize mutants install uninstall static vm vm-test vm-test-quick vm-boot-root vm-bench
 
 all: bench
 
@@ -21,9 +21,9 @@ deps-conformance: .deps/bin/pjdfstest .deps/bin/fsx
 
 .deps/conformance-packages:
 	@mkdir -p .deps
-	@if ! { test -e /usr/include/sys/acl.h && which sqlite3 git tar >/dev/null; }; then \
-	  echo "installing libacl1-dev, sqlite3, git and tar (as root, by apt-get)"; \
-	  apt-get update -qq && apt-get install -y -qq libacl1-dev sqlite3 git tar; fi
+	@if ! { test -e /usr/include/sys/acl.h && which sqlite3 git tar fio mkfs.ext4 mkfs.btrfs >/dev/null; }; then \
+	  echo "installing libacl1-dev, sqlite3, git, tar, fio, e2fsprogs and btrfs-progs (as root, by apt-get)"; \
+	  apt-get update -qq && apt-get install -y -qq libacl1-dev sqlite3 git tar fio e2fsprogs btrfs-progs; fi
 	@touch $@
 
 .deps/bin/pjdfstest: | .deps/conformance-packages
@@ -56,15 +56,25 @@ test: deps deps-conformance
 # All of pjdfstest, fsx and the programs on every channel, transport and cache mode; as root, some hours.
 conformance: deps deps-conformance
 	cargo build --release --workspace
-	cargo test --release -p tunnelfs-bench --test conformance -- --include-ignored --test-threads 2 --nocapture
+	cargo test --release -p tunnelfs-bench --test conformance -- --include-ignored --skip soak:: --test-threads 2 --nocapture
+
+# All kinds of mounts under loads that check their bytes, with kills and restarts, at random from SEED, for SOAK_SECONDS
+# (half an hour by default); as root. What the processes held is recorded in target/tmp.
+soak: deps deps-conformance
+	cargo build --release --workspace
+	cargo test --release -p tunnelfs-bench --test conformance -- --ignored --exact soak::as_long_as_told --nocapture
 
 lint: deps
 	cargo fmt --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
-# FUZZ_SECONDS for each target, ten minutes by default.
+# FUZZ_SECONDS for each target, ten minutes by default; with FUZZ_KEEP=1 what is found goes into fuzz/corpus.
 fuzz: deps
 	./fuzz/run
+
+# Under miri, and the address and thread sanitizers; needs a nightly toolchain.
+sanitize: deps
+	./.ci/sanitize
 
 # Takes one check out at a time, and expects the attack on it to be noticed. About 4 minutes.
 mutants: deps

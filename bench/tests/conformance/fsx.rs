@@ -26,7 +26,7 @@ const MODES: [Mode; 6] = [
 
 /// How often what is done, in parts of the whole: reads and writes of any offset and length, and all else that fsx has.
 /// It takes the error of a posix_fallocate of nothing for the lack of it: no operation is empty.
-const ANYTHING: &str = "
+pub const ANYTHING: &str = "
 flen = 262144
 [opsize]
 min = 1
@@ -49,7 +49,7 @@ copy_file_range = 3
 ";
 
 /// Large requests, whole blocks.
-const BLOCKS: &str = "
+pub const BLOCKS: &str = "
 flen = 16777216
 [opsize]
 min = 4096
@@ -66,14 +66,12 @@ punch_hole = 1
 copy_file_range = 1
 ";
 
-fn exercise(program: &Path, mounted: &Mounted, plan: &str, operations: u32, through: &str) {
-    let (config, seed) = (mounted.scratch.path("fsx.toml"), Rng::seed());
-    fs::write(&config, plan).unwrap();
+/// Runs it to its end on `file`; what it leaves after a failure goes into the scratch.
+pub fn exercise(program: &Path, config: &Path, scratch: &Scratch, file: &Path, operations: u32, seed: u64) {
     let mut command = Command::new(program);
-    command.arg("-f").arg(&config).arg("-P").arg(mounted.scratch.path("")).args(["-N", &operations.to_string()]);
-    println!("{through}: {operations} operations with SEED={seed}");
-    run(command.args(["-S", &seed.to_string()]).arg(mounted.path("file")));
-    fs::remove_file(mounted.path("file")).unwrap();
+    command.arg("-f").arg(config).arg("-P").arg(scratch.path("")).args(["-N", &operations.to_string()]);
+    run(command.args(["-S", &seed.to_string()]).arg(file));
+    fs::remove_file(file).unwrap();
 }
 
 fn over(channel: &str, mode: Mode, plans: &[&str], operations: u32) {
@@ -82,8 +80,12 @@ fn over(channel: &str, mode: Mode, plans: &[&str], operations: u32) {
     let (name, options, words) = mode;
     // In memory: else most of the time would go into the disk's syncs.
     let mounted = Mounted::on(scratch.in_memory("100m"), (channel, "ring"), options, words);
+    let config = mounted.scratch.path("fsx.toml");
     for plan in plans {
-        exercise(&program, &mounted, plan, operations, &format!("{channel}, cache {name}"));
+        let seed = Rng::seed();
+        println!("{channel}, cache {name}: {operations} operations with SEED={seed}");
+        fs::write(&config, plan).unwrap();
+        exercise(&program, &config, &mounted.scratch, &mounted.path("file"), operations, seed);
     }
     mounted.guest.unmount();
 }

@@ -1,6 +1,7 @@
 //! The suites that file systems are judged by, on mounts: pjdfstest, fsx, and
 //! many programs at work at once. What runs by default takes about three
-//! minutes; `make conformance` runs all of it, which takes hours.
+//! minutes; `make conformance` runs all of it, which takes hours, and `make soak`
+//! all at random for half an hour.
 //!
 //! Needs root and `/dev/fuse`, and the programs of `make deps-conformance`; says
 //! `skipped: ...` without them.
@@ -14,6 +15,7 @@ mod programs;
 #[allow(dead_code)]
 #[path = "../mount/rig.rs"]
 mod rig;
+mod soak;
 
 use rig::{Guest, Host, Peer, Scratch};
 use std::path::PathBuf;

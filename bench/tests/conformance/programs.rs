@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// A load: runs in `dir` on the mount, has `source`, a tree outside of it, and does `times` as much.
-type Load = fn(dir: &Path, source: &Path, times: usize);
+pub type Load = fn(dir: &Path, source: &Path, times: usize);
 
-const LOADS: [(&str, Load); 6] = [
+pub const LOADS: [(&str, Load); 6] = [
     ("trees", copied_moved_and_removed_trees),
     ("tar", archives),
     ("git", a_repository),
@@ -21,7 +21,7 @@ const LOADS: [(&str, Load); 6] = [
 ];
 
 /// A tree of files, empty to some 100 kB, with links of both kinds and odd modes.
-fn plant(dir: &Path, files: usize) {
+pub fn plant(dir: &Path, files: usize) {
     let mut rng = Rng::new(files as u64);
     for i in 0..files {
         let dir = dir.join(format!("d{}/e{}", i % 7, i % 31));
