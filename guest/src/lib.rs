@@ -7,6 +7,7 @@ pub mod fuse;
 pub mod link;
 pub mod message;
 pub mod mount;
+mod resume;
 pub mod stats;
 pub mod transport;
 mod watchdog;
@@ -31,6 +32,9 @@ pub enum Error {
     /// The host has not answered within `mount.timeout`.
     #[error("the host does not answer")]
     HostSilent,
+    /// The host cannot take over from the one before.
+    #[error("the host cannot go on from where the one before it was: {0}")]
+    Refused(String),
     /// The host broke the protocol.
     #[error("the host broke the protocol: {0}")]
     Protocol(&'static str),

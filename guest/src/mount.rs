@@ -4,15 +4,18 @@ use crate::channel::{Kind, Worker};
 use crate::deadline;
 use crate::fuse::abi::{init_flag, opcode, reply_header, request_len, request_opcode, request_unique};
 use crate::fuse::device::{self, MountOptions};
-use crate::fuse::init::{self, Agreed};
+use crate::fuse::init::{self, Agreed, Replay};
 use crate::fuse::mounts;
-use crate::link::{connect, Connection, GuestConfig};
+use crate::link::{connect, Connection, GuestConfig, Kept};
 use crate::message::{IN_HEADER, OUT_HEADER};
+use crate::resume::watch::{lifelines, reply_bytes, root_of, Lifelines, Watch};
+use crate::resume::Resume;
 use crate::stats::{self, QueueStats};
-use crate::transport::{call_within, Completion, Transport};
+use crate::transport::{call_within, Transport};
 use crate::watchdog::Watchdog;
 use crate::Error;
 use nix::poll::PollTimeout;
+use parking_lot::Mutex;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,10 +42,15 @@ pub struct MountConfig {
     pub writeback: bool,
     /// How long the host may take for an answer; zero: as long as it likes.
     pub timeout: Duration,
+    /// How long to wait for another host when this one has gone; `None`: not at all.
+    pub reconnect: Option<Duration>,
 }
 
 /// What the names of a mount's threads start with.
 pub const WORKERS: &[&str] = &["queue-", "control"];
+
+/// Where the thread that brings the next host says why there is none.
+type Failure = Arc<Mutex<Option<Error>>>;
 
 impl MountConfig {
     /// What `settings` have for a mount on `point`.
@@ -60,6 +68,7 @@ impl MountConfig {
             channel: mount.channel,
             writeback: mount.writeback,
             timeout: Duration::from_secs(mount.timeout),
+            reconnect: mount.reconnect.then(|| Duration::from_secs(mount.reconnect_timeout)),
         }
     }
 }
@@ -75,6 +84,9 @@ pub struct Mount {
     /// The kernel's number of the connection, if it tells.
     connection: Option<u32>,
     watchdog: Option<Watchdog>,
+    /// Where another host may take over.
+    resume: Option<(Arc<Resume>, Kept)>,
+    no_host: Failure,
 }
 
 impl Mount {
@@ -111,15 +123,62 @@ impl Mount {
             policy: config.guest.wait.policy,
             connection: mounts::on(&config.point).map(|m| m.number),
             watchdog: None,
+            resume: None,
+            no_host: Failure::default(),
         };
-        mount.agreed = agree(&device, connection.queues[0].as_mut(), config)?;
+        let (agreed, init) = agree(&device, connection.queues[0].as_mut(), config)?;
+        mount.agreed = agreed;
+        let next = match (connection.kept.clone(), config.reconnect) {
+            (Some(kept), Some(limit)) => {
+                Some(mount.next_host(&mut connection, (kept, init, limit), &device, config)?)
+            }
+            _ => None,
+        };
         mount.start(connection, &device, config)?;
         mount.watch(config.timeout)?;
+        if let Some((watch, lifelines)) = next {
+            mount.watch_host(watch, lifelines)?;
+        }
         Ok(mount)
     }
 
+    /// What it takes to go on with another host.
+    fn next_host(
+        &mut self,
+        connection: &mut Connection,
+        (kept, init, limit): (Kept, Replay, Duration),
+        device: &Arc<OwnedFd>,
+        config: &MountConfig,
+    ) -> Result<(Watch, Lifelines), Error> {
+        let root = root_of(connection.queues[0].as_mut(), limit_of(config.timeout))?;
+        let control = self.agreed.uring.then_some(&connection.control);
+        let used = || connection.queues.iter().chain(control);
+        let (slots, lifelines) = (used().map(|queue| queue.slots()).collect::<Vec<_>>(), lifelines(used())?);
+        let resume = Arc::new(Resume::new(slots.len()));
+        self.resume = Some((resume.clone(), kept.clone()));
+        let mut of_host = config.guest.clone();
+        of_host.queues = connection.queues.len();
+        let watch = Watch { config: of_host, kept, init, root, device: device.clone(), slots, limit, resume };
+        Ok((watch, lifelines))
+    }
+
+    fn watch_host(&self, watch: Watch, lifelines: Lifelines) -> Result<(), Error> {
+        let (point, connection, ended) = (self.point.clone(), self.connection, self.ended.clone());
+        let told = self.no_host.clone();
+        let work = move || {
+            if let Some(why) = watch.run(lifelines) {
+                tracing::error!("{why}: giving up");
+                *told.lock() = Some(why);
+                abort(&point, connection);
+                ring_bell(&*ended);
+            }
+        };
+        std::thread::Builder::new().name("next-host".into()).spawn(work)?;
+        Ok(())
+    }
+
     fn start(&mut self, connection: Connection, device: &Arc<OwnedFd>, config: &MountConfig) -> Result<(), Error> {
-        let Connection { control, queues } = connection;
+        let Connection { control, queues, .. } = connection;
         if config.guest.transport == tunnelfs_settings::Kind::Ring && queues.iter().any(|q| q.name() != "ring") {
             tracing::info!("the host has no ring, or one of another version: going on over virtqueues");
         }
@@ -145,8 +204,9 @@ impl Mount {
         cpu: Option<usize>,
     ) -> Result<(), Error> {
         let stats = Arc::new(QueueStats::new(transport.slots()));
+        let resume = self.resume.clone().map(|(resume, kept)| (resume, self.queues.len(), kept));
         self.queues.push((transport.name(), transport.slots(), stats.clone()));
-        let worker = Worker { transport, device: device.clone(), kind, cpu, stats };
+        let worker = Worker { transport, device: device.clone(), kind, cpu, stats, resume };
         let ended = self.ended.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             let result = worker.run();
@@ -211,6 +271,10 @@ impl Mount {
             if self.watchdog.as_ref().is_some_and(Watchdog::has_given_up) {
                 return self.leave(Error::HostSilent);
             }
+            let no_host = self.no_host.lock().take();
+            if let Some(why) = no_host {
+                return self.leave(why);
+            }
             // The bell is rung a moment before a worker has ended.
             let Some(done) = self.workers.iter().position(JoinHandle::is_finished) else {
                 std::thread::sleep(Duration::from_millis(2));
@@ -218,7 +282,8 @@ impl Mount {
             };
             let ended = self.workers.swap_remove(done).join();
             if let Err(e) = ended.unwrap_or(Err(Error::Protocol("a worker panicked"))) {
-                return self.leave(e);
+                let why = self.no_host.lock().take();
+                return self.leave(why.unwrap_or(e));
             }
         }
         Ok(())
@@ -227,6 +292,9 @@ impl Mount {
     /// Ends the service with an error, whatever the other workers wait for.
     fn leave(&mut self, error: Error) -> Result<(), Error> {
         let start = Instant::now();
+        if let Some((resume, _)) = &self.resume {
+            resume.give_up();
+        }
         let ending = abort(&self.point, self.connection);
         while ending && start.elapsed() < Duration::from_secs(1) && self.workers.iter().any(|w| !w.is_finished()) {
             std::thread::sleep(Duration::from_millis(2));
@@ -262,7 +330,7 @@ impl Drop for Mount {
 }
 
 /// Carries INIT between the kernel and the host.
-fn agree(device: &OwnedFd, transport: &mut dyn Transport, config: &MountConfig) -> Result<Agreed, Error> {
+fn agree(device: &OwnedFd, transport: &mut dyn Transport, config: &MountConfig) -> Result<(Agreed, Replay), Error> {
     // The kernel reads nothing into less than FUSE_MIN_READ_BUFFER.
     let mut request = [0; 8192];
     let n = nix::unistd::read(device, &mut request).map_err(std::io::Error::from)?;
@@ -278,6 +346,7 @@ fn agree(device: &OwnedFd, transport: &mut dyn Transport, config: &MountConfig) 
             Channel::Fuse => Some(false),
         },
         writeback: config.writeback,
+        reconnect: config.reconnect.is_some(),
     };
     let offered = init::offered(&head[IN_HEADER..]);
     let uring_offered = offered & init_flag::OVER_IO_URING != 0;
@@ -288,33 +357,26 @@ fn agree(device: &OwnedFd, transport: &mut dyn Transport, config: &MountConfig) 
         tracing::info!("{}", device::uring_hint());
     }
     init::narrow_request(&mut head[IN_HEADER..], wanted);
-    let limit = match config.timeout {
-        Duration::ZERO => PollTimeout::NONE,
-        timeout => PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX),
-    };
-    let done = call_within(transport, head, 0, 4096, limit)?;
+    let done = call_within(transport, head, 0, 4096, limit_of(config.timeout))?;
     if done.error() != 0 {
         let e = std::io::Error::from_raw_os_error(-done.error());
         return Err(Error::Setup(format!("the host refuses this kernel's version of FUSE, or an option: {e}")));
     }
     let mut body = reply_bytes(transport, &done);
+    let theirs = body.clone();
     let agreed = init::adapt_reply(&mut body, offered, wanted);
     let agreed = agreed.map_err(|e| Error::Setup(format!("the host is of another version: {e}")))?;
     let mut reply = reply_header(OUT_HEADER + body.len(), 0, request_unique(head)).to_vec();
     reply.extend_from_slice(&body);
     nix::unistd::write(device, &reply).map_err(std::io::Error::from)?;
-    Ok(agreed)
+    Ok((agreed, Replay::new(head, &theirs, agreed)))
 }
 
-/// A private copy of a reply without its header.
-fn reply_bytes(transport: &dyn Transport, done: &Completion) -> Vec<u8> {
-    let mut body = done.inline().to_vec();
-    let inline = body.len();
-    body.resize(inline + done.payload_len, 0);
-    let (ptr, _) = transport.slot(done.slot);
-    // SAFETY: the transport has checked that the reply lies in the slot.
-    unsafe { std::ptr::copy_nonoverlapping(ptr, body[inline..].as_mut_ptr(), done.payload_len) };
-    body
+fn limit_of(timeout: Duration) -> PollTimeout {
+    match timeout {
+        Duration::ZERO => PollTimeout::NONE,
+        timeout => PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX),
+    }
 }
 
 /// CPUs that the kernel could ever have: FUSE-over-io_uring wants a queue for each.

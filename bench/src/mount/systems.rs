@@ -236,7 +236,7 @@ fn mount_inside(settings: &Settings, point: &Path) -> io::Result<Mount> {
     let server = Arc::new(Server::new(share::open(&settings.host)?, settings.host.allow_direct_io));
     let queue = || Inline::new(server.clone(), config.guest.geometry).map(|q| Box::new(q) as Box<dyn Transport>);
     let queues = (0..config.guest.queues).map(|_| queue()).collect::<Result<_, _>>().map_err(io::Error::other)?;
-    let connection = Connection { control: queue().map_err(io::Error::other)?, queues };
+    let connection = Connection { control: queue().map_err(io::Error::other)?, queues, kept: None };
     Mount::over(connection, &config).map_err(io::Error::other)
 }
 

@@ -113,7 +113,7 @@ fn a_repository(dir: &Path, source: &Path, times: usize) {
     import.stdin.take().unwrap().write_all(&history(300 * times)).unwrap();
     assert!(import.wait().unwrap().success());
     let script = "git clone -q --no-local origin clone$2; cd clone$2
-         git config user.email a@example.org; git config user.name A
+         git config user.email a@example.org; git config user.name A$2
          git fsck --full --strict; test -z \"$(git status --porcelain)\"
          cp -a \"$1\" added; git add added; git commit -qm added; git checkout -q HEAD~5; git checkout -q -
          git repack -qad; git gc -q --prune=now; git fsck --full --strict

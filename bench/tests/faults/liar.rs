@@ -76,7 +76,8 @@ fn face(scratch: &Scratch, channel: &str, lie: Lie) {
             std::thread::spawn(move || serve(stream, lie));
         }
     });
-    let mut command = mount_command(scratch, &socket, &format!("channel={channel},transport=socket,timeout=1"));
+    let mut command =
+        mount_command(scratch, &socket, &format!("channel={channel},transport=socket,timeout=1,noreconnect"));
     command.arg("-f").stdout(Stdio::null()).stderr(Stdio::null());
     let mut guest = command.spawn().unwrap();
     let point = scratch.path("mnt");

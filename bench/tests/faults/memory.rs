@@ -91,7 +91,7 @@ fn a_host_without_memory() {
     let Some(scratch) = Scratch::new() else { return };
     let scratch = scratch.in_memory("200m");
     let host = Host::start(&scratch, Peer::Ours);
-    let mut guest = Guest::mount(&scratch, &host, "transport=ring");
+    let mut guest = Guest::mount(&scratch, &host, "transport=ring,noreconnect");
     group.take(&host);
     let point = guest.point.clone();
     let (synced, ended) = within(Duration::from_secs(60), "writing into memory that ends", move || {

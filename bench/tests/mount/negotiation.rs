@@ -118,7 +118,7 @@ fn a_host_s_limit_is_kept() {
     let socket = scratch.path("socket");
     for (max_write, told) in [(32 << 10, "writes up to 32 KiB"), (1 << 30, "writes up to 1024 KiB")] {
         let host = answer_init(&socket, 0, &[7, 38, 0, 0, 0, max_write]);
-        let mut guest = mount_command(&scratch, &socket, "transport=socket,queues=1,channel=fuse");
+        let mut guest = mount_command(&scratch, &socket, "transport=socket,queues=1,channel=fuse,noreconnect");
         let mut guest = guest.arg("-f").stdout(std::process::Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(guest.stdout.take().unwrap()), &mut line).unwrap();

@@ -141,16 +141,20 @@ impl Host {
         Host { child, socket, share }
     }
 
-    /// The process that serves: in a sandbox with its own processes it is a child.
+    /// The process that serves.
     pub fn server(&self) -> Pid {
-        let pid = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        Pid::from_raw(children.trim().parse().unwrap_or(pid as i32))
+        server(self.child.id())
     }
 }
 
+/// The process of a host that serves: in a sandbox with its own processes it is a child.
+pub fn server(host: u32) -> Pid {
+    let children = fs::read_to_string(format!("/proc/{host}/task/{host}/children")).unwrap();
+    Pid::from_raw(children.trim().parse().unwrap_or(host as i32))
+}
+
 /// Whether connections to the socket are accepted; asking by connecting would be a guest's visit.
-fn is_listening(socket: &Path) -> bool {
+pub fn is_listening(socket: &Path) -> bool {
     let (flag, path) = (" 00010000 ", format!(" {}", socket.display()));
     let sockets = fs::read_to_string("/proc/net/unix").unwrap();
     sockets.lines().any(|line| line.contains(flag) && line.ends_with(&path))
@@ -164,7 +168,7 @@ impl Drop for Host {
 }
 
 /// Options of either host that the checks count on.
-const FEATURES: &[&str] = &["--xattr", "--posix-acl=auto", "--killpriv-v2"];
+pub const FEATURES: &[&str] = &["--xattr", "--posix-acl=auto", "--killpriv-v2"];
 
 /// A mount's foreground process.
 pub struct Guest {

@@ -87,11 +87,18 @@ impl Channel {
             iovec { iov_base: head.as_mut_ptr().cast(), iov_len: HEAD },
             iovec { iov_base: ptr.cast(), iov_len: size },
         ];
+        if by == BLOCKING {
+            self.queue.rest();
+        }
         // SAFETY: both buffers are ours: `head`, and a free slot.
         let n = unsafe { libc::readv(self.devices[by].as_raw_fd(), parts.as_ptr(), parts.len() as i32) };
+        let error = io::Error::last_os_error();
+        if by == BLOCKING {
+            self.queue.rested()?;
+        }
         let taken = match usize::try_from(n) {
             Ok(n) => self.request(slot, by, &head, n)?,
-            Err(_) => match io::Error::last_os_error() {
+            Err(_) => match error {
                 e if e.raw_os_error() == Some(libc::ENODEV) => Taken::Unmounted,
                 // EAGAIN: nothing there; ENOENT: taken back before it was read.
                 e if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOENT)) => Taken::Nothing,
@@ -177,7 +184,8 @@ impl Channel {
             self.busy = fds[0].any() == Some(true);
             ended = fds[0].revents().is_some_and(|r| r.contains(PollFlags::POLLERR));
             if hung_up {
-                return Err(Error::HostGone);
+                self.queue.lose()?;
+                return Ok(!ended);
             }
         }
         transport.silence();

@@ -4,9 +4,12 @@
 
 mod classic;
 mod queue;
+mod session;
 mod uring;
 
 use crate::fuse::device::clone_device;
+use crate::link::Kept;
+use crate::resume::Resume;
 use crate::stats::QueueStats;
 use crate::transport::Transport;
 use crate::Error;
@@ -41,6 +44,8 @@ pub struct Worker {
     pub cpu: Option<usize>,
     /// Where to count.
     pub stats: Arc<QueueStats>,
+    /// Where another host may take over: the queue's place there, and what holds its slots.
+    pub(crate) resume: Option<(Arc<Resume>, usize, Kept)>,
 }
 
 impl Worker {
@@ -53,7 +58,9 @@ impl Worker {
             // A CPU that cannot be had costs speed, not correctness.
             stay_on(&[cpu]).unwrap_or_else(|e| tracing::warn!("{e}"));
         }
-        let queue = queue::Queue::new(self.transport, self.stats);
+        let slots = self.transport.slots();
+        let session = self.resume.map(|(resume, seat, kept)| session::Session::new(resume, seat, slots, kept));
+        let queue = queue::Queue::new(self.transport, self.stats, session);
         match self.kind {
             Kind::Classic | Kind::Leftovers => {
                 let devices = [clone_device(&self.device, false)?, clone_device(&self.device, true)?];

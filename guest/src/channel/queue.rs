@@ -1,28 +1,33 @@
 //! A transport with the bookkeeping that both channels need: what is under
-//! way, what must wait for room, and what the host may say about it.
+//! way, what must wait for room or for another host, and what the host may say about it.
 
+use super::session::{Ready, Session};
 use crate::fuse::abi::{opcode, reply_header, reply_room, request_opcode, request_unique};
 use crate::message::OUT_HEADER;
+use crate::resume::absent::Absent;
 use crate::stats::QueueStats;
 use crate::transport::{Completion, Transport};
 use crate::Error;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
-use tunnelfs_ring::SQE_HEAD_BYTES;
+use tunnelfs_ring::{CQE_HEAD_BYTES, SQE_HEAD_BYTES};
 
 /// A request that the host has, or that waits for room.
-struct Flight {
-    unique: u64,
-    opcode: u32,
+pub struct Flight {
+    pub unique: u64,
+    pub opcode: u32,
     start: Instant,
-}
-
-struct Waiting {
-    slot: u32,
-    head: [u8; SQE_HEAD_BYTES],
-    head_len: usize,
-    payload_len: u32,
+    /// As the kernel has it.
+    pub head: [u8; SQE_HEAD_BYTES],
+    pub head_len: usize,
+    pub payload_len: u32,
+    /// The host has it.
+    pub sent: bool,
+    /// A host that has gone had it.
+    pub again: bool,
+    /// What it gives back has been taken off the tables, for the host of this time.
+    pub noted: Option<u64>,
 }
 
 /// The host's answer to the request in `slot`, fit for the kernel.
@@ -35,6 +40,12 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Without a host.
+    fn own(slot: u32, flight: &Flight, error: i32) -> Answer {
+        let completion = Completion { slot, head: [0; CQE_HEAD_BYTES], head_len: OUT_HEADER, payload_len: 0 };
+        Answer { slot, header: reply_header(OUT_HEADER, error, flight.unique), opcode: flight.opcode, completion }
+    }
+
     /// Whether the kernel expects no reply (FORGET).
     pub fn wants_none(&self) -> bool {
         matches!(self.opcode, opcode::FORGET | opcode::BATCH_FORGET)
@@ -71,21 +82,61 @@ impl Answer {
 /// One request queue to the host.
 pub struct Queue {
     pub transport: Box<dyn Transport>,
-    flights: Vec<Option<Flight>>,
-    waiting: VecDeque<Waiting>,
+    pub flights: Vec<Option<Flight>>,
+    /// Slots whose requests wait for room, or for a host.
+    waiting: VecDeque<u32>,
+    /// Completions that came while another one was waited for.
+    pub stash: VecDeque<Completion>,
+    /// Not fetched yet.
+    answers: VecDeque<Answer>,
     under_way: usize,
     stats: Arc<QueueStats>,
+    /// Where another host may take over.
+    pub session: Option<Session>,
+    generation: u32,
 }
 
 impl Queue {
-    pub fn new(transport: Box<dyn Transport>, stats: Arc<QueueStats>) -> Self {
-        let flights = (0..transport.slots()).map(|_| None).collect();
-        Queue { transport, flights, waiting: VecDeque::new(), under_way: 0, stats }
+    pub fn new(transport: Box<dyn Transport>, stats: Arc<QueueStats>, session: Option<Session>) -> Self {
+        Queue {
+            flights: (0..transport.slots()).map(|_| None).collect(),
+            transport,
+            waiting: VecDeque::new(),
+            stash: VecDeque::new(),
+            answers: VecDeque::new(),
+            under_way: 0,
+            stats,
+            session,
+            generation: 0,
+        }
     }
 
-    /// Requests that the host owes an answer.
+    /// Requests that wait for an answer.
     pub fn under_way(&self) -> usize {
         self.under_way
+    }
+
+    /// Another number, another transport: its descriptors are new.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// The thread is going to wait for the kernel alone, and holds nothing of the host's.
+    pub fn rest(&self) {
+        if let Some(session) = &self.session {
+            session.resume.rest(session.seat);
+        }
+    }
+
+    /// It is back.
+    ///
+    /// # Errors
+    /// As [`Self::lose`].
+    pub fn rested(&mut self) -> Result<(), Error> {
+        match &self.session {
+            Some(session) if !session.away && session.resume.rested(session.seat, session.time) => self.lose(),
+            _ => Ok(()),
+        }
     }
 
     /// Submits the request in `slot`, as soon as there is room.
@@ -93,21 +144,75 @@ impl Queue {
     /// # Errors
     /// The transport's.
     pub fn send(&mut self, slot: u32, head: &[u8], payload_len: u32) -> Result<(), Error> {
-        let flight = Flight { unique: request_unique(head), opcode: request_opcode(head), start: Instant::now() };
-        self.stats.begin(slot, flight.start);
+        let flight = Flight::new(head, payload_len);
+        if let Some(session) = &mut self.session {
+            session.keep(slot, &flight, self.transport.slot(slot));
+        }
+        // While there is no host, none is late.
+        if !self.is_away() {
+            self.stats.begin(slot, flight.start);
+        }
         self.flights[slot as usize] = Some(flight);
         self.under_way += 1;
-        if !self.waiting.is_empty() || !self.submit(slot, head, payload_len)? {
-            let mut copy = [0; SQE_HEAD_BYTES];
-            copy[..head.len()].copy_from_slice(head);
-            self.waiting.push_back(Waiting { slot, head: copy, head_len: head.len(), payload_len });
+        let before = self.generation;
+        if (!self.waiting.is_empty() || !self.submit(slot)?) && self.generation == before {
+            self.waiting.push_back(slot);
         }
         Ok(())
     }
 
-    fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32) -> Result<bool, Error> {
+    /// Whether the request in `slot` needs no more waiting: it is with the host, or answered.
+    fn submit(&mut self, slot: u32) -> Result<bool, Error> {
+        let Some(flight) = &self.flights[slot as usize] else { return Ok(true) };
+        let (mut head, mut payload_len) = (flight.head, flight.payload_len);
+        let mut head_len = flight.head_len;
+        if let Some(session) = &self.session {
+            if session.away {
+                return Ok(false);
+            }
+            match self.make_ready(slot, &mut head, &mut head_len, &mut payload_len) {
+                Ok(Ready::Go) => {}
+                Ok(Ready::Answered(error)) => {
+                    self.answer(slot, error);
+                    return Ok(true);
+                }
+                Err(Error::HostGone) => return self.lose().map(|()| false),
+                Err(e) => return Err(e),
+            }
+        }
+        let head = &head[..head_len];
         let room = reply_room(head, self.transport.slot(slot).1);
-        self.transport.submit(slot, head, payload_len, room)
+        match self.transport.submit(slot, head, payload_len, room) {
+            Ok(sent) => {
+                if let Some(flight) = &mut self.flights[slot as usize] {
+                    flight.sent = sent;
+                }
+                Ok(sent)
+            }
+            Err(Error::HostGone) => self.lose().map(|()| false),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        while let Some(slot) = self.waiting.pop_front() {
+            let before = self.generation;
+            if !self.submit(slot)? {
+                if self.generation == before {
+                    self.waiting.push_front(slot);
+                }
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers a request without the host.
+    fn answer(&mut self, slot: u32, error: i32) {
+        if let Some(flight) = self.flights[slot as usize].take() {
+            self.stats.end(slot);
+            self.answers.push_back(Answer::own(slot, &flight, error));
+        }
     }
 
     /// Takes one answer.
@@ -115,29 +220,139 @@ impl Queue {
     /// # Errors
     /// The transport's.
     pub fn reap(&mut self) -> Result<Option<Answer>, Error> {
-        let Some(completion) = self.transport.reap()? else { return Ok(None) };
-        let slot = completion.slot;
-        let flight = self.flights.get_mut(slot as usize).and_then(Option::take);
-        let flight = flight.ok_or(Error::Protocol("answer to a request that was not made"))?;
-        self.under_way -= 1;
-        self.stats.end(slot);
-        while let Some(next) = self.waiting.pop_front() {
-            if !self.submit(next.slot, &next.head[..next.head_len], next.payload_len)? {
-                self.waiting.push_front(next);
-                break;
+        if self.is_away() {
+            self.look_for_host()?;
+        }
+        if self.answers.is_empty() {
+            match self.next_completion() {
+                Ok(None) => return Ok(None),
+                Ok(Some(answer)) => {
+                    self.under_way -= 1;
+                    self.flush()?;
+                    return Ok(Some(answer));
+                }
+                Err(Error::HostGone) => self.lose()?,
+                Err(e) => return Err(e),
             }
+        }
+        let answer = self.answers.pop_front();
+        self.under_way -= usize::from(answer.is_some());
+        Ok(answer)
+    }
+
+    fn next_completion(&mut self) -> Result<Option<Answer>, Error> {
+        let completion = match self.stash.pop_front() {
+            Some(stashed) => Some(stashed),
+            None => self.transport.reap()?,
+        };
+        completion.map(|completion| self.settle(completion)).transpose()
+    }
+
+    /// A completion to its answer.
+    fn settle(&mut self, mut completion: Completion) -> Result<Answer, Error> {
+        let slot = completion.slot;
+        let sent = self.flights.get(slot as usize).and_then(Option::as_ref).is_some_and(|flight| flight.sent);
+        if !sent {
+            return Err(Error::Protocol("answer to a request that was not made"));
         }
         // The kernel takes 0 and -511 to -1.
         let error = match completion.error() {
             e @ -511..=0 => e,
             _ => -libc::EIO,
         };
+        if self.session.is_some() {
+            self.take_note(&mut completion, error)?;
+        }
+        let flight = self.flights[slot as usize].take().ok_or(Error::Protocol("answered twice"))?;
+        self.stats.end(slot);
         let took = flight.start.elapsed();
-        self.stats.record(flight.opcode, error, took, self.under_way + 1, &*self.transport);
+        self.stats.record(flight.opcode, error, took, self.under_way, &*self.transport);
         let header = reply_header(0, error, flight.unique);
         let mut answer = Answer { slot, header, opcode: flight.opcode, completion };
         let len = OUT_HEADER + answer.inline().len() + answer.payload_len();
         answer.header[..4].copy_from_slice(&(len as u32).to_ne_bytes());
-        Ok(Some(answer))
+        Ok(answer)
+    }
+
+    /// The host has gone: lets go of what was shared with it, and keeps what is to be asked of the next one.
+    ///
+    /// # Errors
+    /// [`Error::HostGone`] when there is to be none.
+    pub fn lose(&mut self) -> Result<(), Error> {
+        let Some(session) = &mut self.session else { return Err(Error::HostGone) };
+        session.leaving = true;
+        // What it still answered.
+        while self.flights.iter().flatten().any(|flight| flight.sent) {
+            match self.next_completion() {
+                Ok(Some(answer)) => self.answers.push_back(answer),
+                _ => break,
+            }
+        }
+        self.stash.clear();
+        self.transport = Box::new(Absent::of(&*self.transport)?);
+        self.generation += 1;
+        let mut waiting: Vec<_> =
+            (0..self.flights.len() as u32).filter(|&s| self.flights[s as usize].is_some()).collect();
+        waiting.sort_by_key(|&slot| self.flights[slot as usize].as_ref().map(|flight| flight.start));
+        for &slot in &waiting {
+            self.stats.end(slot);
+            let place = self.transport.slot(slot);
+            if let Some(flight) = self.flights[slot as usize].as_mut().filter(|flight| flight.sent) {
+                (flight.sent, flight.again) = (false, true);
+                let flight = &*flight;
+                if let Some(session) = &self.session {
+                    session.restore(slot, flight, place);
+                }
+            }
+        }
+        self.waiting = waiting.into();
+        self.session_mut().park();
+        Ok(())
+    }
+
+    fn is_away(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.away)
+    }
+
+    fn session_mut(&mut self) -> &mut Session {
+        self.session.as_mut().expect("checked by the caller")
+    }
+
+    fn look_for_host(&mut self) -> Result<(), Error> {
+        if let Some(transport) = self.session_mut().look()? {
+            self.transport = transport;
+            self.generation += 1;
+            let now = Instant::now();
+            self.waiting.iter().for_each(|&slot| self.stats.begin(slot, now));
+            return self.flush();
+        }
+        // A request cannot be taken back by the kernel once it is here: whoever is killed would wait on.
+        if self.session_mut().time_to_look_at_callers() {
+            for slot in 0..self.flights.len() as u32 {
+                if self.flights[slot as usize].as_ref().is_some_and(Flight::caller_is_killed) {
+                    self.waiting.retain(|&s| s != slot);
+                    self.answer(slot, -libc::EINTR);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Flight {
+    fn new(head: &[u8], payload_len: u32) -> Flight {
+        let mut copy = [0; SQE_HEAD_BYTES];
+        copy[..head.len()].copy_from_slice(head);
+        Flight {
+            unique: request_unique(head),
+            opcode: request_opcode(head),
+            start: Instant::now(),
+            head: copy,
+            head_len: head.len(),
+            payload_len,
+            sent: false,
+            again: false,
+            noted: None,
+        }
     }
 }

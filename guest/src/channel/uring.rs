@@ -25,6 +25,7 @@ const SQE_LEN_OFFSET: usize = 24;
 /// `user_data` of what is not a ring entry.
 const BELL: u64 = 1 << 32;
 const HOST: u64 = 2 << 32;
+const NOTHING: u64 = 3 << 32;
 
 /// `struct fuse_uring_req_header`: 128 + 128 + 32 bytes.
 #[derive(Clone, Copy)]
@@ -55,6 +56,8 @@ pub struct Channel {
     /// Entries that the kernel has given back for good.
     ended: usize,
     bell_armed: bool,
+    /// The transport whose descriptors are looked at.
+    generation: u32,
 }
 
 impl Channel {
@@ -86,8 +89,18 @@ impl Channel {
         });
         let iovecs = iovecs.collect();
         let of_queue = kernel_queues.iter().copied().cycle().take(count).collect();
-        let mut channel =
-            Channel { ring, device, queue, of_queue, headers, _memory: memory, iovecs, ended: 0, bell_armed: false };
+        let mut channel = Channel {
+            ring,
+            device,
+            queue,
+            of_queue,
+            headers,
+            _memory: memory,
+            iovecs,
+            ended: 0,
+            bell_armed: false,
+            generation: 0,
+        };
         for slot in 0..count as u32 {
             channel.push(channel.command(REGISTER, slot, 0))?;
         }
@@ -112,6 +125,7 @@ impl Channel {
 
     /// Waits for the kernel, and for the host when it owes an answer; what has been committed goes first.
     fn wait(&mut self) -> Result<(), Error> {
+        self.follow_transport()?;
         if self.queue.under_way() == 0 {
             return self.enter(1);
         }
@@ -153,8 +167,7 @@ impl Channel {
         loop {
             let Some(event) = self.ring.completion().next() else { return Ok(()) };
             match (event.user_data(), event.result()) {
-                (BELL, _) => self.bell_armed = cqueue::more(event.flags()),
-                (HOST, _) => return Err(Error::HostGone),
+                (BELL.., _) => self.news(event.user_data(), cqueue::more(event.flags()))?,
                 (slot, 0) => self.request(slot as u32)?,
                 // Unmounted, or aborted.
                 (_, e) if matches!(-e, libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED) => self.ended += 1,
@@ -167,6 +180,30 @@ impl Channel {
                 }
             }
         }
+    }
+
+    /// Something else than a request; of a transport that is no more it means nothing.
+    fn news(&mut self, what: u64, more: bool) -> Result<(), Error> {
+        match what.checked_sub(u64::from(self.generation)) {
+            Some(BELL) => self.bell_armed = more,
+            Some(HOST) => self.queue.lose()?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Looks at the queue's transport, if that is another one now.
+    fn follow_transport(&mut self) -> Result<(), Error> {
+        if self.generation == self.queue.generation() {
+            return Ok(());
+        }
+        for old in [BELL, HOST] {
+            let old = old + u64::from(self.generation);
+            self.push(opcode::PollRemove::new(old).build().user_data(NOTHING).into())?;
+        }
+        self.generation = self.queue.generation();
+        self.bell_armed = false;
+        self.watch_host()
     }
 
     /// Hands the request that the kernel put into a slot to the host.
@@ -261,12 +298,13 @@ impl Channel {
         }
         self.bell_armed = true;
         let fd = types::Fd(self.queue.transport.fd().as_raw_fd());
-        self.push(opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build().user_data(BELL).into())
+        let bell = BELL + u64::from(self.generation);
+        self.push(opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build().user_data(bell).into())
     }
 
     /// Only a hang-up is reported.
     fn watch_host(&mut self) -> Result<(), Error> {
         let fd = types::Fd(self.queue.transport.alive().as_raw_fd());
-        self.push(opcode::PollAdd::new(fd, 0).build().user_data(HOST).into())
+        self.push(opcode::PollAdd::new(fd, 0).build().user_data(HOST + u64::from(self.generation)).into())
     }
 }

@@ -2,6 +2,7 @@
 //! between them, can carry.
 
 use super::abi::{init_flag::*, u32_at};
+use crate::message::IN_HEADER;
 
 /// What a mount wants of INIT.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +13,8 @@ pub struct Wanted {
     pub uring: Option<bool>,
     /// Cache writes in the kernel.
     pub writeback: bool,
+    /// Another host may take over, which knows of no locks.
+    pub reconnect: bool,
 }
 
 /// What was agreed on.
@@ -77,6 +80,10 @@ pub fn narrow_request(body: &mut [u8], wanted: Wanted) {
     if !wanted.writeback {
         kept &= !WRITEBACK_CACHE;
     }
+    if wanted.reconnect {
+        // They are the guest's kernel's then.
+        kept &= !(POSIX_LOCKS | FLOCK_LOCKS);
+    }
     set_flags(body, IN_FLAGS, IN_FLAGS2, kept);
 }
 
@@ -109,6 +116,51 @@ pub fn adapt_reply(body: &mut [u8], offered: u64, wanted: Wanted) -> Result<Agre
     Ok(Agreed { uring, max_write })
 }
 
+/// What was agreed on with one host, for the next one to agree on.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    request: Vec<u8>,
+    flags: u64,
+    minor: u32,
+    max_write: u32,
+}
+
+impl Replay {
+    /// After a `request` (header and all) as the host saw it, and its `reply`.
+    pub fn new(request: &[u8], reply: &[u8], agreed: Agreed) -> Replay {
+        let mut request = request.to_vec();
+        let body = &mut request[IN_HEADER..];
+        // Nor may the next host do more: the kernel would not know.
+        let flags = flags(reply, OUT_FLAGS, OUT_FLAGS2) & offered(body);
+        set_flags(body, IN_FLAGS, IN_FLAGS2, flags);
+        Replay { request, flags, minor: u32_at(reply, 4), max_write: agreed.max_write }
+    }
+
+    /// The request for the next host.
+    pub fn request(&self) -> &[u8] {
+        &self.request
+    }
+
+    /// Whether its reply (without header) will do.
+    ///
+    /// # Errors
+    /// What it lacks.
+    pub fn check(&self, reply: &[u8]) -> Result<(), String> {
+        let (major, minor) = (u32_at(reply, 0), u32_at(reply, 4));
+        if major != MAJOR || minor < self.minor || reply.len() < OUT_BYTES {
+            return Err(format!("it speaks FUSE {major}.{minor}, the one before it {MAJOR}.{}", self.minor));
+        }
+        let lacking = self.flags & !flags(reply, OUT_FLAGS, OUT_FLAGS2);
+        if lacking != 0 {
+            return Err(format!("it does not agree to what the one before it did: INIT flags {lacking:#x}; is it started with other options?"));
+        }
+        if u32_at(reply, OUT_MAX_WRITE) < self.max_write {
+            return Err(format!("its largest write is smaller than {} bytes", self.max_write));
+        }
+        Ok(())
+    }
+}
+
 /// Pages that the kernel lets one request have (`fs.fuse.max_pages_limit`, kernel 6.13 and later).
 fn kernel_pages_limit() -> u32 {
     let text = std::fs::read_to_string("/proc/sys/fs/fuse/max_pages_limit").unwrap_or_default();
@@ -119,7 +171,7 @@ fn kernel_pages_limit() -> u32 {
 mod tests {
     use super::*;
 
-    const WANTED: Wanted = Wanted { slot_size: 64 << 10, uring: None, writeback: false };
+    const WANTED: Wanted = Wanted { slot_size: 64 << 10, uring: None, writeback: false, reconnect: false };
 
     fn reply(flags: u64, max_write: u32) -> [u8; OUT_BYTES] {
         let mut body = [0; OUT_BYTES];
@@ -152,6 +204,19 @@ mod tests {
         let agreed = adapt_reply(&mut body, INIT_EXT | 1, WANTED).unwrap();
         assert!(!agreed.uring);
         assert_eq!(flags(&body, OUT_FLAGS, OUT_FLAGS2), INIT_EXT | 1);
+    }
+
+    #[test]
+    fn the_next_host_must_agree_to_no_less_and_is_offered_no_more() {
+        let mut request = vec![0; IN_HEADER + 64];
+        set_flags(&mut request[IN_HEADER..], IN_FLAGS, IN_FLAGS2, INIT_EXT | 0b1011 | 1 << 34);
+        let agreed = Agreed { uring: true, max_write: 64 << 10 };
+        let replay = Replay::new(&request, &reply(INIT_EXT | 0b1101, 1 << 20), agreed);
+        assert_eq!(offered(&replay.request()[IN_HEADER..]), INIT_EXT | 0b1001);
+        assert!(replay.check(&reply(INIT_EXT | 0b1111, 64 << 10)).is_ok());
+        assert!(replay.check(&reply(INIT_EXT | 0b1000, 64 << 10)).unwrap_err().contains("0x1"));
+        assert!(replay.check(&reply(INIT_EXT | 0b1001, 32 << 10)).is_err());
+        assert!(replay.check(&reply(INIT_EXT | 0b1001, 64 << 10)[..40]).is_err());
     }
 
     #[test]

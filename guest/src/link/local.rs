@@ -22,11 +22,16 @@ unsafe impl virtio_driver::ByteValued for FsConfig {}
 
 type FrontEnd = VhostUser<FsConfig, ()>;
 
+/// What a connection has in common with the next one: the kernel knows the slots.
+pub struct Memory {
+    region: Region,
+    queues: Vec<QueueMemory>,
+}
+
 struct Local {
     _vhost: FrontEnd,
     alive: OwnedFd,
-    _region: Region,
-    memory: Vec<QueueMemory>,
+    memory: Arc<Memory>,
     bells: Vec<Arc<EventFd>>,
     kicks: Vec<Box<dyn QueueNotifier>>,
     event_idx: bool,
@@ -34,7 +39,7 @@ struct Local {
 
 impl Link for Local {
     fn memory(&self, virtqueue: usize) -> &QueueMemory {
-        &self.memory[virtqueue]
+        &self.memory.queues[virtqueue]
     }
 
     fn address(&self, at: *const u8, _bytes: usize) -> Option<u64> {
@@ -62,8 +67,25 @@ impl Link for Local {
     }
 }
 
-/// Connects; the link, and how many virtqueues it has.
-pub(super) fn open(config: &GuestConfig) -> Result<(Arc<dyn Link>, usize), Error> {
+impl Memory {
+    fn new(config: &GuestConfig, request_queues: usize) -> Result<Arc<Memory>, Error> {
+        let geometries = geometries(config, request_queues);
+        let region = Region::new(Carver::measure(&geometries, usize::MAX / 2 + 1), config.huge_pages)?;
+        let end = |_| Some(region.bytes());
+        let mut carver = Carver::new(region.ptr(), &end);
+        let queues = geometries.iter().map(|&g| QueueMemory::new(&mut carver, g, u16::MAX));
+        let queues = queues.collect::<Result<Vec<_>, _>>()?;
+        Ok(Arc::new(Memory { region, queues }))
+    }
+
+    /// How many virtqueues it has.
+    pub(super) fn count(&self) -> usize {
+        self.queues.len()
+    }
+}
+
+/// Connects, with the memory of a connection that has gone, if there was one; the link and its memory.
+pub(super) fn open(config: &GuestConfig, kept: Option<Arc<Memory>>) -> Result<(Arc<dyn Link>, Arc<Memory>), Error> {
     let refused = |source| Error::Connect { path: config.socket_path.display().to_string(), source };
     let path = config.socket_path.to_str().ok_or(Error::Protocol("socket path is not UTF-8"))?;
     let features = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
@@ -72,18 +94,22 @@ pub(super) fn open(config: &GuestConfig) -> Result<(Arc<dyn Link>, usize), Error
     let alive = new_connection(&config.socket_path, &before)?;
     let offered: FsConfig = vhost.get_config().map_err(refused)?;
     let count = config.queues.min(u32::from_le(offered.num_request_queues).max(1) as usize);
-
-    let geometries = geometries(config, count);
-    let region = Region::new(Carver::measure(&geometries, usize::MAX / 2 + 1), config.huge_pages)?;
-    let region_fd = region.as_fd().as_raw_fd();
-    vhost.map_mem_region(region.ptr() as usize, region.bytes(), region_fd, 0)?;
-    let end = |_| Some(region.bytes());
-    let mut carver = Carver::new(region.ptr(), &end);
-    let memory = geometries.iter().map(|&g| QueueMemory::new(&mut carver, g, u16::MAX));
-    let memory = memory.collect::<Result<Vec<_>, _>>()?;
+    let memory = match kept {
+        None => Memory::new(config, count)?,
+        Some(kept) if count < kept.count() - 1 => {
+            return Err(Error::Refused(format!("it has {count} request queues, not {}", kept.count() - 1)));
+        }
+        Some(kept) => {
+            // SAFETY: mapped, and whoever resumes has seen that no transport uses it any more.
+            kept.queues.iter().for_each(|queue| unsafe { queue.clear() });
+            kept
+        }
+    };
+    let region = &memory.region;
+    vhost.map_mem_region(region.ptr() as usize, region.bytes(), region.as_fd().as_raw_fd(), 0)?;
     let features = VirtioFeatureFlags::from_bits_truncate(vhost.get_features());
     // They only serve to tell the host where the queues lie.
-    let queues = memory.iter().map(|m| {
+    let queues = memory.queues.iter().map(|m| {
         // SAFETY: the virtqueue's part of the region, which nobody uses yet.
         let part =
             unsafe { std::slice::from_raw_parts_mut(m.virtqueue, crate::transport::virtqueue::memory_bytes(m.size)) };
@@ -91,11 +117,12 @@ pub(super) fn open(config: &GuestConfig) -> Result<(Arc<dyn Link>, usize), Error
     });
     let queues = queues.collect::<Result<Vec<_>, _>>()?;
     vhost.setup_queues(&queues)?;
-    let bells = (0..=count).map(|i| nonblocking(vhost.get_completion_fd(i))).collect::<Result<_, _>>()?;
-    let kicks = (0..=count).map(|i| vhost.get_submission_notifier(i)).collect();
+    let bells = (0..memory.count()).map(|i| nonblocking(vhost.get_completion_fd(i))).collect::<Result<_, _>>()?;
+    let kicks = (0..memory.count()).map(|i| vhost.get_submission_notifier(i)).collect();
     let event_idx = features.contains(VirtioFeatureFlags::RING_EVENT_IDX);
-    let link = Local { _vhost: vhost, alive, _region: region, memory, bells, kicks, event_idx };
-    Ok((Arc::new(link), count + 1))
+    drop(queues);
+    let link = Local { _vhost: vhost, alive, memory: memory.clone(), bells, kicks, event_idx };
+    Ok((Arc::new(link), memory))
 }
 
 /// Draining a bell that has not rung must not sleep.

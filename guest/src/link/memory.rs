@@ -6,6 +6,8 @@ use tunnelfs_ring::{Geometry, PAGE};
 
 /// Most entries of a virtqueue that are asked for.
 const MAX_SIZE: u32 = 1024;
+/// Bytes for the set-up of a connection that takes over another one's slots, with all that lies in them.
+pub const SCRATCH: usize = PAGE;
 
 /// Where the parts of one queue lie.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub struct QueueMemory {
     pub virtqueue: *mut u8,
     /// The control part of its ring.
     pub control: *mut u8,
+    /// [`SCRATCH`] bytes.
+    pub scratch: *mut u8,
     slots: Vec<*mut u8>,
 }
 
@@ -38,8 +42,21 @@ impl QueueMemory {
             size,
             virtqueue: memory.take(memory_bytes(size))?,
             control: memory.take(geometry.control_bytes())?,
+            scratch: memory.take(SCRATCH)?,
             slots: (0..geometry.slots).map(|_| memory.take(geometry.slot_size as usize)).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// Makes the queue new for another host. The slots stay as they are.
+    ///
+    /// # Safety
+    /// The memory must be mapped, and nobody on this side use the virtqueue or the ring.
+    pub unsafe fn clear(&self) {
+        // SAFETY: they are that long, by `new`; by this function's contract the bytes are there, and ours.
+        unsafe {
+            self.virtqueue.write_bytes(0, memory_bytes(self.size));
+            self.control.write_bytes(0, self.geometry.control_bytes());
+        }
     }
 
     /// A slot's memory and its bytes.
@@ -73,7 +90,7 @@ impl<'a> Carver<'a> {
         let end = |at: usize| Some((at + 1).next_multiple_of(piece));
         let mut carver = Carver::new(std::ptr::null_mut(), &end);
         for &g in geometries {
-            let parts = [memory_bytes(virtqueue_size(g)), g.control_bytes()];
+            let parts = [memory_bytes(virtqueue_size(g)), g.control_bytes(), SCRATCH];
             for bytes in parts.into_iter().chain(vec![g.slot_size as usize; g.slots as usize]) {
                 match bytes.checked_sub(piece) {
                     Some(1..) => carver.at = carver.at.next_multiple_of(piece) + bytes,

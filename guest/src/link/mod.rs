@@ -4,14 +4,14 @@ pub mod local;
 mod memory;
 pub mod pci;
 
-pub use memory::{Carver, QueueMemory};
+pub use memory::{Carver, QueueMemory, SCRATCH};
 
 use crate::transport::{ring, socket, virtqueue, Transport};
 use crate::Error;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tunnelfs_ring::{Geometry, Policy, WaitConfig};
+use tunnelfs_ring::{Geometry, Policy, Region, WaitConfig};
 use tunnelfs_settings::{Kind, Settings};
 
 /// How to reach a host.
@@ -89,6 +89,17 @@ pub struct Connection {
     pub control: Box<dyn Transport>,
     /// The request queues.
     pub queues: Vec<Box<dyn Transport>>,
+    /// What another connection can take over, if one can.
+    pub kept: Option<Kept>,
+}
+
+/// A connection's memory, which the next one has too: what lies in the slots is still to be done.
+#[derive(Clone)]
+pub enum Kept {
+    /// Shared with a host.
+    Shared(Arc<local::Memory>),
+    /// Of each streamed queue, the control queue's first.
+    Streamed(Vec<Arc<Region>>),
 }
 
 /// The control queue has few small messages; but a slot must take the largest
@@ -111,25 +122,80 @@ fn geometries(config: &GuestConfig, request_queues: usize) -> Vec<Geometry> {
 /// device cannot be had; [`Error::Ring`] for sizes out of range or memory that cannot be had.
 pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
     config.geometry.check()?;
-    let (link, count): (Arc<dyn Link>, usize) = match &config.pci {
-        Some(target) => pci::open(config, target)?,
+    let (link, kept, count) = match &config.pci {
+        Some(target) => pci::open(config, target).map(|(link, count)| (link, None, count))?,
         None if config.transport == Kind::Socket => return connect_socket(config),
-        None => local::open(config)?,
-    };
-    let park = WaitConfig { policy: Policy::Park, ..config.wait };
-    let drivers = (0..count).map(|i| {
-        let driver = virtqueue::Driver::new(link.clone(), i, if i == 0 { park } else { config.wait });
-        match config.transport {
-            Kind::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpus.get(i - 1).copied()),
-            _ => Ok(Box::new(driver) as Box<dyn Transport>),
+        None => {
+            let (link, memory) = local::open(config, None)?;
+            let count = memory.count();
+            (link, Some(Kept::Shared(memory)), count)
         }
+    };
+    let drivers = (0..count).map(|i| virtqueue_driver(&link, i, config)).collect();
+    Ok(Connection { kept, ..upgrade(drivers, config)? })
+}
+
+/// Connects to another host with a former connection's memory. `greet` is the first to talk to it; what it says and
+/// hears lies beside the slots.
+///
+/// # Errors
+/// As [`connect`]; [`Error::Setup`] when this host cannot take over.
+pub fn connect_again(
+    config: &GuestConfig,
+    kept: &Kept,
+    greet: impl FnOnce(&mut dyn Transport) -> Result<(), Error>,
+) -> Result<Connection, Error> {
+    let memory = match kept {
+        Kept::Shared(memory) => memory,
+        Kept::Streamed(regions) => return connect_socket_again(config, regions, greet),
+    };
+    let (link, memory) = local::open(config, Some(memory.clone()))?;
+    let mut drivers: Vec<_> =
+        (0..memory.count()).map(|i| virtqueue_driver(&link, i, config).beside_the_slots()).collect();
+    greet(&mut drivers[1])?;
+    Ok(Connection { kept: Some(kept.clone()), ..upgrade(drivers, config)? })
+}
+
+fn virtqueue_driver(link: &Arc<dyn Link>, index: usize, config: &GuestConfig) -> virtqueue::Driver {
+    let park = WaitConfig { policy: Policy::Park, ..config.wait };
+    virtqueue::Driver::new(link.clone(), index, if index == 0 { park } else { config.wait })
+}
+
+/// Rings for the request queues, where they are wanted and the host knows them.
+fn upgrade(drivers: Vec<virtqueue::Driver>, config: &GuestConfig) -> Result<Connection, Error> {
+    let transports = drivers.into_iter().enumerate().map(|(i, driver)| match config.transport {
+        Kind::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpus.get(i - 1).copied()),
+        _ => Ok(Box::new(driver.settled()) as Box<dyn Transport>),
     });
-    let mut queues = drivers.collect::<Result<Vec<_>, _>>()?;
-    Ok(Connection { control: queues.remove(0), queues })
+    let mut queues = transports.collect::<Result<Vec<_>, _>>()?;
+    Ok(Connection { control: queues.remove(0), queues, kept: None })
 }
 
 fn connect_socket(config: &GuestConfig) -> Result<Connection, Error> {
-    let control = socket::connect(config, control_geometry(config.geometry))?;
-    let queues = (0..config.queues).map(|_| socket::connect(config, config.geometry)).collect::<Result<_, _>>()?;
-    Ok(Connection { control, queues })
+    let control = socket::connect(config, control_geometry(config.geometry), None)?;
+    let queues = (0..config.queues).map(|_| socket::connect(config, config.geometry, None));
+    let queues = queues.collect::<Result<Vec<_>, _>>()?;
+    let regions = std::iter::once(&control).chain(&queues).map(|driver| driver.memory().clone()).collect();
+    let queues = queues.into_iter().map(|driver| driver as Box<dyn Transport>).collect();
+    Ok(Connection { control, queues, kept: Some(Kept::Streamed(regions)) })
+}
+
+fn connect_socket_again(
+    config: &GuestConfig,
+    regions: &[Arc<Region>],
+    greet: impl FnOnce(&mut dyn Transport) -> Result<(), Error>,
+) -> Result<Connection, Error> {
+    let [of_control, of_first, of_others @ ..] = regions else {
+        return Err(Error::Protocol("no memory to go on with"));
+    };
+    let connect = |geometry, region: &Arc<Region>| socket::connect(config, geometry, Some(region.clone()));
+    let control = connect(control_geometry(config.geometry), of_control)?;
+    // The first words lie in memory of their own; by a queue that stays: a host forgets all with its last connection.
+    let mut first = socket::connect(config, config.geometry, None)?;
+    greet(first.as_mut())?;
+    let mut queues: Vec<Box<dyn Transport>> = vec![Box::new(first.with_memory(of_first.clone()))];
+    for region in of_others {
+        queues.push(connect(config.geometry, region)?);
+    }
+    Ok(Connection { control, queues, kept: Some(Kept::Streamed(regions.to_vec())) })
 }

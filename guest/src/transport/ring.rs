@@ -32,19 +32,19 @@ pub fn upgrade(
     let (link, index) = (plain.link().clone(), plain.index());
     let memory = link.memory(index);
     let cpu = cpu.filter(|_| link.same_cpus()).map_or(NO_CPU, |cpu| cpu as u32);
-    let Some(setup) = set_up(&*link, index, cpu) else { return Ok(Box::new(plain)) };
+    let Some(setup) = set_up(&*link, index, cpu) else { return Ok(Box::new(plain.settled())) };
     let message = setup.to_bytes();
     let (fixed, runs) = message.split_at(RingSetup::FIXED_BYTES);
-    let (slot, size) = memory.slot(0);
+    let (slot, size) = plain.slot(0);
     if runs.len() > size {
         tracing::warn!("slots in {} pieces do not fit one message: staying on the virtqueue", setup.runs.len());
-        return Ok(Box::new(plain));
+        return Ok(Box::new(plain.settled()));
     }
     // SAFETY: the slot is ours, and large enough.
     unsafe { std::ptr::copy_nonoverlapping(runs.as_ptr(), slot, runs.len()) };
     let answer = call(&mut plain, &request(OP_SETUP, 0, 1, fixed, runs.len()), runs.len() as u32, 0)?;
     if answer.error() != 0 {
-        return Ok(Box::new(plain));
+        return Ok(Box::new(plain.settled()));
     }
     // SAFETY: the link keeps the zeroed, page-aligned memory mapped.
     let queue = unsafe { DriverQueue::new(memory.control, memory.geometry)? };

@@ -10,12 +10,13 @@ use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use tunnelfs_ring::{Geometry, Region, WaitStats, Waiter, CQE_HEAD_BYTES};
 
 /// A request queue over a stream socket.
 pub struct Driver {
     stream: UnixStream,
-    memory: Region,
+    memory: Arc<Region>,
     geometry: Geometry,
     /// Slot and reply room by the request's `unique`.
     in_flight: HashMap<[u8; 8], (u32, u32)>,
@@ -25,20 +26,33 @@ pub struct Driver {
     copied: u64,
 }
 
-/// Opens one connection.
+/// Opens one connection; its slots may be those of one that has gone.
 ///
 /// # Errors
 /// [`Error::Connect`] when nobody listens.
-pub fn connect(config: &GuestConfig, geometry: Geometry) -> Result<Box<dyn Transport>, Error> {
+pub fn connect(config: &GuestConfig, geometry: Geometry, kept: Option<Arc<Region>>) -> Result<Box<Driver>, Error> {
     let path = &config.socket_path;
     let stream =
         UnixStream::connect(path).map_err(|source| Error::Connect { path: path.display().to_string(), source })?;
-    let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?;
+    let memory = match kept {
+        Some(kept) => kept,
+        None => Arc::new(Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?),
+    };
     let (in_flight, waiter) = (HashMap::new(), Waiter::new(config.wait));
     Ok(Box::new(Driver { stream, memory, geometry, in_flight, unanswered: Vec::new(), waiter, copied: 0 }))
 }
 
 impl Driver {
+    /// Where the slots lie.
+    pub fn memory(&self) -> &Arc<Region> {
+        &self.memory
+    }
+
+    /// With other slots, while nothing is under way.
+    pub fn with_memory(self, memory: Arc<Region>) -> Driver {
+        Driver { memory, ..self }
+    }
+
     fn readable(stream: &UnixStream) -> bool {
         let mut byte = 0u8;
         // SAFETY: one byte of room; peeking takes nothing off the stream.

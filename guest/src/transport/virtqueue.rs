@@ -5,7 +5,7 @@
 
 use super::split::{Descriptor, SplitQueue, NEXT, WRITE};
 use super::{Completion, Transport};
-use crate::link::Link;
+use crate::link::{Link, SCRATCH};
 use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
 use std::os::fd::BorrowedFd;
@@ -39,6 +39,8 @@ pub struct Driver {
     waiter: Waiter,
     link: Arc<dyn Link>,
     index: usize,
+    /// Payloads lie in the queue's scratch memory: the slots hold what is not ours yet.
+    beside: bool,
 }
 
 // SAFETY: the headers lie in the link's memory, and only this driver uses them on this side.
@@ -52,7 +54,25 @@ impl Driver {
         let queue = unsafe { SplitQueue::new(memory.virtqueue, memory.size, link.event_idx()) };
         let headers = memory.virtqueue.wrapping_add(SplitQueue::bytes(memory.size)).cast();
         let slots = memory.geometry.slots.min(u32::from(memory.size / PER_SLOT));
-        Driver { queue, headers, in_flight: vec![None; slots as usize], waiter: Waiter::new(wait), link, index }
+        Driver {
+            queue,
+            headers,
+            in_flight: vec![None; slots as usize],
+            waiter: Waiter::new(wait),
+            link,
+            index,
+            beside: false,
+        }
+    }
+
+    /// For the set-up alone: the slots are left as they are.
+    pub(crate) fn beside_the_slots(self) -> Self {
+        Driver { beside: true, ..self }
+    }
+
+    /// The set-up is over.
+    pub(crate) fn settled(self) -> Self {
+        Driver { beside: false, ..self }
     }
 
     pub(super) fn link(&self) -> &Arc<dyn Link> {
@@ -86,7 +106,11 @@ impl Transport for Driver {
     }
 
     fn slot(&self, slot: u32) -> (*mut u8, usize) {
-        self.link.memory(self.index).slot(slot)
+        let memory = self.link.memory(self.index);
+        if self.beside {
+            return (memory.scratch, SCRATCH);
+        }
+        memory.slot(slot)
     }
 
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {

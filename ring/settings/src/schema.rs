@@ -264,6 +264,10 @@ pub struct Mount {
     pub writeback: bool,
     /// Seconds that the host may take for an answer, 0: as long as it likes.
     pub timeout: u64,
+    /// Go on with another host on the same socket when this one has gone.
+    pub reconnect: bool,
+    /// Seconds to wait for one.
+    pub reconnect_timeout: u64,
     /// Where a daemon's log goes; if empty, to the system's log.
     pub log_file: PathBuf,
 }
@@ -280,6 +284,8 @@ impl Default for Mount {
             default_permissions: true,
             writeback: false,
             timeout: 300,
+            reconnect: true,
+            reconnect_timeout: 60,
             log_file: PathBuf::new(),
         }
     }

@@ -97,6 +97,9 @@ pub const WORDS: &[Word] = &[
     word("mount.default_permissions", "nodefault-permissions", Switch(false), "The host alone checks permissions"),
     word("mount.writeback", "writeback", Switch(true), "Cache writes in the kernel"),
     word("mount.timeout", "timeout", Value("SECONDS"), "How long the host may take for an answer, 0 for ever"),
+    word("mount.reconnect", "reconnect", Switch(true), "Go on with another host when this one has gone [default]"),
+    word("mount.reconnect", "noreconnect", Switch(false), "End with errors when the host has gone"),
+    word("mount.reconnect_timeout", "reconnect-timeout", Value("SECONDS"), "How long to wait for another host"),
     word("mount.log_file", "log-file", Value("FILE"), "A daemon's log and statistics [default: the system's log]"),
 ];
 

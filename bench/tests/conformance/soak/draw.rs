@@ -49,7 +49,7 @@ impl HostPlan {
             _ => one(rng, &["ring", "ring", "virtqueue"]),
         };
         format!(
-            "channel={},transport={transport},wait={},queues={},slots={},slot_size={}{}",
+            "channel={},transport={transport},reconnect_timeout=1,wait={},queues={},slots={},slot_size={}{}",
             one(rng, channels),
             one(rng, &["auto", "auto", "park", "spin"]),
             one(rng, &[1, 2]),

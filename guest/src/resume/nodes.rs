@@ -1,0 +1,560 @@
+//! What the kernel knows of files, remembered for the next host: each node's
+//! names and what it is. The kernel's numbers are the first host's; what a
+//! later host calls the same file is found out when it is used.
+
+use super::wire::{Entry, Identity, ROOT};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Longest way from a node up to the root.
+const MAX_DEPTH: usize = 4096;
+/// Most names that are remembered of a file with many links.
+const MAX_NAMES: usize = 16;
+
+/// A host's number for a node, and how often it has given it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub node: u64,
+    pub lookups: u64,
+}
+
+type Name = Arc<[u8]>;
+
+#[derive(Debug)]
+struct Node {
+    identity: Identity,
+    links: u32,
+    /// Directory and name, the newest at the end; none: deleted, or never had one.
+    names: Vec<(u64, Name)>,
+    children: HashMap<Name, u64>,
+    /// How often the kernel has it.
+    lookups: u64,
+    handles: u64,
+    /// Of the host of this time.
+    known: Option<(u64, Known)>,
+    /// How many names this time's host has not had, from the newest on.
+    failed: (u64, usize),
+}
+
+/// What must be asked of the host before a node can be used.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// Look `name` up in the host's node `parent`: is it `child`?
+    Name { parent: u64, child: u64, name: Name },
+    /// Nothing: the file is gone.
+    Gone,
+}
+
+/// All nodes. `time` counts hosts: at time 0 theirs are the kernel's numbers.
+#[derive(Debug, Default)]
+pub struct Nodes {
+    time: u64,
+    all: HashMap<u64, Node>,
+    /// The host's numbers to ours, after time 0.
+    of_host: HashMap<u64, u64>,
+    /// Files that have been seen with several links, by inode number.
+    linked: HashMap<u64, Vec<u64>>,
+    /// Whether this time's host has the same root.
+    lost_root: bool,
+    next: u64,
+}
+
+impl Nodes {
+    /// Another host, with the same root or not.
+    pub fn advance(&mut self, same_root: bool) {
+        self.time += 1;
+        self.of_host.clear();
+        self.lost_root = !same_root;
+    }
+
+    pub fn time(&self) -> u64 {
+        self.time
+    }
+
+    /// The host's number for a node, or what must be done for it.
+    pub fn translate(&self, node: u64) -> Result<u64, Missing> {
+        if self.time == 0 || node == 0 {
+            return Ok(node);
+        }
+        self.live(node).ok_or_else(|| self.missing(node, MAX_DEPTH))
+    }
+
+    fn live(&self, node: u64) -> Option<u64> {
+        if node == ROOT {
+            return (!self.lost_root).then_some(ROOT);
+        }
+        self.all.get(&node)?.known(self.time).map(|known| known.node)
+    }
+
+    fn missing(&self, child: u64, depth: usize) -> Missing {
+        let Some(node) = self.all.get(&child).filter(|_| depth > 0) else { return Missing::Gone };
+        let failed = if node.failed.0 == self.time { node.failed.1 } else { 0 };
+        for (parent, name) in node.names.iter().rev().skip(failed) {
+            if let Some(parent) = self.live(*parent) {
+                return Missing::Name { parent, child, name: name.clone() };
+            }
+            match self.missing(*parent, depth - 1) {
+                Missing::Gone => {}
+                nearer => return nearer,
+            }
+        }
+        Missing::Gone
+    }
+
+    /// The host has answered a look-up of one of `child`'s names; whether it is that file. If not, the host's node is
+    /// the caller's to forget.
+    pub fn found(&mut self, child: u64, name: &[u8], entry: Option<&Entry>) -> bool {
+        let time = self.time;
+        let Some(node) = self.all.get_mut(&child) else { return false };
+        let Some(entry) = entry.filter(|e| e.identity == node.identity && e.node != ROOT) else {
+            let failed = if node.failed.0 == time { node.failed.1 } else { 0 };
+            // Another queue may have asked for the same name.
+            if node.names.iter().rev().nth(failed).is_some_and(|(_, n)| **n == *name) {
+                node.failed = (time, failed + 1);
+            }
+            return false;
+        };
+        node.count(time, entry.node) && {
+            self.of_host.entry(entry.node).or_insert(child);
+            true
+        }
+    }
+
+    /// The host has given its number out once more, for nobody: whether its node is one that we have, and will forget.
+    pub fn absorb(&mut self, host: u64) -> bool {
+        let time = self.time;
+        let node = self.of_host.get(&host).and_then(|node| self.all.get_mut(node));
+        node.is_some_and(|node| node.count(time, host))
+    }
+
+    /// A file that may be the one of this entry, by another name: to be looked up first.
+    pub fn kin(&self, entry: &Entry) -> Option<u64> {
+        if self.time == 0 || self.of_host.contains_key(&entry.node) {
+            return None;
+        }
+        let like = |node: &&u64| {
+            let found = self.all.get(*node).filter(|n| n.identity == entry.identity);
+            found.is_some_and(|n| n.known(self.time).is_none()) && self.missing(**node, MAX_DEPTH) != Missing::Gone
+        };
+        self.linked.get(&entry.identity.ino)?.iter().find(like).copied()
+    }
+
+    /// The kernel is about to learn of an entry of `parent`: its number for it.
+    pub fn arrive(&mut self, parent: u64, name: Option<&[u8]>, entry: &Entry) -> u64 {
+        if entry.node == ROOT {
+            return ROOT;
+        }
+        let number = if self.time == 0 { entry.node } else { self.number(parent, name, entry) };
+        let time = self.time;
+        let node = self.all.entry(number).or_insert_with(|| Node::new(entry));
+        if node.identity != entry.identity {
+            // The host has used its number again.
+            node.identity = entry.identity;
+            node.names.clear();
+        }
+        node.lookups += 1;
+        node.links = entry.links;
+        if time > 0 && node.count(time, entry.node) {
+            self.of_host.entry(entry.node).or_insert(number);
+        }
+        let is_dir = entry.identity.kind == libc::S_IFDIR;
+        if entry.links > 1 && !is_dir {
+            let kin = self.linked.entry(entry.identity.ino).or_default();
+            if !kin.contains(&number) {
+                kin.push(number);
+            }
+        }
+        if let Some(name) = name {
+            let only = is_dir || entry.links < 2;
+            self.name(number, parent, name, only);
+        }
+        number
+    }
+
+    fn number(&mut self, parent: u64, name: Option<&[u8]>, entry: &Entry) -> u64 {
+        let is = |number: &u64| self.all.get(number).is_some_and(|node| node.identity == entry.identity);
+        if let Some(&number) = self.of_host.get(&entry.node).filter(|n| is(n)) {
+            return number;
+        }
+        let same_name = name.and_then(|name| self.all.get(&parent)?.children.get(name)).filter(|n| is(n));
+        if let Some(&number) = same_name.filter(|n| self.all[n].known(self.time).is_none()) {
+            return number;
+        }
+        loop {
+            // No host's own numbers start there.
+            self.next += 1;
+            let number = 1 << 62 | self.next;
+            if !self.all.contains_key(&number) {
+                return number;
+            }
+        }
+    }
+
+    /// A node has a name; `only` this one, or one more.
+    fn name(&mut self, number: u64, parent: u64, name: &[u8], only: bool) {
+        let holds_name = |nodes: &Self, number: &u64| nodes.all.get(number).map(|n| n.identity);
+        let directory = self.all.entry(parent).or_insert_with(Node::unknown);
+        let name: Name = match directory.children.get_key_value(name) {
+            Some((name, _)) => name.clone(),
+            None => name.into(),
+        };
+        let before = directory.children.insert(name.clone(), number);
+        if let Some(before) = before.filter(|&before| before != number) {
+            // A node that the kernel has forgotten, but not what lies below, keeps its name for that.
+            if holds_name(self, &before) != holds_name(self, &number) {
+                self.unname(before, parent, &name);
+            }
+        }
+        let Some(node) = self.all.get_mut(&number) else { return };
+        let known = node.names.iter().position(|(p, n)| *p == parent && *n == name);
+        if known.is_some_and(|at| at + 1 == node.names.len()) && !(only && node.names.len() > 1) {
+            return;
+        }
+        let mut gone = if only || node.names.len() >= MAX_NAMES { std::mem::take(&mut node.names) } else { Vec::new() };
+        node.names.retain(|(p, n)| *p != parent || *n != name);
+        gone.retain(|(p, n)| *p != parent || *n != name);
+        node.names.push((parent, name));
+        node.failed.1 = 0;
+        for (parent, name) in gone {
+            self.forget_child(parent, &name, number);
+        }
+    }
+
+    /// Takes a name off a node.
+    fn unname(&mut self, number: u64, parent: u64, name: &[u8]) {
+        if let Some(node) = self.all.get_mut(&number) {
+            node.names.retain(|(p, n)| *p != parent || **n != *name);
+            node.failed.1 = 0;
+        }
+    }
+
+    fn forget_child(&mut self, parent: u64, name: &[u8], number: u64) {
+        if let Some(directory) = self.all.get_mut(&parent) {
+            if directory.children.get(name) == Some(&number) {
+                directory.children.remove(name);
+            }
+        }
+        self.drop_unused(parent);
+    }
+
+    /// A name is no more.
+    pub fn removed(&mut self, parent: u64, name: &[u8]) {
+        let child = self.all.get_mut(&parent).and_then(|directory| directory.children.remove(name));
+        if let Some(child) = child {
+            self.unname(child, parent, name);
+            self.drop_unused(child);
+        }
+    }
+
+    /// A name has become another one.
+    pub fn renamed(&mut self, from: (u64, &[u8]), to: (u64, &[u8]), exchange: bool) {
+        let (moved, other) = (self.child(from.0, from.1), self.child(to.0, to.1));
+        if moved.is_some() && moved == other {
+            return;
+        }
+        self.removed(to.0, to.1);
+        self.removed(from.0, from.1);
+        if let Some(moved) = moved {
+            self.name(moved, to.0, to.1, false);
+        }
+        if let Some(other) = other.filter(|_| exchange) {
+            self.name(other, from.0, from.1, false);
+        }
+    }
+
+    /// It may have.
+    pub fn perhaps_renamed(&mut self, from: (u64, &[u8]), to: (u64, &[u8])) {
+        let node = self.child(from.0, from.1).and_then(|moved| self.all.get_mut(&moved));
+        if let Some(node) = node.filter(|node| node.names.len() < MAX_NAMES) {
+            node.names.push((to.0, to.1.into()));
+            node.failed.1 = 0;
+        }
+    }
+
+    /// The node that a name stood for.
+    pub fn child(&self, parent: u64, name: &[u8]) -> Option<u64> {
+        self.all.get(&parent)?.children.get(name).copied()
+    }
+
+    /// What a name stood for.
+    pub fn identity(&self, node: u64) -> Option<Identity> {
+        Some(self.all.get(&node)?.identity)
+    }
+
+    /// The kernel has forgotten a node, so often. What the host is to forget for it: at time 0 what the kernel says.
+    pub fn forget(&mut self, number: u64, count: u64) -> Option<Known> {
+        let time = self.time;
+        let Some(node) = self.all.get_mut(&number).filter(|_| number != ROOT) else {
+            return (time == 0).then_some(Known { node: number, lookups: count });
+        };
+        node.lookups = node.lookups.saturating_sub(count);
+        if time == 0 {
+            self.drop_unused(number);
+            return Some(Known { node: number, lookups: count });
+        }
+        let known = node.known(time).filter(|_| node.lookups == 0);
+        if let Some(known) = known {
+            node.known = None;
+            if self.of_host.get(&known.node) == Some(&number) {
+                self.of_host.remove(&known.node);
+            }
+        }
+        self.drop_unused(number);
+        known
+    }
+
+    /// A handle of the node has been opened, or closed.
+    pub fn opened(&mut self, number: u64) {
+        if let Some(node) = self.all.get_mut(&number) {
+            node.handles += 1;
+        }
+    }
+
+    pub fn closed(&mut self, number: u64) {
+        if let Some(node) = self.all.get_mut(&number) {
+            node.handles = node.handles.saturating_sub(1);
+            self.drop_unused(number);
+        }
+    }
+
+    fn drop_unused(&mut self, number: u64) {
+        let mut left = vec![number];
+        while let Some(number) = left.pop() {
+            let unused = |n: &Node| n.lookups == 0 && n.handles == 0 && n.children.is_empty();
+            if number == ROOT || !self.all.get(&number).is_some_and(unused) {
+                continue;
+            }
+            let Some(node) = self.all.remove(&number) else { continue };
+            if let Some((_, known)) = node.known {
+                if self.of_host.get(&known.node) == Some(&number) {
+                    self.of_host.remove(&known.node);
+                }
+            }
+            if let Some(kin) = self.linked.get_mut(&node.identity.ino) {
+                kin.retain(|&n| n != number);
+                if kin.is_empty() {
+                    self.linked.remove(&node.identity.ino);
+                }
+            }
+            for (parent, name) in node.names {
+                let directory = self.all.get_mut(&parent);
+                if let Some(directory) = directory.filter(|d| d.children.get(&name) == Some(&number)) {
+                    directory.children.remove(&name);
+                    left.push(parent);
+                }
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+}
+
+impl Node {
+    fn new(entry: &Entry) -> Node {
+        Node {
+            identity: entry.identity,
+            links: entry.links,
+            names: Vec::new(),
+            children: HashMap::new(),
+            lookups: 0,
+            handles: 0,
+            known: None,
+            failed: (0, 0),
+        }
+    }
+
+    /// A directory that nobody has told of: the root, or a hostile host's.
+    fn unknown() -> Node {
+        let identity = Identity { ino: 0, kind: libc::S_IFDIR, rdev: 0 };
+        Node::new(&Entry { node: 0, identity, links: 1 })
+    }
+
+    fn known(&self, time: u64) -> Option<Known> {
+        self.known.filter(|(when, _)| *when == time).map(|(_, known)| known)
+    }
+
+    /// The host has given its number for this node out once more; `false` when it had another one before.
+    fn count(&mut self, time: u64, host: u64) -> bool {
+        let mut known = self.known(time).unwrap_or(Known { node: host, lookups: 0 });
+        known.lookups += 1;
+        if known.node != host {
+            return false;
+        }
+        self.known = Some((time, known));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(node: u64, ino: u64) -> Entry {
+        Entry { node, identity: Identity { ino, kind: libc::S_IFREG, rdev: 0 }, links: 1 }
+    }
+
+    fn dir(node: u64, ino: u64) -> Entry {
+        Entry { identity: Identity { kind: libc::S_IFDIR, ..file(node, ino).identity }, ..file(node, ino) }
+    }
+
+    fn linked(node: u64, ino: u64) -> Entry {
+        Entry { links: 2, ..file(node, ino) }
+    }
+
+    /// `d` is 2, `d/f` is 3; then another host comes.
+    fn after_a_host() -> Nodes {
+        let mut nodes = Nodes::default();
+        assert_eq!(nodes.arrive(ROOT, Some(b"d"), &dir(2, 20)), 2);
+        assert_eq!(nodes.arrive(2, Some(b"f"), &file(3, 30)), 3);
+        assert_eq!((nodes.translate(2), nodes.translate(99)), (Ok(2), Ok(99)));
+        nodes.advance(true);
+        nodes
+    }
+
+    /// Answers questions from a list of (parent, name, entry) until a node is known, or gone.
+    fn walk(nodes: &mut Nodes, node: u64, host: &[(u64, &str, Entry)]) -> Option<u64> {
+        for _ in 0..100 {
+            let (parent, child, name) = match nodes.translate(node) {
+                Ok(host) => return Some(host),
+                Err(Missing::Gone) => return None,
+                Err(Missing::Name { parent, child, name }) => (parent, child, name),
+            };
+            let entry = host.iter().find(|(p, n, _)| *p == parent && n.as_bytes() == &*name).map(|(_, _, e)| *e);
+            nodes.found(child, &name, entry.as_ref());
+        }
+        panic!("it goes on for ever");
+    }
+
+    #[test]
+    fn a_node_is_found_by_its_path() {
+        let mut nodes = after_a_host();
+        assert_eq!(nodes.translate(ROOT), Ok(ROOT));
+        assert_eq!(nodes.translate(0), Ok(0));
+        assert_eq!(nodes.translate(2), Err(Missing::Name { parent: ROOT, child: 2, name: b"d"[..].into() }));
+        assert_eq!(walk(&mut nodes, 3, &[(ROOT, "d", dir(7, 20)), (7, "f", file(9, 30))]), Some(9));
+        assert_eq!(nodes.translate(2), Ok(7));
+        // The host of the third time numbers anew.
+        nodes.advance(true);
+        assert_eq!(walk(&mut nodes, 3, &[(ROOT, "d", dir(3, 20)), (3, "f", file(2, 30))]), Some(2));
+    }
+
+    #[test]
+    fn another_file_or_none_is_stale() {
+        for answers in [
+            &[][..],
+            &[(ROOT, "d", dir(7, 21))],
+            &[(ROOT, "d", dir(7, 20))],
+            &[(ROOT, "d", dir(7, 20)), (7, "f", file(9, 31))],
+            &[(ROOT, "d", dir(7, 20)), (7, "f", dir(9, 30))],
+            &[(ROOT, "d", dir(7, 20)), (7, "f", file(ROOT, 30))],
+        ] {
+            assert_eq!(walk(&mut after_a_host(), 3, answers), None, "{answers:?}");
+        }
+        let mut nodes = after_a_host();
+        nodes.advance(false);
+        assert_eq!((nodes.translate(ROOT), nodes.translate(3)), (Err(Missing::Gone), Err(Missing::Gone)));
+    }
+
+    #[test]
+    fn what_is_deleted_stays_stale_and_what_is_renamed_is_found() {
+        let mut nodes = Nodes::default();
+        for (name, node) in [(&b"a"[..], 2), (b"b", 3), (b"c", 4)] {
+            nodes.arrive(ROOT, Some(name), &file(node, node * 10));
+        }
+        nodes.removed(ROOT, b"a");
+        nodes.renamed((ROOT, b"b"), (ROOT, b"c"), false);
+        nodes.advance(true);
+        let host = [(ROOT, "a", file(5, 20)), (ROOT, "c", file(6, 30))];
+        assert_eq!([2, 3, 4].map(|n| walk(&mut nodes, n, &host)), [None, Some(6), None]);
+    }
+
+    #[test]
+    fn names_that_change_places_and_names_in_doubt() {
+        let mut nodes = Nodes::default();
+        for (name, node) in [(&b"a"[..], 2), (b"b", 3), (b"c", 4)] {
+            nodes.arrive(ROOT, Some(name), &file(node, node * 10));
+        }
+        nodes.renamed((ROOT, b"a"), (ROOT, b"b"), true);
+        nodes.perhaps_renamed((ROOT, b"c"), (ROOT, b"d"));
+        for (now, other) in [("c", "d"), ("d", "c")] {
+            nodes.advance(true);
+            let host = [
+                (ROOT, "a", file(5, 30)),
+                (ROOT, "b", file(6, 20)),
+                (ROOT, now, file(7, 40)),
+                (ROOT, other, file(8, 1)),
+            ];
+            assert_eq!([2, 3, 4].map(|n| walk(&mut nodes, n, &host)), [Some(6), Some(5), Some(7)]);
+        }
+    }
+
+    #[test]
+    fn a_file_of_two_names_has_one_number() {
+        let mut nodes = Nodes::default();
+        nodes.arrive(ROOT, Some(b"a"), &linked(2, 20));
+        nodes.advance(true);
+        // The other name comes first: whoever asks is told to look the first one up.
+        let other = linked(8, 20);
+        assert_eq!(nodes.kin(&other), Some(2));
+        assert_eq!(walk(&mut nodes, 2, &[(ROOT, "a", linked(8, 20))]), Some(8));
+        assert_eq!(nodes.kin(&other), None);
+        assert_eq!(nodes.arrive(ROOT, Some(b"b"), &other), 2);
+        // One of its names is gone: the other one does.
+        nodes.removed(ROOT, b"b");
+        nodes.advance(true);
+        assert_eq!(walk(&mut nodes, 2, &[(ROOT, "a", linked(1_000, 20))]), Some(1_000));
+    }
+
+    #[test]
+    fn new_files_get_numbers_that_nobody_has() {
+        let mut nodes = after_a_host();
+        let new = nodes.arrive(ROOT, Some(b"n"), &file(3, 50));
+        assert!(![2, 3].contains(&new));
+        assert_eq!(nodes.translate(new), Ok(3));
+        // Known by its name, it keeps its number.
+        assert_eq!(nodes.arrive(ROOT, Some(b"d"), &dir(4, 20)), 2);
+        assert_eq!(nodes.arrive(ROOT, Some(b"n"), &file(3, 50)), new);
+        // As many as the host has given out.
+        assert_eq!(nodes.forget(new, 1), None);
+        assert_eq!(nodes.forget(new, 1), Some(Known { node: 3, lookups: 2 }));
+        assert_eq!(nodes.forget(new, 1), None);
+        assert_ne!(nodes.arrive(ROOT, Some(b"n"), &file(3, 50)), new);
+    }
+
+    #[test]
+    fn what_the_kernel_forgets_is_forgotten() {
+        let mut nodes = Nodes::default();
+        nodes.arrive(ROOT, Some(b"d"), &dir(2, 20));
+        nodes.arrive(2, Some(b"e"), &dir(3, 30));
+        nodes.arrive(3, Some(b"f"), &file(4, 40));
+        assert_eq!(nodes.forget(2, 1), Some(Known { node: 2, lookups: 1 }));
+        assert_eq!(nodes.forget(3, 1), Some(Known { node: 3, lookups: 1 }));
+        // The path is still needed.
+        nodes.advance(true);
+        let host = [(ROOT, "d", dir(7, 20)), (7, "e", dir(8, 30)), (8, "f", file(9, 40))];
+        assert_eq!(walk(&mut nodes, 4, &host), Some(9));
+        assert_eq!(nodes.forget(4, 1), Some(Known { node: 9, lookups: 1 }));
+        assert_eq!(nodes.len(), 1, "the root");
+        let numbers = [(); 3].map(|()| nodes.arrive(ROOT, Some(b"x"), &file(50, 5)));
+        assert_eq!(numbers, [numbers[0]; 3]);
+        nodes.forget(1 << 60, 1);
+        nodes.advance(true);
+        nodes.forget(numbers[0], u64::MAX);
+        assert_eq!(nodes.len(), 1);
+    }
+
+    #[test]
+    fn circles_of_a_lying_host_end() {
+        let mut nodes = Nodes::default();
+        nodes.arrive(2, Some(b"a"), &dir(3, 30));
+        nodes.arrive(3, Some(b"b"), &dir(2, 20));
+        nodes.arrive(5, Some(b"x"), &dir(5, 50));
+        nodes.arrive(77, Some(b"x"), &file(6, 60));
+        nodes.advance(true);
+        assert_eq!([2, 3, 5, 6].map(|n| nodes.translate(n)), [const { Err(Missing::Gone) }; 4]);
+        (2..6).for_each(|n| assert_eq!(nodes.forget(n, 9), None));
+    }
+}

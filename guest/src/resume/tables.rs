@@ -1,0 +1,301 @@
+//! Nodes and handles together: a request's numbers on their way out, a reply's on their way in.
+
+use super::nodes::{Known, Missing, Nodes};
+use super::wire::{self, put_u64, u64_at, Entry, BODY, ENTRY, NODE, OPENED};
+use crate::fuse::abi::opcode::*;
+use crate::fuse::abi::{request_opcode, u32_at};
+use std::collections::HashMap;
+
+/// Flags of an open(2) that would do something once more.
+const ONCE: u32 = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY) as u32;
+/// `O_TMPFILE` without `O_DIRECTORY`.
+const TMPFILE_BIT: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32;
+
+/// Who has opened a file: `uid`, `gid` and `pid` of `fuse_in_header`.
+pub type Opener = [u8; 12];
+
+#[derive(Clone, Copy, Debug)]
+struct Handle {
+    flags: u32,
+    is_dir: bool,
+    opener: Opener,
+    /// How often the kernel has been given the number.
+    count: u32,
+    known: Option<(u64, u64)>,
+}
+
+/// What must be done before a request can go out.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Needed {
+    /// Look a node up.
+    Node(Missing),
+    /// Open the host's node `host`.
+    Handle { node: u64, handle: u64, host: u64, flags: u32, is_dir: bool, opener: Opener },
+}
+
+/// Everything that a later host has to be told.
+#[derive(Debug, Default)]
+pub struct Tables {
+    pub nodes: Nodes,
+    handles: HashMap<(u64, u64), Handle>,
+    next: u64,
+}
+
+impl Tables {
+    /// Puts the host's numbers into a request's first bytes; `None`: all that is needed for that is done.
+    pub fn translate(&self, head: &mut [u8]) -> Option<Needed> {
+        let opcode = request_opcode(head);
+        let before = head.to_vec();
+        for at in [Some(NODE), wire::other_node(opcode)].into_iter().flatten() {
+            match self.nodes.translate(u64_at(&before, at)) {
+                Ok(host) => put_u64(head, at, host),
+                Err(missing) => return Some(Needed::Node(missing)),
+            }
+        }
+        for &(at, of) in wire::handles(opcode, &before) {
+            let (node, handle) = (u64_at(&before, of), u64_at(&before, at));
+            let Some(open) = self.handles.get(&(node, handle)) else { return Some(Needed::Node(Missing::Gone)) };
+            match open.known.filter(|(time, _)| *time == self.nodes.time()) {
+                Some((_, host)) => put_u64(head, at, host),
+                None => {
+                    let Handle { flags, is_dir, opener, .. } = *open;
+                    return Some(Needed::Handle { node, handle, host: u64_at(head, of), flags, is_dir, opener });
+                }
+            }
+        }
+        None
+    }
+
+    /// The host has opened a handle once more; `false`: it is open already, the host's is the caller's to release.
+    pub fn reopened(&mut self, node: u64, handle: u64, host: u64) -> bool {
+        let time = self.nodes.time();
+        match self.handles.get_mut(&(node, handle)) {
+            Some(open) if open.known.is_none_or(|(when, _)| when != time) => {
+                open.known = Some((time, host));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The kernel closes a handle; whether the host has it open.
+    pub fn released(&mut self, head: &[u8]) -> bool {
+        let key = (u64_at(head, NODE), u64_at(head, BODY));
+        let Some(open) = self.handles.get_mut(&key) else { return self.nodes.time() == 0 };
+        let held = self.nodes.time() == 0 || open.known.is_some_and(|(when, _)| when == self.nodes.time());
+        open.count -= 1;
+        if open.count == 0 {
+            self.handles.remove(&key);
+            self.nodes.closed(key.0);
+        }
+        held
+    }
+
+    /// What the host is to forget after the kernel has; `body` is what follows the request's header.
+    pub fn forget(&mut self, head: &[u8], body: &[u8]) -> Vec<Known> {
+        if request_opcode(head) == FORGET {
+            return self.nodes.forget(u64_at(head, NODE), u64_at(body, 0)).into_iter().collect();
+        }
+        // `struct fuse_batch_forget_in`, then the nodes: no more than there are bytes, whatever it says.
+        let count = u32_at(body, 0) as usize;
+        let all = body.get(8..).unwrap_or_default().chunks_exact(16).take(count);
+        all.filter_map(|one| self.nodes.forget(u64_at(one, 0), u64_at(one, 8))).collect()
+    }
+
+    /// Takes note of a reply, and puts the kernel's numbers into it. `names` are the request's bytes from its first name on.
+    pub fn reply(&mut self, head: &[u8], names: &[u8], reply: &mut [u8]) {
+        let (opcode, parent) = (request_opcode(head), u64_at(head, NODE));
+        match opcode {
+            LOOKUP | MKNOD | MKDIR | SYMLINK | LINK | CREATE | TMPFILE => {
+                let Some(entry) = Entry::read(reply) else { return };
+                let name = wire::split_name(names).map(|(name, _)| name).filter(|_| opcode != TMPFILE);
+                let node = self.nodes.arrive(parent, name, &entry);
+                put_u64(reply, 0, node);
+                if matches!(opcode, CREATE | TMPFILE) {
+                    self.opened(head, node, reply.get_mut(ENTRY..).unwrap_or_default());
+                }
+            }
+            OPEN | OPENDIR => self.opened(head, parent, reply),
+            READDIRPLUS => {
+                let entries: Vec<_> =
+                    wire::entries(reply).into_iter().map(|(at, e, name)| (at, e, name.to_vec())).collect();
+                for (at, entry, name) in entries {
+                    put_u64(reply, at, self.nodes.arrive(parent, Some(&name), &entry));
+                }
+            }
+            UNLINK | RMDIR => {
+                if let Some((name, _)) = wire::split_name(names) {
+                    self.nodes.removed(parent, name);
+                }
+            }
+            RENAME | RENAME2 => {
+                if let Some((from, to, exchange)) = rename(head, names) {
+                    self.nodes.renamed((parent, from), (u64_at(head, BODY), to), exchange);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A look-up has found nothing.
+    pub fn absent(&mut self, head: &[u8], names: &[u8]) {
+        if let Some((name, _)) = wire::split_name(names) {
+            self.nodes.removed(u64_at(head, NODE), name);
+        }
+    }
+
+    /// A file has been renamed, or not: nobody can tell.
+    pub fn perhaps_renamed(&mut self, head: &[u8], names: &[u8]) {
+        if let Some((from, to, false)) = rename(head, names) {
+            self.nodes.perhaps_renamed((u64_at(head, NODE), from), (u64_at(head, BODY), to));
+        }
+    }
+
+    fn opened(&mut self, head: &[u8], node: u64, reply: &mut [u8]) {
+        if reply.len() < OPENED {
+            return;
+        }
+        let (host, time) = (u64_at(reply, 0), self.nodes.time());
+        let mut number = host;
+        while time > 0 && (number == host || self.handles.contains_key(&(node, number))) {
+            self.next += 1;
+            number = 1 << 62 | self.next;
+        }
+        let opener = head[24..36].try_into().expect("twelve bytes");
+        let flags = u32_at(head, BODY);
+        let flags = if request_opcode(head) == TMPFILE { flags & !TMPFILE_BIT } else { flags };
+        let is_dir = request_opcode(head) == OPENDIR;
+        let new = Handle { flags: flags & !ONCE, is_dir, opener, count: 0, known: None };
+        let handle = self.handles.entry((node, number)).or_insert(new);
+        if handle.count == 0 {
+            self.nodes.opened(node);
+        }
+        handle.count += 1;
+        handle.known = Some((time, host));
+        put_u64(reply, 0, number);
+    }
+}
+
+/// The two names of a rename, and whether they change places.
+fn rename<'a>(head: &[u8], names: &'a [u8]) -> Option<(&'a [u8], &'a [u8], bool)> {
+    let (from, rest) = wire::split_name(names)?;
+    let (to, _) = wire::split_name(rest)?;
+    let exchange = request_opcode(head) == RENAME2 && u32_at(head, BODY + 8) & libc::RENAME_EXCHANGE != 0;
+    Some((from, to, exchange))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::request;
+    use crate::resume::wire::tests::{direntplus, entry};
+    use crate::resume::wire::ROOT;
+
+    const FLAGS: u32 = (libc::O_RDWR | libc::O_APPEND) as u32;
+
+    fn open_out(handle: u64) -> Vec<u8> {
+        let mut bytes = vec![0; OPENED];
+        put_u64(&mut bytes, 0, handle);
+        bytes
+    }
+
+    fn body(words: &[u64]) -> Vec<u8> {
+        words.iter().copied().flat_map(u64::to_ne_bytes).collect()
+    }
+
+    fn ask(opcode: u32, node: u64, words: &[u64]) -> Vec<u8> {
+        request(opcode, node, 1, &body(words), 0)
+    }
+
+    /// Node 2 is `f`, created and open as handle 7; then another host comes.
+    fn after_a_host() -> Tables {
+        let mut tables = Tables::default();
+        let create = ask(CREATE, ROOT, &[u64::from(FLAGS | ONCE), 0]);
+        let mut reply = [entry(2, 20, libc::S_IFREG, 1), open_out(7)].concat();
+        let before = reply.clone();
+        tables.reply(&create, b"f\0", &mut reply);
+        assert_eq!(reply, before, "the first host's numbers are the kernel's");
+        tables.nodes.advance(true);
+        tables
+    }
+
+    fn find(tables: &mut Tables, host: u64) {
+        assert!(tables.nodes.found(2, b"f", Entry::read(&entry(host, 20, libc::S_IFREG, 1)).as_ref()));
+    }
+
+    #[test]
+    fn a_read_waits_for_its_node_and_its_handle() {
+        let mut tables = after_a_host();
+        let read = ask(READ, 2, &[7, 4096, 0, 0, 0]);
+        let mut head = read.clone();
+        assert!(matches!(
+            tables.translate(&mut head),
+            Some(Needed::Node(Missing::Name { parent: ROOT, child: 2, .. }))
+        ));
+        find(&mut tables, 50);
+        let mut head = read.clone();
+        let needed = tables.translate(&mut head);
+        let Some(Needed::Handle { node: 2, handle: 7, host: 50, flags: FLAGS, is_dir: false, .. }) = needed else {
+            panic!("{needed:?}");
+        };
+        assert!(tables.reopened(2, 7, 3));
+        assert!(!tables.reopened(2, 7, 4), "another queue was faster");
+        let mut head = read.clone();
+        assert_eq!(tables.translate(&mut head), None);
+        assert_eq!((u64_at(&head, NODE), u64_at(&head, BODY), &head[48..]), (50, 3, &read[48..]));
+        assert!(tables.released(&ask(RELEASE, 2, &[7])));
+        assert!(!tables.released(&ask(RELEASE, 2, &[7])));
+        assert_eq!(tables.translate(&mut read.clone()), Some(Needed::Node(Missing::Gone)));
+    }
+
+    #[test]
+    fn both_files_of_a_copy_are_found() {
+        let mut tables = after_a_host();
+        tables.reply(&ask(LOOKUP, ROOT, &[]), b"g\0", &mut entry(9, 90, libc::S_IFREG, 1));
+        find(&mut tables, 50);
+        tables.reopened(2, 7, 3);
+        let new = tables.nodes.child(ROOT, b"g").unwrap();
+        let mut reply = open_out(3);
+        tables.reply(&ask(OPEN, new, &[u64::from(FLAGS)]), b"", &mut reply);
+        let number = u64_at(&reply, 0);
+        assert_ne!(number, 3, "no number of the host's own");
+        let mut copy = ask(COPY_FILE_RANGE, 2, &[7, 0, new, number, 0, 100, 0]);
+        assert_eq!(tables.translate(&mut copy), None);
+        assert_eq!([NODE, BODY, BODY + 16, BODY + 24].map(|at| u64_at(&copy, at)), [50, 3, 9, 3]);
+    }
+
+    #[test]
+    fn a_listing_gets_the_kernels_numbers() {
+        let mut tables = after_a_host();
+        let mut reply = [direntplus(80, 20, b"f"), direntplus(2, 30, b"new"), direntplus(81, 1, b"..")].concat();
+        tables.reply(&ask(READDIRPLUS, ROOT, &[0, 0, 4096]), b"", &mut reply);
+        assert_eq!(u64_at(&reply, 0), 2);
+        assert!(u64_at(&reply, 160) > 1 << 62);
+        assert_eq!(u64_at(&reply, 320), 81, "these are not counted");
+    }
+
+    #[test]
+    fn whatever_bytes_come() {
+        let mut random = 1u64;
+        let mut next = || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random
+        };
+        for time in 0..3 {
+            let mut tables = Tables::default();
+            (0..time).for_each(|_| tables.nodes.advance(true));
+            for _ in 0..30_000 {
+                let mut reply: Vec<u8> = (0..next() % 400).map(|_| (next() % 3) as u8).collect();
+                let names: Vec<u8> = (0..next() % 6).map(|_| b"a\0b./"[next() as usize % 5]).collect();
+                let head = ask(next() as u32 % 54, next() % 5, &[next() % 3, next() % 3, next() % 3, next() % 3]);
+                tables.reply(&head, &names, &mut reply);
+                tables.absent(&head, &names);
+                tables.translate(&mut head.clone());
+                tables.released(&head);
+                tables.forget(&head, &body(&[next() % 4, next() % 4, next() % 4]));
+            }
+        }
+    }
+}

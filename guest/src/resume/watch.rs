@@ -1,0 +1,178 @@
+//! The thread that sees a host go, and brings the next one.
+
+use super::wire::{Identity, ROOT};
+use super::Resume;
+use crate::deadline;
+use crate::fuse::abi::opcode;
+use crate::fuse::init::Replay;
+use crate::link::{connect_again, Connection, GuestConfig, Kept};
+use crate::message::request;
+use crate::transport::{call_within, Completion, Transport};
+use crate::Error;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{shutdown, Shutdown};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Between two looks whether somebody listens, or whether a queue has come to rest.
+const AGAIN: Duration = Duration::from_millis(20);
+/// How long a new host may take to take over.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// All that the next host is told.
+pub struct Watch {
+    /// Where hosts are.
+    pub config: GuestConfig,
+    /// The memory that they all get.
+    pub kept: Kept,
+    /// What was agreed on with the first one.
+    pub init: Replay,
+    /// The shared directory, as far as the first host has told.
+    pub root: Option<Identity>,
+    /// The kernel's connection.
+    pub device: Arc<OwnedFd>,
+    /// Slots of each queue that is in use; of the control queue, if it is, at the end.
+    pub slots: Vec<u32>,
+    /// How long to wait for a host.
+    pub limit: Duration,
+    /// The queues.
+    pub resume: Arc<Resume>,
+}
+
+/// Asks for the root's attributes.
+///
+/// # Errors
+/// The transport's. A host that refuses is none.
+pub fn root_of(host: &mut dyn Transport, limit: PollTimeout) -> Result<Option<Identity>, Error> {
+    let done = call_within(host, &request(opcode::GETATTR, ROOT, 1, &[0; 16], 0), 0, 4096, limit)?;
+    // `struct fuse_attr_out`: 16 bytes before the attributes.
+    let reply = reply_bytes(host, &done);
+    Ok((done.error() == 0 && reply.len() >= 104).then(|| Identity::of(&reply[16..])))
+}
+
+/// A private copy of a reply without its header.
+pub fn reply_bytes(transport: &dyn Transport, done: &Completion) -> Vec<u8> {
+    let mut body = done.inline().to_vec();
+    let inline = body.len();
+    body.resize(inline + done.payload_len, 0);
+    let (ptr, _) = transport.slot(done.slot);
+    // SAFETY: the transport has checked that the reply lies in the slot.
+    unsafe { std::ptr::copy_nonoverlapping(ptr, body[inline..].as_mut_ptr(), done.payload_len) };
+    body
+}
+
+/// The queues' descriptors that hang up with the host.
+pub type Lifelines = Vec<OwnedFd>;
+
+/// # Errors
+/// When the process has no descriptors left.
+pub fn lifelines<'a>(queues: impl Iterator<Item = &'a Box<dyn Transport>>) -> std::io::Result<Lifelines> {
+    queues.map(|queue| queue.alive().try_clone_to_owned()).collect()
+}
+
+impl Watch {
+    /// Until the file system is unmounted, or no host comes: why.
+    pub fn run(self, mut alive: Lifelines) -> Option<Error> {
+        loop {
+            if !self.sees_it_go(&alive) {
+                return None;
+            }
+            let gone = Instant::now();
+            tracing::warn!(
+                "the host has gone: waiting for another one on {}, at most {} s",
+                self.config.socket_path.display(),
+                self.limit.as_secs()
+            );
+            // Streamed queues end one by one.
+            for line in alive.drain(..) {
+                let _ = shutdown(line.as_raw_fd(), Shutdown::Both);
+            }
+            self.resume.leave();
+            while !self.resume.let_go() {
+                if self.unmounted_within(AGAIN / 4) {
+                    return None;
+                }
+            }
+            alive = match self.next_host(gone) {
+                Ok(Some(next)) => next,
+                Ok(None) => return None,
+                Err(e) => {
+                    self.resume.give_up();
+                    return Some(e);
+                }
+            };
+            tracing::info!("going on with another host, after {} ms", gone.elapsed().as_millis());
+        }
+    }
+
+    /// Sleeps until the host goes; `false`: the mount has ended.
+    fn sees_it_go(&self, alive: &Lifelines) -> bool {
+        let mut fds: Vec<_> = alive.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::empty())).collect();
+        fds.push(PollFd::new(self.device.as_fd(), PollFlags::empty()));
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(0) | Err(nix::Error::EINTR) => {}
+                _ => return fds.pop().is_some_and(|device| device.any() != Some(true)),
+            }
+        }
+    }
+
+    /// Waits a little; whether the mount has ended.
+    fn unmounted_within(&self, time: Duration) -> bool {
+        let mut fds = [PollFd::new(self.device.as_fd(), PollFlags::empty())];
+        matches!(poll(&mut fds, PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO)), Ok(1..))
+    }
+
+    fn next_host(&self, gone: Instant) -> Result<Option<Lifelines>, Error> {
+        loop {
+            match self.connect() {
+                Ok((connection, root)) => return self.hand_over(connection, root).map(Some),
+                // Whoever is there cannot take over, and will not learn it.
+                Err(Error::Refused(why)) => return Err(Error::Setup(format!("cannot go on with the new host: {why}"))),
+                Err(e) => tracing::debug!("no host yet: {e}"),
+            }
+            if gone.elapsed() >= self.limit {
+                return Err(Error::HostGone);
+            }
+            if self.unmounted_within(AGAIN) {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<(Connection, Option<Identity>), Error> {
+        let mut root = None;
+        let path = &self.config.socket_path;
+        let connection = deadline::within(PATIENCE, path, || {
+            connect_again(&self.config, &self.kept, |host| {
+                let limit = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+                let done = call_within(host, self.init.request(), 0, 4096, limit)?;
+                if done.error() != 0 {
+                    let e = std::io::Error::from_raw_os_error(-done.error());
+                    return Err(Error::Refused(format!("it answers INIT with: {e}")));
+                }
+                self.init.check(&reply_bytes(host, &done)).map_err(Error::Refused)?;
+                root = root_of(host, limit)?;
+                Ok(())
+            })
+        })?;
+        Ok((connection, root))
+    }
+
+    fn hand_over(&self, connection: Connection, root: Option<Identity>) -> Result<Lifelines, Error> {
+        let Connection { control, mut queues, .. } = connection;
+        queues.push(control);
+        queues.truncate(self.slots.len());
+        if !queues.iter().map(|queue| queue.slots()).eq(self.slots.iter().copied()) {
+            return Err(Error::Setup("cannot go on with the new host: its queues have other sizes".into()));
+        }
+        let same_root = root == self.root || self.root.is_none();
+        if !same_root {
+            tracing::error!("the new host shares another directory: what was open or known is stale (ESTALE)");
+        }
+        let alive = lifelines(queues.iter())?;
+        self.resume.arrive(queues, same_root);
+        Ok(alive)
+    }
+}

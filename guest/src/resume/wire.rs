@@ -1,0 +1,187 @@
+//! Where FUSE messages have the numbers that a host gives out: nodes and handles.
+//!
+//! Source: the structures of `linux/fuse.h`; offsets are from a message's start.
+
+use crate::fuse::abi::{opcode::*, u32_at};
+use crate::message::IN_HEADER;
+
+/// `fuse_in_header.nodeid`.
+pub const NODE: usize = 16;
+/// The first field behind a request's header: a handle, another node, or flags.
+pub const BODY: usize = IN_HEADER;
+/// The root's node.
+pub const ROOT: u64 = 1;
+/// Bytes of `struct fuse_entry_out`, and of `struct fuse_open_out`.
+pub const ENTRY: usize = 128;
+pub const OPENED: usize = 16;
+/// Bytes of `struct fuse_dirent` before the name.
+const DIRENT: usize = 24;
+/// Most bytes of a name.
+const NAME_MAX: usize = 255;
+/// The bits of a mode that say what a file is.
+pub const TYPE: u32 = libc::S_IFMT;
+
+/// The `u64` at a byte offset; 0 beyond the end.
+pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).map_or(0, |b| u64::from_ne_bytes(b.try_into().expect("eight bytes")))
+}
+
+/// Writes a `u64` where there is room for it.
+pub fn put_u64(bytes: &mut [u8], at: usize, value: u64) {
+    if let Some(place) = bytes.get_mut(at..at + 8) {
+        place.copy_from_slice(&value.to_ne_bytes());
+    }
+}
+
+/// Where a request names a node beside its header's.
+pub fn other_node(opcode: u32) -> Option<usize> {
+    match opcode {
+        LINK | RENAME | RENAME2 => Some(BODY),
+        COPY_FILE_RANGE | COPY_FILE_RANGE_64 => Some(BODY + 16),
+        _ => None,
+    }
+}
+
+/// Where a request has handles, each with the place of its node.
+pub fn handles(opcode: u32, head: &[u8]) -> &'static [(usize, usize)] {
+    const FIRST: &[(usize, usize)] = &[(BODY, NODE)];
+    const THIRD: &[(usize, usize)] = &[(BODY + 8, NODE)];
+    match opcode {
+        READ | READDIR | READDIRPLUS | WRITE | RELEASE | RELEASEDIR | FSYNC | FSYNCDIR | FLUSH | GETLK | SETLK
+        | SETLKW | IOCTL | POLL | FALLOCATE | LSEEK => FIRST,
+        // FUSE_GETATTR_FH, FATTR_FH.
+        GETATTR | STATX if u32_at(head, BODY) & 1 != 0 => THIRD,
+        SETATTR if u32_at(head, BODY) & 1 << 6 != 0 => THIRD,
+        COPY_FILE_RANGE | COPY_FILE_RANGE_64 => &[(BODY, NODE), (BODY + 24, BODY + 16)],
+        _ => &[],
+    }
+}
+
+/// Bytes between a request's header and its names.
+pub fn before_names(opcode: u32) -> usize {
+    match opcode {
+        MKNOD | CREATE | TMPFILE | RENAME2 => 16,
+        MKDIR | LINK | RENAME => 8,
+        _ => 0,
+    }
+}
+
+/// A name as a request has it, ended by a NUL, and what follows.
+pub fn split_name(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = bytes.iter().position(|&b| b == 0)?;
+    Some((&bytes[..end], &bytes[end + 1..])).filter(|(name, _)| is_name(name))
+}
+
+/// Whether it names an entry of a directory.
+pub fn is_name(name: &[u8]) -> bool {
+    (1..=NAME_MAX).contains(&name.len()) && !name.contains(&b'/') && !matches!(name, b"." | b"..")
+}
+
+/// What `fuse_entry_out` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The host's number.
+    pub node: u64,
+    pub identity: Identity,
+    pub links: u32,
+}
+
+/// What tells one file of a host from another, whatever its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub ino: u64,
+    /// The type's bits of its mode.
+    pub kind: u32,
+    /// Of a device.
+    pub rdev: u32,
+}
+
+impl Identity {
+    /// Of a `struct fuse_attr`.
+    pub fn of(attr: &[u8]) -> Identity {
+        let kind = u32_at(attr, 60) & TYPE;
+        let is_device = matches!(kind, libc::S_IFCHR | libc::S_IFBLK);
+        Identity { ino: u64_at(attr, 0), kind, rdev: if is_device { u32_at(attr, 76) } else { 0 } }
+    }
+}
+
+impl Entry {
+    /// Reads one; `None` where the bytes are none, or say that there is no such name.
+    pub fn read(bytes: &[u8]) -> Option<Entry> {
+        let attr = bytes.get(40..ENTRY)?;
+        let node = u64_at(bytes, 0);
+        (node != 0).then(|| Entry { node, identity: Identity::of(attr), links: u32_at(attr, 64) })
+    }
+}
+
+/// The entries of a READDIRPLUS reply that bring a node: where each starts, what it is, and its name.
+pub fn entries(reply: &[u8]) -> Vec<(usize, Entry, &[u8])> {
+    let (mut found, mut at) = (Vec::new(), 0);
+    while let Some(rest) = reply.get(at..).filter(|rest| rest.len() >= ENTRY + DIRENT) {
+        let length = u32_at(rest, ENTRY + 16) as usize;
+        let Some(name) = rest.get(ENTRY + DIRENT..).and_then(|names| names.get(..length)) else { break };
+        if let Some(entry) = Entry::read(rest).filter(|_| is_name(name)) {
+            found.push((at, entry, name));
+        }
+        at += (ENTRY + DIRENT + length).next_multiple_of(8);
+    }
+    found
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A `fuse_entry_out`.
+    pub fn entry(node: u64, ino: u64, mode: u32, links: u32) -> Vec<u8> {
+        let mut bytes = vec![0; ENTRY];
+        put_u64(&mut bytes, 0, node);
+        put_u64(&mut bytes, 40, ino);
+        bytes[100..104].copy_from_slice(&mode.to_ne_bytes());
+        bytes[104..108].copy_from_slice(&links.to_ne_bytes());
+        bytes
+    }
+
+    pub fn direntplus(node: u64, ino: u64, name: &[u8]) -> Vec<u8> {
+        let mut bytes = entry(node, ino, libc::S_IFREG, 1);
+        bytes.extend([0; 16]);
+        bytes.extend((name.len() as u32).to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(name);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+
+    #[test]
+    fn a_listing_has_its_nodes() {
+        let listing =
+            [direntplus(0, 9, b"."), direntplus(7, 70, b"a"), direntplus(8, 80, b"bcd"), direntplus(9, 90, b"..")];
+        let listing = listing.concat();
+        let found: Vec<_> =
+            entries(&listing).iter().map(|(at, e, name)| (*at, e.node, e.identity.ino, *name)).collect();
+        assert_eq!(found, [(160, 7, 70, &b"a"[..]), (320, 8, 80, b"bcd")]);
+    }
+
+    #[test]
+    fn listings_that_cannot_be_end_where_they_stop_making_sense() {
+        let good = direntplus(7, 70, b"a");
+        for cut in 0..good.len() - 7 {
+            assert!(entries(&good[..cut]).is_empty(), "{cut}");
+        }
+        let mut long = good.clone();
+        long[ENTRY + 16..ENTRY + 20].copy_from_slice(&u32::MAX.to_ne_bytes());
+        assert!(entries(&long).is_empty());
+        for name in [&b"a/b"[..], b"", b"..", &[b'x'; 256]] {
+            let listing = [direntplus(7, 70, name), good.clone()].concat();
+            assert_eq!(entries(&listing).len(), 1);
+        }
+    }
+
+    #[test]
+    fn names_of_requests() {
+        assert_eq!(split_name(b"a\0b\0"), Some((&b"a"[..], &b"b\0"[..])));
+        for bad in [&b""[..], b"a", b"\0", b"..\0", b"a/b\0"] {
+            assert_eq!(split_name(bad), None);
+        }
+    }
+}
