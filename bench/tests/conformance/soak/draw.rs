@@ -38,6 +38,12 @@ impl HostPlan {
         HostPlan { peer, options, guest_words }
     }
 
+    /// Whether the guest's kernel keeps lists of names. While several processes change a directory, Linux 6.18 then
+    /// shows others names twice or not at all, with stock virtiofsd too.
+    pub fn keeps_lists(&self) -> bool {
+        self.options.iter().any(|word| word == "--cache=always")
+    }
+
     pub fn start(&self, scratch: &Scratch) -> Host {
         Host::start_with(scratch, self.peer, &self.options.iter().map(String::as_str).collect::<Vec<_>>())
     }

@@ -95,7 +95,7 @@ impl Soak {
             self.overseer.begin("a mount", &[host.server()]);
             let guest = Guest::mount(&self.scratch, &host, &words);
             self.record.new_guest();
-            let end = self.one_guest(guest, &mut host, until);
+            let end = self.one_guest(guest, &mut host, &plan, until);
             self.ends.push(end);
             if end == End::HostKilled {
                 return;
@@ -105,11 +105,11 @@ impl Soak {
         }
     }
 
-    fn one_guest(&mut self, guest: Guest, host: &mut Host, until: Instant) -> End {
+    fn one_guest(&mut self, guest: Guest, host: &mut Host, plan: &HostPlan, until: Instant) -> End {
         // Few live long, to see slow growth.
         let phases = [1, 1, 2, 6][self.rng.below(4)];
         for _ in 0..phases {
-            self.one_phase(&guest, host);
+            self.one_phase(&guest, host, !plan.keeps_lists());
             if Instant::now() > until {
                 break;
             }
@@ -122,7 +122,7 @@ impl Soak {
     }
 
     /// Some loads together; then all is removed, and what both sides hold is looked at.
-    fn one_phase(&mut self, guest: &Guest, host: &Host) {
+    fn one_phase(&mut self, guest: &Guest, host: &Host, exact_lists: bool) {
         let pids = [guest.pid(), host.server()];
         let loads = loads::draw(&mut self.rng, self.phase >= Duration::from_secs(10));
         let names = loads.iter().map(|l| l.0).collect::<Vec<_>>().join(", ");
@@ -136,7 +136,7 @@ impl Soak {
                 .map(|(i, (name, load))| {
                     let dir = guest.point.join(format!("{name}{i}"));
                     fs::create_dir(&dir).unwrap();
-                    let work = Work { dir, scratch, seed: rng.next(), until };
+                    let work = Work { dir, scratch, seed: rng.next(), until, exact_lists };
                     scope.spawn(move || {
                         let done = load(&work);
                         fs::remove_dir_all(&work.dir).unwrap();
