@@ -41,7 +41,7 @@ impl HostPlan {
     /// Whether the guest's kernel keeps lists of names. While several processes change a directory, Linux 6.18 then
     /// shows others names twice or not at all, with stock virtiofsd too.
     pub fn keeps_lists(&self) -> bool {
-        self.options.iter().any(|word| word == "--cache=always")
+        self.options.iter().any(|word| word == "--cache=always" || word == "--cache=metadata")
     }
 
     pub fn start(&self, scratch: &Scratch) -> Host {
