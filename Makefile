@@ -77,7 +77,7 @@ lint: deps
 fuzz: deps
 	./fuzz/run
 
-# Under miri, and the address and thread sanitizers; needs a nightly toolchain.
+# Under the address and thread sanitizers, and miri where there is one.
 sanitize: deps
 	./.ci/sanitize
 
