@@ -1,67 +1,7 @@
-//! Both ends of a ring over memory that the input writes between any two steps, and set-up messages.
+//! See `src/ring.rs`.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use std::cell::RefCell;
-use tunnelfs_ring::{Cqe, DeviceQueue, DriverQueue, Geometry, Region, RingSetup, Sqe, CQE_HEAD_BYTES, SQE_HEAD_BYTES};
+#[path = "../src/ring.rs"]
+mod ring;
 
-const GEOMETRY: Geometry = Geometry { entries: 4, slots: 4, slot_size: 8192 };
-
-thread_local! {
-    static REGION: RefCell<Region> = RefCell::new(Region::new(GEOMETRY.bytes(), false).unwrap());
-}
-
-fuzz_target!(|bytes: &[u8]| {
-    let _ = RingSetup::from_bytes(bytes);
-    REGION.with_borrow(|region| {
-        let control = GEOMETRY.control_bytes();
-        // SAFETY: the region has that many bytes, and nobody else uses them.
-        unsafe { region.ptr().write_bytes(0, control) };
-        // SAFETY: each slot lies in the region.
-        let slot = |n: u32| unsafe { region.ptr().add(control + (n * GEOMETRY.slot_size) as usize) };
-        let slots = (0..GEOMETRY.slots).map(slot).collect();
-        // SAFETY: zeroed, page-aligned, and outlives both.
-        let (mut guest, mut host) = unsafe {
-            (
-                DriverQueue::new(region.ptr(), GEOMETRY).unwrap(),
-                DeviceQueue::new(region.ptr(), slots, GEOMETRY).unwrap(),
-            )
-        };
-        for step in bytes.chunks(8) {
-            let &[what, a, b, c, d, e, f, g] = step else { return };
-            let at = u16::from_ne_bytes([a, b]) as usize * 4 % control;
-            let word = u32::from_ne_bytes([d, e, f, g]);
-            match what % 6 {
-                0 => {
-                    let sqe = Sqe {
-                        tag: word,
-                        slot: c.into(),
-                        payload_len: word,
-                        reply_max: word,
-                        head_len: g.into(),
-                        head: [f; SQE_HEAD_BYTES],
-                    };
-                    let _ = guest.sq.push(&sqe);
-                }
-                1 => {
-                    if let Some(sqe) = host.sq.pop() {
-                        if let Ok(slot) = host.slots.of(&sqe) {
-                            assert!(sqe.payload_len <= GEOMETRY.slot_size && sqe.reply_max <= GEOMETRY.slot_size);
-                            assert!(sqe.head_len as usize <= SQE_HEAD_BYTES);
-                            let end = slot as usize + sqe.payload_len.max(sqe.reply_max) as usize;
-                            assert!(sqe.slot == u32::MAX || end <= region.ptr() as usize + region.bytes());
-                        }
-                    }
-                }
-                2 => {
-                    let cqe = Cqe { tag: word, payload_len: word, head_len: c.into(), head: [f; CQE_HEAD_BYTES] };
-                    let _ = host.cq.push(&cqe);
-                }
-                3 => drop(guest.cq.pop()),
-                // SAFETY: inside the region, aligned.
-                4 => unsafe { region.ptr().add(at).cast::<u32>().write_volatile(word) },
-                _ => drop((guest.peer_sleeps.claim_wake(), host.peer_sleeps.hint(), guest.sq.free())),
-            }
-        }
-    });
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| ring::once(bytes));
