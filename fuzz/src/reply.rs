@@ -94,7 +94,7 @@ pub fn once(bytes: &[u8]) {
     match kind % 4 {
         0 => agree(rest),
         1 => LISTENER.with_borrow(|(listener, config, _)| {
-            let mut driver = socket::connect(config, GEOMETRY).unwrap();
+            let mut driver = socket::connect(config, GEOMETRY, None).unwrap();
             let (host, _) = listener.accept().unwrap();
             host.set_nonblocking(true).unwrap();
             // A stream that has begun an answer would be waited for: before anything is taken off it, it ends.
@@ -128,6 +128,7 @@ fn agree(body: &[u8]) {
         slot_size,
         uring: [None, Some(true), Some(false)][*flags as usize % 3],
         writeback: flags & 4 != 0,
+        reconnect: flags & 8 != 0,
     };
     let mut body = body.to_vec();
     let offered = init::offered(&body);

@@ -153,7 +153,11 @@ impl Soak {
                 kill(pid, Signal::SIGCONT).unwrap();
             }
             let joined = running.into_iter().map(|load| load.join());
-            joined.map(|done| done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect::<Vec<_>>()
+            joined.collect::<Result<Vec<_>, _>>().unwrap_or_else(|panic| {
+                println!("soak: failed; the guest has said: {}", guest.output());
+                println!("soak: {}", guest.statistics());
+                std::panic::resume_unwind(panic)
+            })
         });
         done.into_iter().for_each(|(what, count)| self.tally.add(what, count));
         let left = fs::read_dir(&guest.point).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
