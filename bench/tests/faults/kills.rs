@@ -41,7 +41,8 @@ fn fio(file: &Path) -> Command {
     let mut fio = Command::new("fio");
     fio.args(["--name=verify", "--thread", "--rw=randrw", "--bsrange=4k-256k", "--size=16m", "--io_size=48m"]);
     fio.args(["--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64", "--randrepeat=0", "--fsync=32"]);
-    fio.args(["--ioengine=psync", "--fallocate=none"]).arg(format!("--filename={}", file.display()));
+    fio.args(["--ioengine=psync", "--fallocate=none", "--verify_state_save=0"])
+        .arg(format!("--filename={}", file.display()));
     fio.args(["--direct=1", "--numjobs=1"]);
     fio
 }
@@ -73,7 +74,7 @@ fn assert_log(path: &Path, count: u32) {
     }
 }
 
-fn survive(channel: &str, transport: &'static str, words: &str) {
+fn survive(channel: &str, transport: &str, words: &str) {
     let Some(fsx_program) = tunnelfs_bench::session::installed("fsx") else {
         return println!("skipped: fsx is not installed (`make deps-conformance`)");
     };

@@ -1,7 +1,7 @@
 //! A host is killed, and another one takes its place: programs only wait.
 
-use crate::rig::{is_listening, is_mounted, server, soon, Guest, Host, Scratch, FEATURES};
-use crate::{peer, unmount_what_is_left, within, ALL};
+use crate::rig::{is_listening, is_mounted, server, soon, Guest, Host, Peer, Scratch, FEATURES};
+use crate::{peer, unmount_what_is_left, within, work_until_it_fails, ALL};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use std::fs::{self, File, OpenOptions};
@@ -10,8 +10,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use tunnelfs_bench::session::sibling;
+use tunnelfs_bench::session::{sibling, virtiofsd};
 
 /// How long anything may take that only waits for the next host.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -59,7 +60,7 @@ pub struct Served {
     later: Option<u32>,
     starter: Starter,
     scratch: Scratch,
-    transport: &'static str,
+    peer: Peer,
 }
 
 impl Drop for Served {
@@ -71,14 +72,18 @@ impl Drop for Served {
 }
 
 impl Served {
-    pub fn new(channel: &str, transport: &'static str, words: &str) -> Option<Served> {
+    pub fn new(channel: &str, transport: &str, words: &str) -> Option<Served> {
         Some(Served::on(Scratch::for_channel(channel)?, channel, transport, words))
     }
 
-    pub fn on(scratch: Scratch, channel: &str, transport: &'static str, words: &str) -> Served {
-        let host = Host::start(&scratch, peer(transport));
+    pub fn on(scratch: Scratch, channel: &str, transport: &str, words: &str) -> Served {
+        Served::by(peer(transport), scratch, channel, transport, words)
+    }
+
+    fn by(peer: Peer, scratch: Scratch, channel: &str, transport: &str, words: &str) -> Served {
+        let host = Host::start(&scratch, peer);
         let guest = Guest::mount(&scratch, &host, &format!("channel={channel},transport={transport}{words}"));
-        Served { guest, first: Some(host), later: None, starter: Starter::new(), scratch, transport }
+        Served { guest, first: Some(host), later: None, starter: Starter::new(), scratch, peer }
     }
 
     /// On the mount.
@@ -106,12 +111,16 @@ impl Served {
 
     fn next_host_with(&mut self, options: &[&str]) {
         let (socket, share) = (self.scratch.path("socket"), self.scratch.path("share"));
+        let (program, words) = match self.peer {
+            Peer::Virtiofsd => (virtiofsd().unwrap(), "--sandbox none --log-level error --tag t"),
+            Peer::Stream => (sibling("tunnelfs-host").unwrap(), "--num-request-queues 2 --transport socket"),
+            Peer::Ours => (sibling("tunnelfs-host").unwrap(), "--num-request-queues 2"),
+        };
         let command = format!(
-            "{} --socket-path {} --shared-dir {} --num-request-queues 2 --transport {} {}",
-            sibling("tunnelfs-host").unwrap().display(),
+            "{} --socket-path {} --shared-dir {} {words} {}",
+            program.display(),
             socket.display(),
             share.display(),
-            if self.transport == "socket" { "socket" } else { "ring" },
             options.join(" ")
         );
         self.later = Some(self.starter.start(&command));
@@ -253,6 +262,31 @@ fn what_is_under_way_is_repeated() {
     }
 }
 
+/// The guest keeps all that the next host must know: one that knows nothing of this will do.
+#[test]
+fn stock_hosts_take_over_too() {
+    if virtiofsd().is_none() {
+        return println!("skipped: virtiofsd is not installed (`make deps`)");
+    }
+    for channel in ["uring", "fuse"] {
+        let Some(scratch) = Scratch::for_channel(channel) else { continue };
+        let mut served = Served::by(Peer::Virtiofsd, scratch, channel, "ring", "");
+        let done = AtomicBool::new(false);
+        let path = served.path("file");
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| work(&path, 1, &done));
+            for _ in 0..3 {
+                std::thread::sleep(Duration::from_millis(150));
+                served.another_host();
+            }
+            std::thread::sleep(Duration::from_millis(100));
+            done.store(true, Ordering::Release);
+            worker.join().unwrap();
+        });
+        served.unmount();
+    }
+}
+
 /// What cannot be repeated has happened, or not, or is an error: never twice, never lost when it was said to be done.
 #[test]
 fn what_happens_happens_once() {
@@ -352,15 +386,24 @@ fn a_host_that_agrees_to_less_is_refused() {
 
 #[test]
 fn no_host_in_time_is_an_error() {
-    for (channel, transport) in [("uring", "ring"), ("fuse", "ring"), ("uring", "socket")] {
+    for (channel, transport) in ALL {
         let Some(mut served) = Served::new(channel, transport, ",reconnect_timeout=1") else { continue };
-        let file = open(served.path("f"));
+        let (tell, told) = mpsc::channel();
+        let users: Vec<_> = (0..3)
+            .map(|i| {
+                let (path, tell) = (served.path(&format!("file{i}")), tell.clone());
+                std::thread::spawn(move || work_until_it_fails(path, tell))
+            })
+            .collect();
+        users.iter().for_each(|_| told.recv_timeout(PATIENCE).expect("the work has begun"));
         served.kill_host();
-        let asked = Instant::now();
-        let result = within(PATIENCE, "an operation", move || file.write_at(b"x", 0));
-        let took = asked.elapsed();
-        assert!(result.is_err(), "{channel}, {transport}");
-        assert!(took > Duration::from_millis(800) && took < Duration::from_secs(3), "{channel}, {transport}: {took:?}");
+        let killed = Instant::now();
+        for user in users {
+            let (failed, _) = within(PATIENCE, "an operation under way", move || user.join().unwrap());
+            let took = failed.duration_since(killed);
+            let as_told = took > Duration::from_millis(800) && took < Duration::from_secs(3);
+            assert!(as_told, "{channel}, {transport}: {took:?}");
+        }
         assert!(!served.guest.ended().success());
         assert!(served.guest.output().contains("the host has gone away"), "{}", served.guest.output());
         unmount_what_is_left(&served.guest.point);

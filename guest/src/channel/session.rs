@@ -435,15 +435,8 @@ impl Session {
     }
 }
 
-/// Makes a FORGET or BATCH_FORGET one of the host's nodes.
+/// Makes a BATCH_FORGET of the host's nodes.
 fn rewrite(flight: &mut Flight, known: &[Known], (at, size): (*mut u8, usize)) {
-    if flight.opcode == FORGET {
-        for one in known {
-            put_u64(&mut flight.head, NODE, one.node);
-            put_u64(&mut flight.head, BODY, one.lookups);
-        }
-        return;
-    }
     let list: Vec<u8> = known.iter().flat_map(|one| [one.node, one.lookups]).flat_map(u64::to_ne_bytes).collect();
     let list = &list[..list.len().min(size / FORGET_ONE * FORGET_ONE)];
     // SAFETY: the slot is ours, and that large.
@@ -451,6 +444,7 @@ fn rewrite(flight: &mut Flight, known: &[Known], (at, size): (*mut u8, usize)) {
     (flight.head_len, flight.payload_len) = (BODY + BATCH, list.len() as u32);
     let len = (flight.head_len + list.len()) as u32;
     flight.head[..4].copy_from_slice(&len.to_ne_bytes());
+    flight.head[4..8].copy_from_slice(&BATCH_FORGET.to_ne_bytes());
     flight.head[BODY..BODY + 4].copy_from_slice(&((list.len() / FORGET_ONE) as u32).to_ne_bytes());
 }
 

@@ -57,6 +57,8 @@ pub struct Nodes {
     /// Whether this time's host has the same root.
     lost_root: bool,
     next: u64,
+    /// What was looked up on the way to others, and is not needed any more: to be forgotten with the next.
+    owed: Vec<Known>,
 }
 
 impl Nodes {
@@ -64,6 +66,7 @@ impl Nodes {
     pub fn advance(&mut self, same_root: bool) {
         self.time += 1;
         self.of_host.clear();
+        self.owed.clear();
         self.lost_root = !same_root;
     }
 
@@ -303,6 +306,11 @@ impl Nodes {
         known
     }
 
+    /// What the host is to forget beside that.
+    pub fn owed(&mut self) -> Vec<Known> {
+        std::mem::take(&mut self.owed)
+    }
+
     /// A handle of the node has been opened, or closed.
     pub fn opened(&mut self, number: u64) {
         if let Some(node) = self.all.get_mut(&number) {
@@ -325,7 +333,8 @@ impl Nodes {
                 continue;
             }
             let Some(node) = self.all.remove(&number) else { continue };
-            if let Some((_, known)) = node.known {
+            if let Some(known) = node.known(self.time) {
+                self.owed.push(known);
                 if self.of_host.get(&known.node) == Some(&number) {
                     self.of_host.remove(&known.node);
                 }
@@ -537,6 +546,7 @@ mod tests {
         let host = [(ROOT, "d", dir(7, 20)), (7, "e", dir(8, 30)), (8, "f", file(9, 40))];
         assert_eq!(walk(&mut nodes, 4, &host), Some(9));
         assert_eq!(nodes.forget(4, 1), Some(Known { node: 9, lookups: 1 }));
+        assert_eq!(nodes.owed(), [8, 7].map(|node| Known { node, lookups: 1 }));
         assert_eq!(nodes.len(), 1, "the root");
         let numbers = [(); 3].map(|()| nodes.arrive(ROOT, Some(b"x"), &file(50, 5)));
         assert_eq!(numbers, [numbers[0]; 3]);

@@ -93,6 +93,12 @@ impl Tables {
 
     /// What the host is to forget after the kernel has; `body` is what follows the request's header.
     pub fn forget(&mut self, head: &[u8], body: &[u8]) -> Vec<Known> {
+        let mut known = self.forget_what_it_says(head, body);
+        known.append(&mut self.nodes.owed());
+        known
+    }
+
+    fn forget_what_it_says(&mut self, head: &[u8], body: &[u8]) -> Vec<Known> {
         if request_opcode(head) == FORGET {
             return self.nodes.forget(u64_at(head, NODE), u64_at(body, 0)).into_iter().collect();
         }
