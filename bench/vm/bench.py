@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Virtual machines, compared in one boot: bench.py [--rounds N] [--seconds S] [--json FILE] [--report FILE]
 
-Kernel virtiofs on stock virtiofsd and on our host, our guest over ring (spinning and parked host) and over virtqueue,
-and 9p; each in turn, N times over; medians. Files are on tmpfs. Interrupts are the guest's own count, kicks the
-driver's (our guest's statistics, the kernel's function profiler)."""
+Kernel virtiofs on stock virtiofsd and on our host, our guest over ring (spinning, parked and undecided host) and over
+virtqueue, and 9p; each in turn, N times over; medians. Files are on tmpfs. Interrupts and kicks are counted in a round
+of their own before the others: the guest's interrupts are its kernel's count, kicks our guest's own or, by the
+function profiler, its kernel's."""
 
-import argparse, json, os, pathlib, platform, shlex, statistics, subprocess, sys, tempfile, time
+import argparse, contextlib, json, os, pathlib, platform, re, shlex, statistics, subprocess, sys, tempfile, time
 from machine import ROOT, SPLIT, VIRTIOFSD, CommandFailed, Host, boot, prepare
 
 KERNEL = "g73"
@@ -25,31 +26,47 @@ META = ["create", "stat", "delete"]
 INTERRUPTS = "awk '/virtio|uio_pci/{for(i=2;i<=NF&&$i~/^[0-9]+$/;i++)n+=$i} END{print n+0}' /proc/interrupts"
 # The kernel driver's kicks; nothing where the profiler is missing.
 KICKS = "awk '/vp_notify/{n+=$2} END{print n+0}' /sys/kernel/tracing/trace_stat/function* 2>/dev/null || echo 0"
-PROFILE = """mount -t tracefs none /sys/kernel/tracing 2>/dev/null; cd /sys/kernel/tracing &&
-    echo 'vp_notify*' > set_ftrace_filter && echo 1 > function_profile_enabled; true"""
+PROFILE = "cd /sys/kernel/tracing && echo 'vp_notify*' > set_ftrace_filter && echo {on} > function_profile_enabled; true"
 OURS = r"""kill -USR1 $(pidof tunnelfs-guest); usleep 200000; tac /tmp/guest.log | awk '/ kicks$/{n+=$(NF-1)} /^queue 0:/{exit} END{print n+0}'"""
+SET_UP = """modprobe virtiofs; modprobe 9p; modprobe 9pnet_virtio; mount -t tracefs none /sys/kernel/tracing
+echo Y > /sys/module/fuse/parameters/enable_uring"""
+UNMOUNT = "cd /; umount /mnt; for i in $(seq 60); do pidof tunnelfs-guest > /dev/null || exit 0; usleep 50000; done; exit 1"
+
+
+def say(text):
+    print(f"{time.monotonic() - START:6.1f} s  {text}", flush=True)
 
 
 class Way:
-    """A way to the files."""
+    """A way to the files: what the guest mounts, and the host behind it, if it has one."""
 
-    def __init__(self, name, mount, kicks=KICKS):
-        self.name, self.mount, self.kicks = name, mount, kicks
+    def __init__(self, name, mount, host=None, ours=False):
+        self.name, self.mount, self.host, self.ours = name, mount, host, ours
 
-    def run(self, machine, args):
-        machine.run(self.mount + " && ls /mnt > /dev/null")
-        rows = {}
+    def run(self, machine, args, counting):
+        """One round; its rows."""
+        start = self.mount
+        if self.ours:
+            start += (" > /tmp/guest.log 2>&1 & for i in $(seq 100); do grep -q ' mounted: ' /tmp/guest.log && break; usleep 50000; done; "
+                      "grep -q ' mounted: ' /tmp/guest.log || { cat /tmp/guest.log; exit 1; }")
+        machine.run(f"{start} && ls /mnt > /dev/null")
+        rows, seconds = {}, 1 if counting else args.seconds
         for name, words, unit in JOBS:
-            command = FIO.format(size=SIZE, seconds=args.seconds, words=words)
-            rows[name] = self.measure(machine, command, lambda job: self.rate(job, unit))
-            print(f"  {name}: {rows[name]['value']:.4g} {unit}", flush=True)
+            if re.search(args.rows, name):
+                command = FIO.format(size=SIZE, seconds=seconds, words=words)
+                rows[name] = self.measure(machine, command, counting, lambda job: self.rate(job, unit))
         machine.run("mkdir -p /mnt/files; rm -f /mnt/files/*")
         for what in META:
-            command = FILES.format(what=what)
-            # Whole time by a thousand: fio's own latency leaves out what its engine does around.
-            rows[f"{what} of 1000 files"] = self.measure(machine, command, lambda job: (job["job_runtime"] / 1000, "ms each"))
-            print(f"  {what}: {rows[f'{what} of 1000 files']['value']:.4g} ms each", flush=True)
-        machine.run("cd /; umount /mnt; for i in $(seq 60); do pidof tunnelfs-guest > /dev/null || exit 0; usleep 50000; done; exit 1")
+            # All of them or none: each works on the last one's files.
+            name = f"{what} of 1000 files"
+            if re.search(args.rows, "files"):
+                # Whole time by a thousand: fio's own latency leaves out what its engine does around.
+                rows[name] = self.measure(machine, FILES.format(what=what), counting, lambda job: (job["job_runtime"] / 1000, "ms each"))
+        if args.verbose and self.ours:
+            print(machine.run("kill -USR1 $(pidof tunnelfs-guest); usleep 200000; cat /tmp/guest.log"))
+        machine.run(UNMOUNT)
+        figures = [f"{row['interrupts_per_op']:.2f}/{row['kicks_per_op']:.2f}" if counting else f"{row['value']:.4g}" for row in rows.values()]
+        say(f"{self.name}: {', '.join(figures)}")
         return rows
 
     @staticmethod
@@ -57,114 +74,182 @@ class Way:
         side = max(job["read"], job["write"], key=lambda s: s["total_ios"])
         return (side["iops"], unit) if unit == "iops" else (side["bw_bytes"] / (1 << 20), unit)
 
-    def measure(self, machine, command, figure):
-        out = machine.run(f"{INTERRUPTS}; {self.kicks}; {command}; echo; {INTERRUPTS}; {self.kicks}", timeout=120)
+    def measure(self, machine, command, counting, figure):
+        count = f"{INTERRUPTS}; {OURS if self.ours else KICKS}" if counting else "true"
+        out = machine.run(f"{count}; {command}; echo; {count}", timeout=60)
         head, rest = out.split("{", 1)
         body, tail = rest.rsplit("}", 1)
-        before, after = head.split()[:2], tail.split()[:2]
         job = json.loads("{" + body + "}")["jobs"][0]
         if job["error"]:
             raise CommandFailed(f"{self.name}: {command}: error {job['error']}")
-        ops = max(1, job["read"]["total_ios"] + job["write"]["total_ios"]) if "filename=" in command else 1000
         value, unit = figure(job)
-        per_op = [(int(b) - int(a)) / ops for a, b in zip(before, after)]
-        return {"value": value, "unit": unit, "interrupts_per_op": per_op[0], "kicks_per_op": per_op[1]}
+        row = {"value": value, "unit": unit}
+        if counting:
+            ops = max(1, job["read"]["total_ios"] + job["write"]["total_ios"]) if "filename=" in command else 1000
+            counts = [(int(after) - int(before)) / ops for before, after in zip(head.split(), tail.split())]
+            row["interrupts_per_op"], row["kicks_per_op"] = counts
+        return row
 
 
-def ours(tag, options):
-    return (f"tunnelfs-guest mount --tag {tag} /mnt -f --num-request-queues 1 {options} > /tmp/guest.log 2>&1 & "
-            "for i in $(seq 100); do grep -q ' mounted: ' /tmp/guest.log && break; usleep 50000; done; grep -q ' mounted: ' /tmp/guest.log")
+class Bench:
+    """The hosts, and the machine that has a device of each."""
+
+    def __init__(self, share):
+        self.share = share
+        ours = "tunnelfs-guest mount --tag {} /mnt -f".format
+        self.ways = [
+            Way("virtiofs on virtiofsd", "mount -t virtiofs stock /mnt", "stock"),
+            Way("virtiofs on tunnelfs-host", "mount -t virtiofs ours /mnt", "ours"),
+            Way("ring, spinning host", ours("spin"), "spin", True),
+            Way("ring, parked host", ours("park"), "park", True),
+            Way("ring", ours("auto"), "auto", True),
+            Way("virtqueue", ours("vq") + " --transport virtqueue", "vq", True),
+            Way("9p", "mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=none nine /mnt"),
+        ]
+        self.stack, self.machine, self.boots, self.command, self.release = contextlib.ExitStack(), None, 0, [], ""
+        self.hosts = {}
+
+    def start_hosts(self):
+        start = lambda *options, **more: self.stack.enter_context(Host(self.share, "--cache", "never", *options, **more))
+        self.hosts = {"stock": start(program=VIRTIOFSD)}
+        for tag, more in [("ours", []), ("spin", ["--wait", "spin"]), ("park", ["--wait", "park"]), ("auto", []), ("vq", ["--transport", "virtqueue"])]:
+            self.hosts[tag] = start("--tag", tag, "--num-request-queues", "2", *more)
+        for tag, host in self.hosts.items():
+            yield from host.device(tag, queues=1 if tag == "stock" else 2)
+
+    def booted(self, append):
+        if self.machine is None:
+            qemu = [*SPLIT, *self.start_hosts(), "-fsdev", f"local,id=fs9,path={self.share},security_model=none",
+                    "-device", "virtio-9p-pci,fsdev=fs9,mount_tag=nine"]
+            self.machine = boot(KERNEL, qemu, append=append, memory="2G")
+            self.boots += 1
+            self.command, self.release = self.machine.command, self.machine.release
+            self.machine.run(SET_UP, check=False)
+            clock = self.machine.run("cat /sys/devices/system/clocksource/clocksource0/current_clocksource")
+            say(f"{self.release} runs, clock: {clock}")
+        return self.machine
+
+    def round(self, args, counting, results):
+        """Each way once. What fails costs its row of this round, and a boot."""
+        for way in self.ways:
+            if not re.search(args.ways, way.name):
+                continue
+            try:
+                machine = self.booted(args.append)
+                machine.run(PROFILE.format(on=int(counting)), check=False)
+                for op, row in way.run(machine, args, counting).items():
+                    results.setdefault((way.name, op), []).append(row)
+            except CommandFailed as e:
+                say(f"FAILED: {way.name}: {e}")
+                self.close()
+
+    def close(self):
+        if self.machine is not None:
+            self.machine.close()
+            self.machine = None
+        self.stack.close()
+
+    def shown(self, words):
+        """A command line, without this run's folders."""
+        text = shlex.join(map(str, words))
+        for tag, host in self.hosts.items():
+            text = text.replace(host.socket, f"{tag}.sock")
+        folder = os.path.dirname(next((w.split("file:")[1] for w in self.command if "file:" in w), "/none/none"))
+        for this, name in [(str(ROOT) + "/", ""), (str(self.share), "SHARE"), (folder, "RUN")]:
+            text = text.replace(this, name)
+        return text
 
 
 def main(args):
     prepare([KERNEL])
-    with tempfile.TemporaryDirectory(prefix="tunnelfs-vm.", dir="/dev/shm") as share:
+    with tempfile.TemporaryDirectory(prefix="tunnelfs-vm.", dir="/dev/shm") as share, contextlib.ExitStack() as stack:
         pathlib.Path(share, "file").write_bytes(os.urandom(SIZE))
-        common = ["--cache", "never"]
-        stock = Host(share, *common, program=VIRTIOFSD)
-        hosts = {tag: Host(share, *common, "--tag", tag, "--num-request-queues", "1", *more) for tag, more in
-                 [("ours", []), ("spin", ["--wait", "spin"]), ("park", ["--wait", "park"]), ("vq", ["--transport", "virtqueue"])]}
-        devices = stock.device("stock")
-        for tag, host in hosts.items():
-            devices += host.device(tag)
-        devices += ["-fsdev", f"local,id=fs9,path={share},security_model=none", "-device", "virtio-9p-pci,fsdev=fs9,mount_tag=nine"]
-        ways = [
-            Way("virtiofs on virtiofsd", "mount -t virtiofs stock /mnt"),
-            Way("virtiofs on tunnelfs-host", "mount -t virtiofs ours /mnt"),
-            Way("ring, spinning host", ours("spin", "--wait auto"), OURS),
-            Way("ring, parked host", ours("park", "--wait auto"), OURS),
-            Way("virtqueue", ours("vq", "--transport virtqueue"), OURS),
-            Way("9p", "mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=none nine /mnt"),
-        ]
-        qemu = [*SPLIT, *devices]
-        rounds = {way.name: [] for way in ways}
-        with boot(KERNEL, qemu, append="hugepages=60", memory="2G") as machine:
-            machine.run("modprobe virtiofs; modprobe 9p; modprobe 9pnet_virtio; echo Y > /sys/module/fuse/parameters/enable_uring; " + PROFILE, check=False)
-            command = machine.command
-            for n in range(args.rounds):
-                for way in ways:
-                    print(f"round {n + 1} of {args.rounds}: {way.name}", flush=True)
-                    rounds[way.name].append(way.run(machine, args))
-            release = machine.release
-        record(args, rounds, command, [stock.command, *(h.command for h in hosts.values())], release)
-        for host in [stock, *hosts.values()]:
-            host.__exit__()
-
-
-def record(args, rounds, command, hosts, release):
-    rows = []
-    for name, runs in rounds.items():
-        for op in runs[0]:
-            row = {"way": name, "op": op, "unit": runs[0][op]["unit"]}
-            for key in ["value", "interrupts_per_op", "kicks_per_op"]:
-                row[key] = round(statistics.median(run[op][key] for run in runs), 4)
-            rows.append(row)
-    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    hide = lambda words: shlex.join(str(w).replace(str(ROOT) + "/", "") for w in words)
-    result = {
-        "command": shlex.join(["bench/vm/bench.py", *sys.argv[1:]]), "commit": commit, "kernel": platform.release(),
-        "guest_kernel": release, "cpus": os.cpu_count(), "accelerator": "tcg", "rounds": args.rounds,
-        "qemu": hide(command), "hosts": [hide(h) for h in hosts], "rows": rows,
-    }
+        bench = Bench(share)
+        stack.callback(bench.close)
+        counts, rates, done, longest = {}, {}, 0, 0.0
+        if not args.no_counts:
+            say("counting interrupts and kicks")
+            bench.round(args, True, counts)
+        while done < args.rounds and (done == 0 or time.monotonic() - START + longest < args.limit):
+            begin = time.monotonic()
+            say(f"round {done + 1} of {args.rounds}: {'; '.join([name for name, _, _ in JOBS] + META)}")
+            bench.round(args, False, rates)
+            done, longest = done + 1, max(longest, time.monotonic() - begin)
+        result = gather(bench, args, counts, rates, done)
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     text = report(result)
     if args.report:
         pathlib.Path(args.report).write_text(text)
     print(text)
+    if not result["rows"]:
+        raise CommandFailed("nothing could be measured")
+
+
+def gather(bench, args, counts, rates, rounds):
+    rows = []
+    for (way, op), runs in rates.items():
+        row = {"way": way, "op": op, "unit": runs[0]["unit"], "rounds": len(runs), "value": round(statistics.median(run["value"] for run in runs), 4)}
+        for key in ["interrupts_per_op", "kicks_per_op"]:
+            row[key] = next((round(run[key], 4) for run in counts.get((way, op), [])), None)
+        rows.append(row)
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return {
+        "command": shlex.join(["bench/vm/bench.py", *sys.argv[1:]]), "commit": commit, "kernel": platform.release(),
+        "guest_kernel": bench.release, "cpus": os.cpu_count(), "accelerator": "tcg", "rounds": rounds, "boots": bench.boots,
+        "qemu": bench.shown(bench.command),
+        "hosts": [bench.shown(host.command) for host in bench.hosts.values()],
+        "guest": {way.name: way.mount for way in bench.ways},
+        "loads": [FIO.format(size=SIZE, seconds=args.seconds, words=words) for _, words, _ in JOBS] + [FILES.format(what=what) for what in META],
+        "rows": rows,
+    }
 
 
 def report(result):
     ways = list(dict.fromkeys(r["way"] for r in result["rows"]))
     at = {(r["way"], r["op"]): r for r in result["rows"]}
     lines = ["# A guest under QEMU", "", f"Guest {result['guest_kernel']}, {result['accelerator'].upper()} on {result['cpus']} CPUs, "
-             f"medians of {result['rounds']} interleaved rounds, `{result['command']}`, commit {result['commit']}. "
+             f"medians of {result['rounds']} interleaved rounds in {result['boots']} boot(s), `{result['command']}`, commit {result['commit']}. "
              "Under emulation the guest's own work is some ten times dearer than on hardware.", ""]
 
     def table(title, cell):
         lines.extend([f"## {title}", "", "| | " + " | ".join(ways) + " |", "|---" * (len(ways) + 1) + "|"])
         for op in dict.fromkeys(r["op"] for r in result["rows"]):
-            lines.append(f"| {op} | " + " | ".join(cell(at[way, op], at[ways[0], op]) for way in ways) + " |")
+            cells = [cell(at[way, op], at.get((ways[0], op))) if (way, op) in at else "failed" for way in ways]
+            lines.append(f"| {op} | " + " | ".join(cells) + " |")
         lines.append("")
 
     def rate(row, first):
-        ratio = row["value"] / first["value"] if first["value"] else 0
-        if row["unit"].startswith("ms"):
-            ratio = first["value"] / row["value"] if row["value"] else 0
-        return f"{row['value']:.4g} {row['unit']} ({ratio:.2f})"
+        text = f"{row['value']:.4g} {row['unit']}"
+        if not first or not first["value"] or not row["value"]:
+            return text
+        faster = row["value"] / first["value"]
+        return f"{text} ({1 / faster if row['unit'].startswith('ms') else faster:.2f})"
 
-    table("Rates (and how many times as fast as kernel virtiofs on virtiofsd)", rate)
-    table("Interrupts / kicks per operation", lambda r, _: f"{r['interrupts_per_op']:.3f} / {r['kicks_per_op']:.3f}")
-    lines += ["## Command lines", "", "```", result["qemu"], *result["hosts"], "```", ""]
+    def counts(row, _):
+        shown = [row["interrupts_per_op"], row["kicks_per_op"]]
+        return "-" if None in shown else "{:.3f} / {:.3f}".format(*shown)
+
+    table(f"Rates (and how many times as fast as {ways[0] if ways else 'the first'})", rate)
+    table("Interrupts / kicks per operation", counts)
+    lines += ["## Command lines", "", "Hosts, the machine, what the guest mounts, and its loads:", "", "```", *result["hosts"], "",
+              result["qemu"], "", *(f"# {name}\n{mount}" for name, mount in result["guest"].items()), "", *result["loads"], "```", ""]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--seconds", type=int, default=2, help="of each of fio's jobs")
+    parser.add_argument("--limit", type=int, default=720, help="seconds after which no further round begins")
+    parser.add_argument("--ways", default="", help="only the ways whose name has this pattern")
+    parser.add_argument("--rows", default="", help="only the rows whose name has this pattern")
+    parser.add_argument("--no-counts", action="store_true", help="count no interrupts and kicks")
+    parser.add_argument("--append", default="hugepages=100", help="words for the guest's kernel")
+    parser.add_argument("-v", "--verbose", action="store_true", help="our guest's statistics")
     parser.add_argument("--json")
     parser.add_argument("--report")
+    START = time.monotonic()
     try:
         main(parser.parse_args())
     except CommandFailed as e:

@@ -3,11 +3,11 @@
 
 use crate::memory::Tables;
 use crate::placement::{Decision, Placement};
-use crate::pool::{Budget, Pool};
+use crate::pool::Pool;
 use crate::server::Server;
 use crate::transport::ring::{Call, RingDevice, Served};
 use crate::transport::virtqueue;
-use crate::vring::Vring;
+use crate::vring::{Vring, MAX_QUEUE_SIZE};
 use parking_lot::Mutex;
 use std::cell::OnceCell;
 use std::io;
@@ -28,30 +28,25 @@ use vmm_sys_util::event::{new_event_consumer_and_notifier, EventConsumer, EventF
 
 /// Bytes of a virtio-fs tag (`struct virtio_fs_config`, linux/virtio_fs.h).
 const TAG_BYTES: usize = 36;
-/// Largest virtqueue that is accepted, entries.
-const MAX_QUEUE_SIZE: usize = 1024;
 /// Submissions served in one go before the virtqueue gets its turn.
 const BATCH: u32 = 256;
 /// How long a queue's thread may take to notice that it must stop.
-pub(crate) const STOPPING: Duration = Duration::from_secs(1);
+const STOPPING: Duration = Duration::from_secs(1);
+/// How often the thread of a queue that was stopped at work looks whether it goes on.
+const PAUSED: Duration = Duration::from_millis(5);
 
 /// What one queue's thread owns.
 struct QueueState {
     ring: Option<RingDevice>,
     waiter: Waiter,
     placement: Option<Placement>,
-    /// Virtqueue requests that the pool has.
-    handed_over: Budget,
+    /// Whose ring it is.
+    driver: u32,
 }
 
 impl QueueState {
     fn new(wait: WaitConfig) -> Self {
-        QueueState {
-            ring: None,
-            waiter: Waiter::new(wait),
-            placement: None,
-            handed_over: Budget::new(MAX_QUEUE_SIZE as u32),
-        }
+        QueueState { ring: None, waiter: Waiter::new(wait), placement: None, driver: 0 }
     }
 
     /// Takes over the ring that the guest asks for; `decision`: look for the best core too.
@@ -59,14 +54,26 @@ impl QueueState {
         &mut self,
         setup: &RingSetup,
         memory: Arc<GuestMemoryMmap>,
-        call: Call,
+        vring: &Vring,
         decision: Option<&Arc<Decision>>,
     ) -> Result<(), Error> {
-        let ring = RingDevice::new(setup, memory, call)?;
+        let bell = vring.clone();
+        let call: Call = Arc::new(move || {
+            let _ = bell.signal_used_queue();
+        });
+        let ring = RingDevice::new(setup, memory, call, &vring.handed_over)?;
         self.placement = ring.guest_cpu.zip(decision).and_then(|(cpu, d)| Placement::new(cpu, d.clone()));
         self.ring = Some(ring);
         self.tell_place();
         Ok(())
+    }
+
+    /// A new driver has set up everything anew: its predecessor's memory is not ours any more.
+    fn meet(&mut self, driver: u32) {
+        if driver != self.driver {
+            self.driver = driver;
+            self.stop_ring();
+        }
     }
 
     fn stop_ring(&mut self) {
@@ -216,12 +223,32 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
         self.stopping.load(Ordering::Acquire) || self.resetting.load(Ordering::Acquire) > 0
     }
 
-    /// Serves a queue until there has been nothing to do for as long as the policy spins.
+    /// Serves a queue until there has been nothing to do for as long as the policy spins. One that its driver stops
+    /// before that is waited for: going on, the driver would not know that its kick is wanted again.
     fn run_queue(&self, vring: &Vring, queue: &mut QueueState) -> io::Result<()> {
-        match vring.serving() {
-            Some(_running) => queue.awake(),
-            None => queue.stop_ring(),
+        while let Some(stops) = self.begin(vring, queue) {
+            self.run_once(vring, queue)?;
+            if vring.stops() == stops {
+                break;
+            }
         }
+        Ok(())
+    }
+
+    /// Waits until the queue is running; how often it has been stopped by then.
+    fn begin(&self, vring: &Vring, queue: &mut QueueState) -> Option<u32> {
+        while !self.halted() {
+            if let Some(_running) = vring.serving() {
+                queue.meet(vring.driver());
+                queue.awake();
+                return Some(vring.stops());
+            }
+            std::thread::sleep(PAUSED);
+        }
+        None
+    }
+
+    fn run_once(&self, vring: &Vring, queue: &mut QueueState) -> io::Result<()> {
         if queue.ring.is_none() {
             self.run_virtqueue(vring, queue)?;
         } else if !self.serve_ring(vring, queue) {
@@ -235,7 +262,8 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
     fn run_virtqueue(&self, vring: &Vring, queue: &mut QueueState) -> io::Result<()> {
         let _ = vring.disable_notification();
         while !self.halted() && queue.ring.is_none() {
-            if self.serve_virtqueue(vring, queue)? || queue.waiter.spin(|| virtqueue::ready(vring, &self.memory)) {
+            let ready = || virtqueue::ready(vring, &self.memory);
+            if self.serve_virtqueue(vring, queue)? || queue.waiter.spin(ready) && vring.serving().is_some() {
                 continue;
             }
             if !vring.enable_notification().unwrap_or(false) {
@@ -255,23 +283,24 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
         while queue.ring.is_some() && !self.halted() {
             let ready = || queue.ring.as_ref().is_some_and(RingDevice::ready);
             if !queue.waiter.spin(ready) {
-                let Some(_running) = vring.serving() else { return queue.stop_ring() };
-                if !queue.announce_sleep() {
+                let Some(_running) = vring.serving() else { return };
+                queue.meet(vring.driver());
+                if queue.ring.is_some() && !queue.announce_sleep() {
                     return;
                 }
                 queue.awake();
             }
-            self.serve_ring(vring, queue);
+            if !self.serve_ring(vring, queue) && vring.serving().is_none() {
+                return;
+            }
         }
     }
 
     /// Whether there was anything to serve.
     fn serve_ring(&self, vring: &Vring, queue: &mut QueueState) -> bool {
+        let Some(_running) = vring.serving() else { return false };
+        queue.meet(vring.driver());
         let Some(ring) = &mut queue.ring else { return false };
-        let Some(_running) = vring.serving() else {
-            queue.stop_ring();
-            return false;
-        };
         let served = ring.serve(&self.server, &self.pool, BATCH).unwrap_or_else(|e| {
             tracing::warn!("closing a ring: {e}");
             Served::default()
@@ -284,19 +313,15 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
 
     fn serve_virtqueue(&self, vring: &Vring, queue: &mut QueueState) -> io::Result<bool> {
         let Some(_running) = vring.serving() else { return Ok(false) };
-        let handed_over = queue.handed_over.clone();
+        queue.meet(vring.driver());
         let mut setup = |wanted: RingSetup| {
             if !self.rings {
                 return Err(io::ErrorKind::Unsupported.into());
             }
-            let bell = vring.clone();
-            let call: Call = Arc::new(move || {
-                let _ = bell.signal_used_queue();
-            });
             let memory = self.memory.memory().clone().into_inner();
-            queue.start_ring(&wanted, memory, call, self.placing.as_ref()).map_err(io::Error::other)
+            queue.start_ring(&wanted, memory, vring, self.placing.as_ref()).map_err(io::Error::other)
         };
-        virtqueue::serve(vring, &self.memory, &self.server, (&self.pool, &handed_over), &mut setup)
+        virtqueue::serve(vring, &self.memory, &self.server, &self.pool, &mut setup)
     }
 }
 
@@ -330,12 +355,6 @@ impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Backend<F> {
         let from = (offset as usize).min(self.config_space.len());
         let to = from.saturating_add(size as usize).min(self.config_space.len());
         self.config_space[from..to].to_vec()
-    }
-
-    /// The first word of a driver that takes the device over: what its predecessor had set up is gone.
-    fn acked_features(&self, _features: u64) {
-        self.reset_device();
-        self.server.reset();
     }
 
     fn reset_device(&self) {

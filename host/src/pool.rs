@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -17,31 +18,66 @@ struct Inbox {
 /// inbox: a guest that submits more than its queue holds has broken the protocol.
 #[derive(Clone, Debug)]
 pub struct Budget {
-    used: Arc<AtomicU32>,
+    counts: Arc<Counts>,
     most: u32,
 }
 
+#[derive(Debug, Default)]
+struct Counts {
+    used: AtomicU32,
+    /// How often the wait for all of them has been given up.
+    abandoned: AtomicU32,
+}
+
 /// One request's part of a [`Budget`], given back when it is dropped.
-pub struct Share(Arc<AtomicU32>);
+pub struct Share {
+    counts: Arc<Counts>,
+    abandoned: u32,
+}
 
 impl Budget {
     pub fn new(most: u32) -> Self {
-        Budget { used: Arc::default(), most }
+        Budget { counts: Arc::default(), most }
+    }
+
+    /// The same requests, of which there may be no more than this.
+    pub fn limited(&self, most: u32) -> Self {
+        Budget { counts: self.counts.clone(), most }
     }
 
     /// A share, if one is left. Called by the queue's thread alone.
     pub fn take(&self) -> Option<Share> {
-        if self.used.load(Ordering::Acquire) >= self.most {
+        if self.counts.used.load(Ordering::Acquire) >= self.most {
             return None;
         }
-        self.used.fetch_add(1, Ordering::AcqRel);
-        Some(Share(self.used.clone()))
+        self.counts.used.fetch_add(1, Ordering::AcqRel);
+        Some(Share { counts: self.counts.clone(), abandoned: self.counts.abandoned.load(Ordering::Acquire) })
+    }
+
+    /// Waits until all shares have been given back. If that takes longer than `limit` they are abandoned.
+    pub fn wait(&self, limit: Duration) -> bool {
+        let start = Instant::now();
+        while self.counts.used.load(Ordering::Acquire) > 0 {
+            if start.elapsed() > limit {
+                self.counts.abandoned.fetch_add(1, Ordering::AcqRel);
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+}
+
+impl Share {
+    /// Whether nobody waits for the request any more, and its memory may be somebody else's.
+    pub fn is_abandoned(&self) -> bool {
+        self.counts.abandoned.load(Ordering::Acquire) != self.abandoned
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.counts.used.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -119,6 +155,21 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_end_in_time_is_abandoned() {
+        let budget = Budget::new(2);
+        let share = budget.take().unwrap();
+        assert!(!share.is_abandoned() && !budget.wait(Duration::from_millis(5)) && share.is_abandoned());
+        let next = budget.take().unwrap();
+        assert!(!next.is_abandoned());
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            drop((share, next));
+        });
+        assert!(budget.wait(Duration::from_secs(20)));
+        late.join().unwrap();
+    }
+
+    #[test]
     fn what_waits_is_dropped_with_the_pool() {
         let (pool, budget) = (Pool::new(1).unwrap(), Budget::new(100));
         let (go, started) = (Arc::new(Mutex::new(())), Arc::new(AtomicU32::new(0)));
@@ -141,6 +192,6 @@ mod tests {
             }
             drop(held);
         });
-        assert_eq!((started.load(Ordering::Acquire), budget.used.load(Ordering::Acquire)), (1, 0));
+        assert_eq!((started.load(Ordering::Acquire), budget.counts.used.load(Ordering::Acquire)), (1, 0));
     }
 }

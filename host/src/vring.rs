@@ -2,15 +2,23 @@
 //! no front end can make us wait on for ever: only eventfds are accepted, the
 //! kick is read without waiting, and no lock is held while the call is written.
 
+use crate::pool::Budget;
 use crate::transport::virtqueue::Memory;
 use parking_lot::Mutex;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock};
+use std::time::Duration;
 use tunnelfs_ring::ring_bell;
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
-use virtio_queue::Error;
+use virtio_queue::{Error, QueueT};
+
+/// Largest virtqueue that is accepted, entries.
+pub const MAX_QUEUE_SIZE: usize = 1024;
+/// How long a front end that stops a queue waits for the requests under way, at the most.
+const DRAINING: Duration = Duration::from_secs(5);
 
 /// One virtqueue of a guest.
 #[derive(Clone)]
@@ -21,6 +29,12 @@ pub struct Vring {
     calls: Arc<Mutex<Vec<Arc<OwnedFd>>>>,
     /// Whether the driver has the queue running; held while it is served.
     running: Arc<Mutex<bool>>,
+    /// How often it has been stopped.
+    stops: Arc<AtomicU32>,
+    /// How many drivers the queue has had.
+    drivers: Arc<AtomicU32>,
+    /// Its requests that the pool has.
+    pub handed_over: Budget,
 }
 
 impl Vring {
@@ -36,6 +50,44 @@ impl Vring {
     /// dropped, and then the guest's memory may be anything.
     pub fn serving(&self) -> Option<parking_lot::MutexGuard<'_, bool>> {
         Some(self.running.lock()).filter(|running| **running)
+    }
+
+    /// How often the queue has been stopped so far.
+    pub fn stops(&self) -> u32 {
+        self.stops.load(Ordering::Acquire)
+    }
+
+    /// The number of the present driver: one that goes on after a pause of its VM is still the same.
+    pub fn driver(&self) -> u32 {
+        self.drivers.load(Ordering::Acquire)
+    }
+
+    /// Before a stop is answered, what is being served must be done: by the queue's own thread, and in the pool.
+    /// Requests that take longer hold up the front end no further.
+    fn stop(&self) {
+        match self.running.try_lock_for(DRAINING) {
+            Some(mut running) => {
+                *running = false;
+                self.stops.fetch_add(1, Ordering::AcqRel);
+            }
+            None => tracing::warn!("a queue does not come to rest"),
+        }
+        if !self.handed_over.wait(DRAINING) {
+            tracing::warn!("a queue is stopped before its requests have ended: the shared directory is too slow");
+        }
+    }
+
+    /// Starts, if the queue is both ready and enabled.
+    fn start(&self) {
+        let startable = {
+            let state = self.get_ref();
+            state.get_queue().ready() && state.is_enabled()
+        };
+        if startable {
+            if let Some(mut running) = self.running.try_lock_for(DRAINING) {
+                *running = true;
+            }
+        }
     }
 
     fn accept(file: Option<File>, what: &str) -> Option<File> {
@@ -99,6 +151,9 @@ impl VringT<Memory> for Vring {
             call: Arc::default(),
             calls: Arc::default(),
             running: Arc::default(),
+            stops: Arc::default(),
+            drivers: Arc::default(),
+            handed_over: Budget::new(MAX_QUEUE_SIZE as u32),
         })
     }
 
@@ -141,7 +196,11 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_enabled(&self, enabled: bool) {
+        if !enabled {
+            self.stop();
+        }
         self.state.set_enabled(enabled);
+        self.start();
     }
 
     fn set_queue_info(&self, desc_table: u64, avail_ring: u64, used_ring: u64) -> Result<(), Error> {
@@ -153,6 +212,10 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_queue_next_avail(&self, base: u16) {
+        // The first driver's word on a queue is its set-up: who has said it goes on behind it.
+        if base == 0 {
+            self.drivers.fetch_add(1, Ordering::AcqRel);
+        }
         self.state.set_queue_next_avail(base);
     }
 
@@ -173,12 +236,11 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_queue_ready(&self, ready: bool) {
-        // A request that takes longer than this holds up the front end no further.
-        match self.running.try_lock_for(crate::backend::STOPPING) {
-            Some(mut running) => *running = ready,
-            None => tracing::warn!("a queue does not come to rest"),
+        if !ready {
+            self.stop();
         }
         self.state.set_queue_ready(ready);
+        self.start();
     }
 
     fn set_kick(&self, file: Option<File>) {

@@ -74,12 +74,14 @@ pub struct WaitStats {
     pub rung: u64,
 }
 
-/// After this many failed spins in a row `auto` sleeps at once.
+/// After this many spins in a row that found nothing, or too late, `auto` sleeps at once.
 const GIVE_UP: u32 = 4;
 /// Bounds of how many short sleeps `auto` sees before it tries to spin again.
 const RETRY: std::ops::RangeInclusive<u32> = 2..=4096;
 /// Between two looks at the clock.
 const LOOKS_PER_CLOCK: u32 = 64;
+/// Who does not get its core back for so long had better slept, and been woken.
+const AWAY: Duration = Duration::from_micros(200);
 
 /// One side's waiting on one queue.
 ///
@@ -125,18 +127,20 @@ impl Waiter {
 
     /// Spins for `ready` as long as the policy has it; `false`: go to sleep.
     pub fn spin(&mut self, ready: impl FnMut() -> bool) -> bool {
-        let budget = self.budget();
-        let found = !budget.is_zero() && spin_for(budget, ready);
-        if found {
-            (self.failed, self.retry) = (0, *RETRY.start());
-            self.stats.spun += 1;
-            return true;
+        let (budget, auto) = (self.budget(), self.config.policy == Policy::Auto);
+        let spin = if budget.is_zero() { Spin::Vain } else { spin_for(budget, auto, ready) };
+        match spin {
+            Spin::Found => (self.failed, self.retry) = (0, *RETRY.start()),
+            _ if auto && !budget.is_zero() => self.fail(),
+            _ => {}
         }
-        self.stats.parked += 1;
-        if self.config.policy == Policy::Auto {
-            self.gave_up(budget);
+        if spin == Spin::Vain {
+            self.stats.parked += 1;
+            self.asleep_since = auto.then(Instant::now);
+            return false;
         }
-        false
+        self.stats.spun += 1;
+        true
     }
 
     /// The sleep that followed a failed [`Self::spin`] is over.
@@ -150,15 +154,12 @@ impl Waiter {
         }
     }
 
-    fn gave_up(&mut self, spent: Duration) {
-        if !spent.is_zero() {
-            self.failed += 1;
-            if self.failed >= GIVE_UP {
-                self.until_retry = self.retry;
-                self.retry = (self.retry * 2).min(*RETRY.end());
-            }
+    fn fail(&mut self) {
+        self.failed += 1;
+        if self.failed >= GIVE_UP {
+            self.until_retry = self.retry;
+            self.retry = (self.retry * 2).min(*RETRY.end());
         }
-        self.asleep_since = Some(Instant::now());
     }
 
     fn auto_budget(&self) -> Duration {
@@ -176,19 +177,38 @@ impl Waiter {
     }
 }
 
-/// Looks without the clock first: what comes at once must not pay for reading it.
-fn spin_for(budget: Duration, mut ready: impl FnMut() -> bool) -> bool {
-    let mut start = None;
+/// How a spin ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spin {
+    Found,
+    /// Found, but by then somebody else had long had the core.
+    Late,
+    /// Nothing came within the budget.
+    Vain,
+}
+
+/// Looks without the clock first: what comes at once must not pay for reading it. Who `shares` lets others have the
+/// core, which without a core of its own would be kept from just those who are waited for.
+fn spin_for(budget: Duration, shares: bool, mut ready: impl FnMut() -> bool) -> Spin {
+    let mut first = None;
     loop {
         for _ in 0..LOOKS_PER_CLOCK {
             if ready() {
-                return true;
+                return Spin::Found;
             }
             // One pause a look: a longer back-off would add its length to the latency.
             Backoff::new().spin();
         }
-        if start.get_or_insert_with(Instant::now).elapsed() >= budget {
-            return ready();
+        let before = Instant::now();
+        if shares {
+            std::thread::yield_now();
+            let away = before.elapsed();
+            if away > AWAY {
+                return if ready() { Spin::Late } else { Spin::Vain };
+            }
+        }
+        if before - *first.get_or_insert(before) >= budget {
+            return if ready() { Spin::Found } else { Spin::Vain };
         }
     }
 }

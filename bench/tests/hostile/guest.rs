@@ -45,6 +45,7 @@ pub mod op {
     pub const SYNCFS: u32 = 50;
     pub const INIT: u32 = 26;
     pub const CREATE: u32 = 35;
+    pub const COPY_FILE_RANGE: u32 = 47;
     pub const RENAME2: u32 = 45;
 
     pub fn words(words: &[u32]) -> Vec<u8> {
@@ -149,6 +150,11 @@ impl Hostile {
     }
 
     pub fn start_queue(&mut self, queue: usize) -> Result<(), vhost::Error> {
+        self.start_queue_at(queue, 0)
+    }
+
+    /// Starts a queue whose driver has made `base` chains available so far.
+    pub fn start_queue_at(&mut self, queue: usize, base: u16) -> Result<(), vhost::Error> {
         let at = self.map.as_ptr() as u64 + (queue * VQ_BLOCK) as u64;
         let config = VringConfigData {
             queue_max_size: VQ_SIZE,
@@ -161,10 +167,22 @@ impl Hostile {
         };
         self.front.set_vring_num(queue, VQ_SIZE)?;
         self.front.set_vring_addr(queue, &config)?;
-        self.front.set_vring_base(queue, 0)?;
+        self.front.set_vring_base(queue, base)?;
         self.front.set_vring_call(queue, &self.calls[queue])?;
         self.front.set_vring_kick(queue, &self.kicks[queue])?;
         self.front.set_vring_enable(queue, true)
+    }
+
+    /// A new driver of a stopped queue.
+    pub fn begin_anew(&mut self, queue: usize) {
+        self.put_bytes(queue * VQ_BLOCK, &vec![0; REQUEST]);
+        self.added[queue] = 0;
+        self.start_queue(queue).unwrap();
+    }
+
+    /// Waits until the host has done what it was told so far.
+    pub fn settle(&self) {
+        self.front.get_features().unwrap();
     }
 
     /// Writes raw bytes into the guest's memory.
@@ -213,19 +231,26 @@ impl Hostile {
         let _ = self.kicks[queue].write(1);
     }
 
-    fn used(&self, queue: usize) -> u16 {
+    /// Chains of queue `queue` that have been answered.
+    pub fn used(&self, queue: usize) -> u16 {
         self.get(queue * VQ_BLOCK + USED + 2)
     }
 
-    /// One request over a plain virtqueue, and its answer if there is one.
-    pub fn call(&mut self, queue: usize, message: &[u8]) -> Option<Answer> {
+    /// Sends one request over a plain virtqueue.
+    pub fn send(&mut self, queue: usize, message: &[u8]) {
         let base = queue * VQ_BLOCK;
         self.put_bytes(base + REQUEST, message);
         let gpa = |at: usize| GPA + (base + at) as u64;
         self.descriptor(queue, 0, (gpa(REQUEST), message.len() as u32), 1, 1);
         self.descriptor(queue, 1, (gpa(REPLY), 4096), 2, 0);
-        let before = self.used(queue);
         self.make_available(queue, 0);
+    }
+
+    /// One request over a plain virtqueue, and its answer if there is one.
+    pub fn call(&mut self, queue: usize, message: &[u8]) -> Option<Answer> {
+        let base = queue * VQ_BLOCK;
+        let before = self.used(queue);
+        self.send(queue, message);
         let start = Instant::now();
         while self.used(queue) == before {
             if start.elapsed() > PATIENCE {
@@ -302,6 +327,14 @@ impl Ring {
         let room = self.driver.sq.push(sqe).unwrap_or(false);
         guest.kick(self.queue);
         room
+    }
+
+    /// As an honest driver does: who is awake is not rung.
+    pub fn submit_politely(&mut self, guest: &Hostile, sqe: &Sqe) {
+        assert!(self.driver.sq.push(sqe).unwrap());
+        if self.driver.peer_sleeps.claim_wake() {
+            guest.kick(self.queue);
+        }
     }
 
     pub fn reap(&mut self, within: Duration) -> Option<Cqe> {

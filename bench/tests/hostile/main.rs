@@ -5,6 +5,7 @@
 mod front;
 mod fuse;
 mod guest;
+mod pauses;
 mod queues;
 mod rig;
 mod stream;

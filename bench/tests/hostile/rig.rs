@@ -48,9 +48,17 @@ impl Target {
         Target::inside("none", options)
     }
 
+    /// Files in memory: no disk decides how long anything takes.
+    pub fn in_memory(options: &[&str]) -> Target {
+        Target::on(tempfile::tempdir_in("/dev/shm").unwrap(), "none", options)
+    }
+
     /// Starts a host in a sandbox.
     pub fn inside(sandbox: &str, options: &[&str]) -> Target {
-        let scratch = tempfile::tempdir().unwrap();
+        Target::on(tempfile::tempdir().unwrap(), sandbox, options)
+    }
+
+    fn on(scratch: tempfile::TempDir, sandbox: &str, options: &[&str]) -> Target {
         for dir in ["share", "share/sub", "outside", "outside/dir"] {
             fs::create_dir(scratch.path().join(dir)).unwrap();
         }

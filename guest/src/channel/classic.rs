@@ -29,7 +29,7 @@ pub struct Channel {
     /// Whether the last look beside requests under way has found another.
     busy: bool,
     since_look: u32,
-    /// How long to leave the kernel alone after each request.
+    /// How long to leave the kernel and the host alone after each request.
     rest: Option<Duration>,
 }
 
@@ -53,16 +53,17 @@ impl Channel {
             if idle || self.look_for_more() {
                 match self.take(if idle { BLOCKING } else { NONBLOCKING })? {
                     Taken::Unmounted => return Ok(()),
-                    Taken::Request => self.busy = !idle,
+                    Taken::Request => {
+                        self.busy = !idle;
+                        // The answer is there afterwards, without a call that nobody is in a hurry for.
+                        self.rest.inspect(|&rest| std::thread::sleep(rest));
+                    }
                     Taken::Nothing => self.busy = false,
                 }
             }
             while let Some(answer) = self.queue.reap()? {
                 self.reply(&answer)?;
                 self.since_look += 1;
-                if let Some(rest) = self.rest {
-                    std::thread::sleep(rest);
-                }
             }
             if self.queue.under_way() > 0 && (!self.busy || self.slots.free() == 0) && !self.wait()? {
                 return Ok(());

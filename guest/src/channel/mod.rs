@@ -19,7 +19,7 @@ use std::time::Duration;
 use tunnelfs_ring::stay_on;
 
 /// How long requests that nobody waits for are left to gather: the kernel hands over many FORGETs as one.
-const REST: Duration = Duration::from_millis(2);
+const REST: Duration = Duration::from_millis(5);
 
 /// What carries the kernel's requests.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -56,11 +56,11 @@ pub struct RingDevice {
 }
 
 impl RingDevice {
-    /// Checks a guest's set-up message and takes the ring over.
+    /// Checks a guest's set-up message and takes the ring over; `pool`: the queue's requests there.
     ///
     /// # Errors
     /// [`Error`] when the message or the memory that it names is not acceptable.
-    pub fn new(setup: &RingSetup, memory: Arc<GuestMemoryMmap>, call: Call) -> Result<Self, Error> {
+    pub fn new(setup: &RingSetup, memory: Arc<GuestMemoryMmap>, call: Call, pool: &Budget) -> Result<Self, Error> {
         let mapped = |address: u64, bytes: usize| {
             let slice = memory.get_slice(GuestAddress(address), bytes);
             let start =
@@ -89,7 +89,7 @@ impl RingDevice {
             broken: AtomicBool::new(false),
             _memory: memory,
         });
-        let handed_over = Budget::new(setup.geometry.entries);
+        let handed_over = pool.limited(setup.geometry.entries);
         Ok(RingDevice { sq, slots, own_sleep, done, handed_over, guest_cpu })
     }
 
@@ -144,10 +144,16 @@ impl RingDevice {
                 let (input, output) = (input.to_buf(), output.to_buf());
                 let (done, server) = (self.done.clone(), server.clone());
                 pool.run(Box::new(move || {
-                    let (input, output, _share) = (input, output, share);
+                    let (input, output, share) = (input, output, share);
+                    if share.is_abandoned() {
+                        return;
+                    }
                     // SAFETY: still in the slot, whose mapping `done` keeps.
                     let (payload, out) = unsafe { (Shared::new(&input.0), Shared::new(&output.0)) };
                     let outcome = server.handle(&sqe.head[..sqe.head_len as usize], payload, out, true);
+                    if share.is_abandoned() {
+                        return;
+                    }
                     if let Err(e) = done.complete(&sqe, outcome, out) {
                         tracing::warn!("closing a ring: {e}");
                         done.broken.store(true, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! Device side of a plain split virtqueue, as virtio-fs has it: each chain is
 //! a request in readable buffers and room for the reply in writable ones.
 
-use crate::pool::{Budget, Pool};
+use crate::pool::Pool;
 use crate::server::{Outcome, Server};
 use crate::shared::{Shared, SharedBuf};
 use crate::vring::Vring;
@@ -42,7 +42,7 @@ pub fn serve<F>(
     vring: &Vring,
     memory: &Memory,
     server: &Arc<Server<F>>,
-    pool: (&Pool, &Budget),
+    pool: &Pool,
     setup: &mut dyn FnMut(RingSetup) -> io::Result<()>,
 ) -> io::Result<bool>
 where
@@ -72,7 +72,7 @@ fn serve_chain<F>(
     snapshot: &Arc<GuestMemoryMmap>,
     (input, output): (SharedBuf, SharedBuf),
     server: &Arc<Server<F>>,
-    (pool, handed_over): (&Pool, &Budget),
+    pool: &Pool,
     setup: &mut dyn FnMut(RingSetup) -> io::Result<()>,
 ) where
     F: FileSystem + Send + Sync + 'static,
@@ -98,14 +98,19 @@ fn serve_chain<F>(
     match server.handle(&head[..head_len], p, o, false) {
         Outcome::WouldBlock => {
             // More than the queue has entries: it is given back unanswered.
-            let Some(share) = handed_over.take() else { return finish(vring, head_index, 0) };
+            let Some(share) = vring.handed_over.take() else { return finish(vring, head_index, 0) };
             let (vring, server, keep) = (vring.clone(), server.clone(), snapshot.clone());
             pool.run(Box::new(move || {
-                let (payload, out, output, _share) = (payload, out, output, share);
+                let (payload, out, output, share) = (payload, out, output, share);
+                if share.is_abandoned() {
+                    return;
+                }
                 // SAFETY: as above; `keep` holds the mapping.
                 let (p, o) = unsafe { (Shared::new(&payload.0), Shared::new(&out.0)) };
                 let outcome = server.handle(&head[..head_len], p, o, true);
-                finish(&vring, head_index, deliver(&output, outcome, o, &head));
+                if !share.is_abandoned() {
+                    finish(&vring, head_index, deliver(&output, outcome, o, &head));
+                }
                 drop(keep);
             }));
         }
