@@ -78,7 +78,7 @@ class Mounted:
             check("FUSE-over-io_uring" in out, f"no io_uring channel:\n{out}")
 
     def end(self):
-        self.machine.run("umount /mnt; for i in $(seq 60); do [ -d /proc/$(cat /tmp/guest.pid) ] || exit 0; usleep 50000; done; cat /tmp/guest.log; exit 1")
+        self.machine.run("for i in $(seq 20); do umount /mnt && break; usleep 200000; done; for i in $(seq 60); do [ -d /proc/$(cat /tmp/guest.pid) ] || exit 0; usleep 50000; done; cat /tmp/guest.log; exit 1")
         driver = self.machine.run("basename $(readlink $(dirname $(grep -l 0x105a /sys/bus/pci/devices/*/device | head -1))/driver)")
         check(driver == "virtio-pci", f"the device was given back to {driver}")
 

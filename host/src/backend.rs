@@ -263,7 +263,7 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
         let _ = vring.disable_notification();
         while !self.halted() && queue.ring.is_none() {
             let ready = || virtqueue::ready(vring, &self.memory);
-            if self.serve_virtqueue(vring, queue)? || queue.waiter.spin(ready) && vring.serving().is_some() {
+            if self.serve_virtqueue(vring, queue)? || queue.waiter.spin_sharing(ready) && vring.serving().is_some() {
                 continue;
             }
             if !vring.enable_notification().unwrap_or(false) {

@@ -127,8 +127,18 @@ impl Waiter {
 
     /// Spins for `ready` as long as the policy has it; `false`: go to sleep.
     pub fn spin(&mut self, ready: impl FnMut() -> bool) -> bool {
+        self.spin_with(false, ready)
+    }
+
+    /// The same for a peer that may need this very core, as a virtual machine's processors do: under `auto`
+    /// it is offered to others all the time.
+    pub fn spin_sharing(&mut self, ready: impl FnMut() -> bool) -> bool {
+        self.spin_with(self.config.policy == Policy::Auto, ready)
+    }
+
+    fn spin_with(&mut self, shares: bool, ready: impl FnMut() -> bool) -> bool {
         let (budget, auto) = (self.budget(), self.config.policy == Policy::Auto);
-        let spin = if budget.is_zero() { Spin::Vain } else { spin_for(budget, auto, ready) };
+        let spin = if budget.is_zero() { Spin::Vain } else { spin_for(budget, shares, ready) };
         match spin {
             Spin::Found => (self.failed, self.retry) = (0, *RETRY.start()),
             _ if auto && !budget.is_zero() => self.fail(),
