@@ -38,8 +38,7 @@ impl HostPlan {
         HostPlan { peer, options, guest_words }
     }
 
-    /// Whether the guest's kernel keeps lists of names. While several processes change a directory, Linux 6.18 then
-    /// shows others names twice or not at all, with stock virtiofsd too.
+    /// Whether the guest's kernel keeps lists of names.
     pub fn keeps_lists(&self) -> bool {
         self.options.iter().any(|word| word == "--cache=always" || word == "--cache=metadata")
     }

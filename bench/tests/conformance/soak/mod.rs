@@ -1,6 +1,6 @@
 //! For a while, all that a mount must withstand: loads that check their own bytes on mounts of every kind, processes
 //! that are stopped, killed and replaced, all at random from a seed. What host and guest hold is recorded, and must
-//! stay flat. `make soak` runs it for half an hour; a short one runs with the other tests.
+//! stay flat. `make soak` runs it for half an hour.
 
 mod deaths;
 mod draw;
@@ -19,21 +19,19 @@ use overseer::Overseer;
 use std::fs;
 use std::time::{Duration, Instant};
 
-#[test]
-fn a_short_soak() {
-    soak(Duration::from_secs(25), Duration::from_secs(3));
-}
-
 /// SOAK_SECONDS of it (1800), from SEED.
 #[test]
 #[ignore = "make soak"]
 fn as_long_as_told() {
     let told = std::env::var("SOAK_SECONDS").ok().map(|text| text.parse().expect("SOAK_SECONDS is a number"));
-    soak(Duration::from_secs(told.unwrap_or(1800)), Duration::from_secs(10));
+    soak(Duration::from_secs(told.unwrap_or(1800)));
 }
 
-/// Host after host for `length`; loads run together for `phase`, and then what is held is looked at.
-fn soak(length: Duration, phase: Duration) {
+/// How long loads run together; then what is held is looked at.
+const PHASE: Duration = Duration::from_secs(10);
+
+/// Host after host for `length`.
+fn soak(length: Duration) {
     let uring = Scratch::for_channel("uring");
     let channels: &'static [&'static str] = if uring.is_some() { &["uring", "fuse"] } else { &["fuse"] };
     let Some(scratch) = uring.or_else(Scratch::new) else { return };
@@ -51,7 +49,6 @@ fn soak(length: Duration, phase: Duration) {
         channels,
         rng: Rng::new(seed),
         end: Instant::now() + length,
-        phase,
         overseer: Overseer::start(scratch.path("mnt")),
         record: Record::new(seed),
         tally: Tally::default(),
@@ -72,7 +69,6 @@ struct Soak {
     channels: &'static [&'static str],
     rng: Rng,
     end: Instant,
-    phase: Duration,
     overseer: Overseer,
     record: Record,
     tally: Tally,
@@ -85,7 +81,7 @@ impl Soak {
     fn one_host(&mut self) {
         let plan = HostPlan::draw(&mut self.rng);
         println!("soak: host {}", plan.options.join(" "));
-        let until = self.end.min(Instant::now() + self.phase * [4, 20][self.rng.below(2)]);
+        let until = self.end.min(Instant::now() + PHASE * [4, 20][self.rng.below(2)]);
         self.overseer.begin("a host's start", &[]);
         let mut host = plan.start(&self.scratch);
         self.record.new_host();
@@ -122,13 +118,13 @@ impl Soak {
     }
 
     /// Some loads together; then all is removed, and what both sides hold is looked at.
-    fn one_phase(&mut self, guest: &Guest, host: &Host, exact_lists: bool) {
+    fn one_phase(&mut self, guest: &Guest, host: &Host, fresh_lists: bool) {
         let pids = [guest.pid(), host.server()];
-        let loads = loads::draw(&mut self.rng, self.phase >= Duration::from_secs(10));
+        let loads = loads::draw(&mut self.rng);
         let names = loads.iter().map(|l| l.0).collect::<Vec<_>>().join(", ");
         self.overseer.begin(&names, &pids);
-        let (rng, scratch, phase) = (&mut self.rng, &self.scratch, self.phase);
-        let until = Instant::now() + phase;
+        let (rng, scratch) = (&mut self.rng, &self.scratch);
+        let until = Instant::now() + PHASE;
         let done = std::thread::scope(|scope| {
             let running: Vec<_> = loads
                 .iter()
@@ -136,7 +132,7 @@ impl Soak {
                 .map(|(i, (name, load))| {
                     let dir = guest.point.join(format!("{name}{i}"));
                     fs::create_dir(&dir).unwrap();
-                    let work = Work { dir, scratch, seed: rng.next(), until, exact_lists };
+                    let work = Work { dir, scratch, seed: rng.next(), until, fresh_lists };
                     scope.spawn(move || {
                         let done = load(&work);
                         fs::remove_dir_all(&work.dir).unwrap();
@@ -146,7 +142,7 @@ impl Soak {
                 .collect();
             // Either side may be held up for a moment.
             for _ in 0..rng.below(4) {
-                std::thread::sleep(phase / 8);
+                std::thread::sleep(PHASE / 8);
                 let pid = pids[rng.below(2)];
                 kill(pid, Signal::SIGSTOP).unwrap();
                 std::thread::sleep(Duration::from_millis(rng.below(300) as u64));
