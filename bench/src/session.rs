@@ -6,19 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+pub use tunnelfs_guest::fuse::abi::opcode;
 use tunnelfs_guest::{connect, message, transport::call, GuestConfig, Transport};
 use tunnelfs_ring::{allowed_cpus, stay_on};
 use tunnelfs_settings::{Kind, Sandbox, Seccomp, Settings};
-
-/// FUSE operation numbers (linux/fuse.h).
-pub mod opcode {
-    pub(crate) const LOOKUP: u32 = 1;
-    pub(crate) const GETATTR: u32 = 3;
-    pub(crate) const OPEN: u32 = 14;
-    pub(crate) const READ: u32 = 15;
-    pub(crate) const WRITE: u32 = 16;
-    pub(crate) const INIT: u32 = 26;
-}
 
 /// Name of the file that is read and written.
 pub const FILE: &str = "data";

@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use tunnelfs_guest::fuse::abi::opcode;
 use tunnelfs_guest::fuse::init;
 use tunnelfs_guest::link::{Carver, GuestConfig, Link, QueueMemory};
 use tunnelfs_guest::message::request;
@@ -14,7 +15,6 @@ use tunnelfs_ring::{new_eventfd, Geometry, Region, WaitConfig};
 use tunnelfs_settings::{Kind, Settings};
 
 const GEOMETRY: Geometry = Geometry { entries: 4, slots: 4, slot_size: 8192 };
-const GETATTR: u32 = 3;
 
 /// One queue of memory that the input writes as it likes.
 struct Anything {
@@ -161,7 +161,7 @@ fn drive(driver: &mut dyn Transport, steps: &[u8], host: impl Fn(&[u8; 8]), befo
                     continue;
                 };
                 let (payload, room) = (u32::from(step[1]) * 32, u32::from(step[2]) * 32);
-                let head = request(GETATTR, 1, step[3].into(), &[0; 16], payload as usize);
+                let head = request(opcode::GETATTR, 1, step[3].into(), &[0; 16], payload as usize);
                 match driver.submit(slot as u32, &head, payload, room) {
                     Ok(true) => rooms[slot] = Some(room),
                     Ok(false) => {}

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
 use std::time::Duration;
+use tunnelfs_guest::fuse::abi::opcode;
 
 /// What is wrong with the answers.
 #[derive(Clone, Copy, Debug)]
@@ -96,7 +97,6 @@ fn face(scratch: &Scratch, channel: &str, lie: Lie) {
 }
 
 fn serve(mut stream: UnixStream, lie: Lie) -> io::Result<()> {
-    const INIT: u32 = 26;
     for number in 0.. {
         let mut head = [0; 40];
         stream.read_exact(&mut head)?;
@@ -107,7 +107,7 @@ fn serve(mut stream: UnixStream, lie: Lie) -> io::Result<()> {
         if let Die(0) = lie {
             return Ok(());
         }
-        if word(4) == INIT && !matches!(lie, NeverAnything) {
+        if word(4) == opcode::INIT && !matches!(lie, NeverAnything) {
             // Protocol 7.38, writes of 64 KiB.
             let mut reply = [0u32; 16];
             (reply[0], reply[1], reply[5]) = (7, 38, 65_536);

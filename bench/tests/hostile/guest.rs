@@ -31,22 +31,7 @@ pub const QUEUES: usize = 3;
 
 /// FUSE's numbers and bodies (linux/fuse.h).
 pub mod op {
-    pub const LOOKUP: u32 = 1;
-    pub const SYMLINK: u32 = 6;
-    pub const MKNOD: u32 = 8;
-    pub const MKDIR: u32 = 9;
-    pub const UNLINK: u32 = 10;
-    pub const RMDIR: u32 = 11;
-    pub const RENAME: u32 = 12;
-    pub const LINK: u32 = 13;
-    pub const OPEN: u32 = 14;
-    pub const READ: u32 = 15;
-    pub const FSYNC: u32 = 20;
-    pub const SYNCFS: u32 = 50;
-    pub const INIT: u32 = 26;
-    pub const CREATE: u32 = 35;
-    pub const COPY_FILE_RANGE: u32 = 47;
-    pub const RENAME2: u32 = 45;
+    pub use tunnelfs_guest::fuse::abi::opcode::*;
 
     pub fn words(words: &[u32]) -> Vec<u8> {
         words.iter().flat_map(|w| w.to_ne_bytes()).collect()

@@ -7,7 +7,7 @@ use crate::fuse::abi::opcode;
 use crate::fuse::init::Replay;
 use crate::link::{connect_again, Connection, GuestConfig, Kept};
 use crate::message::request;
-use crate::transport::{call_within, Completion, Transport};
+use crate::transport::{call_within, reply_bytes, Transport};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{shutdown, Shutdown};
@@ -49,17 +49,6 @@ pub fn root_of(host: &mut dyn Transport, limit: PollTimeout) -> Result<Option<Id
     // `struct fuse_attr_out`: 16 bytes before the attributes.
     let reply = reply_bytes(host, &done);
     Ok((done.error() == 0 && reply.len() >= 104).then(|| Identity::of(&reply[16..])))
-}
-
-/// A private copy of a reply without its header.
-pub fn reply_bytes(transport: &dyn Transport, done: &Completion) -> Vec<u8> {
-    let mut body = done.inline().to_vec();
-    let inline = body.len();
-    body.resize(inline + done.payload_len, 0);
-    let (ptr, _) = transport.slot(done.slot);
-    // SAFETY: the transport has checked that the reply lies in the slot.
-    unsafe { std::ptr::copy_nonoverlapping(ptr, body[inline..].as_mut_ptr(), done.payload_len) };
-    body
 }
 
 /// The queues' descriptors that hang up with the host.

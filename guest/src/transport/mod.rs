@@ -133,6 +133,17 @@ fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>, limit: PollTimeout) -> 
     }
 }
 
+/// A private copy of a reply without its header.
+pub fn reply_bytes(transport: &dyn Transport, done: &Completion) -> Vec<u8> {
+    let mut body = done.inline().to_vec();
+    let inline = body.len();
+    body.resize(inline + done.payload_len, 0);
+    let (ptr, _) = transport.slot(done.slot);
+    // SAFETY: the transport has checked that the reply lies in the slot.
+    unsafe { std::ptr::copy_nonoverlapping(ptr, body[inline..].as_mut_ptr(), done.payload_len) };
+    body
+}
+
 /// Sends one request in slot 0 and waits for its answer. Only for a queue with nothing in flight.
 ///
 /// # Errors
