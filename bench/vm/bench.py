@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Virtual machines, compared in one boot: bench.py [--rounds N] [--seconds S] [--json FILE] [--report FILE]
 
-Kernel virtiofs on stock virtiofsd and on our host, our guest over ring (spinning, parked and undecided host) and over
-virtqueue, and 9p; each in turn, N times over; medians. Files are on tmpfs. Interrupts and kicks are counted in a round
-of their own before the others: the guest's interrupts are its kernel's count, kicks our guest's own or, by the
-function profiler, its kernel's."""
+Kernel virtiofs on stock virtiofsd and on our host (with one request queue, as stock has, and with two), our guest over
+ring (undecided, spinning and parked host) and over virtqueue, and 9p; each in turn, N times over; medians. Files are on
+tmpfs. Interrupts and kicks are counted in a round of their own before the others: the guest's interrupts are its
+kernel's count, kicks our guest's own or those that a probe sees in its kernel's driver."""
 
 import argparse, contextlib, json, os, pathlib, platform, re, shlex, statistics, subprocess, sys, tempfile, time
 from machine import ROOT, SPLIT, VIRTIOFSD, CommandFailed, Host, boot, prepare
@@ -24,11 +24,11 @@ FILES = ("fio --name=m --directory=/mnt/files --nrfiles=1000 --openfiles=1 --fil
          "--filename_format='f.$filenum' --thread --output-format=json --ioengine=file{what}")
 META = ["create", "stat", "delete"]
 INTERRUPTS = "awk '/virtio|uio_pci/{for(i=2;i<=NF&&$i~/^[0-9]+$/;i++)n+=$i} END{print n+0}' /proc/interrupts"
-# The kernel driver's kicks; nothing where the profiler is missing.
-KICKS = "awk '/vp_notify/{n+=$2} END{print n+0}' /sys/kernel/tracing/trace_stat/function* 2>/dev/null || echo 0"
-PROFILE = "cd /sys/kernel/tracing && echo 'vp_notify*' > set_ftrace_filter && echo {on} > function_profile_enabled; true"
+PROBE = "/sys/kernel/tracing/events/kprobes/kick/enable"
+KICKS = "awk '$1 == \"kick\"{print $2}' /sys/kernel/tracing/kprobe_profile"
 OURS = r"""kill -USR1 $(pidof tunnelfs-guest); usleep 200000; tac /tmp/guest.log | awk '/ kicks$/{n+=$(NF-1)} /^queue 0:/{exit} END{print n+0}'"""
 SET_UP = """modprobe virtiofs; modprobe 9p; modprobe 9pnet_virtio; mount -t tracefs none /sys/kernel/tracing
+echo p:kick vp_notify > /sys/kernel/tracing/kprobe_events
 echo Y > /sys/module/fuse/parameters/enable_uring"""
 UNMOUNT = "cd /; umount /mnt; for i in $(seq 60); do pidof tunnelfs-guest > /dev/null || exit 0; usleep 50000; done; exit 1"
 
@@ -100,9 +100,10 @@ class Bench:
         self.ways = [
             Way("virtiofs on virtiofsd", "mount -t virtiofs stock /mnt", "stock"),
             Way("virtiofs on tunnelfs-host", "mount -t virtiofs ours /mnt", "ours"),
+            Way("the same, two queues", "mount -t virtiofs two /mnt", "two"),
+            Way("ring", ours("auto"), "auto", True),
             Way("ring, spinning host", ours("spin"), "spin", True),
             Way("ring, parked host", ours("park"), "park", True),
-            Way("ring", ours("auto"), "auto", True),
             Way("virtqueue", ours("vq") + " --transport virtqueue", "vq", True),
             Way("9p", "mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=none nine /mnt"),
         ]
@@ -112,10 +113,12 @@ class Bench:
     def start_hosts(self):
         start = lambda *options, **more: self.stack.enter_context(Host(self.share, "--cache", "never", *options, **more))
         self.hosts = {"stock": start(program=VIRTIOFSD)}
-        for tag, more in [("ours", []), ("spin", ["--wait", "spin"]), ("park", ["--wait", "park"]), ("auto", []), ("vq", ["--transport", "virtqueue"])]:
-            self.hosts[tag] = start("--tag", tag, "--num-request-queues", "2", *more)
+        queues = dict(stock=1, ours=1, two=2, auto=2, spin=2, park=2, vq=2)
+        more = dict(spin=["--wait", "spin"], park=["--wait", "park"], vq=["--transport", "virtqueue"])
+        for tag in list(queues)[1:]:
+            self.hosts[tag] = start("--tag", tag, "--num-request-queues", str(queues[tag]), *more.get(tag, []))
         for tag, host in self.hosts.items():
-            yield from host.device(tag, queues=1 if tag == "stock" else 2)
+            yield from host.device(tag, queues[tag])
 
     def booted(self, append):
         if self.machine is None:
@@ -136,7 +139,7 @@ class Bench:
                 continue
             try:
                 machine = self.booted(args.append)
-                machine.run(PROFILE.format(on=int(counting)), check=False)
+                machine.run(f"echo {int(counting)} > {PROBE}")
                 for op, row in way.run(machine, args, counting).items():
                     results.setdefault((way.name, op), []).append(row)
             except CommandFailed as e:
@@ -241,7 +244,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=2, help="of each of fio's jobs")
-    parser.add_argument("--limit", type=int, default=720, help="seconds after which no further round begins")
+    parser.add_argument("--limit", type=int, default=900, help="seconds after which no further round begins")
     parser.add_argument("--ways", default="", help="only the ways whose name has this pattern")
     parser.add_argument("--rows", default="", help="only the rows whose name has this pattern")
     parser.add_argument("--no-counts", action="store_true", help="count no interrupts and kicks")

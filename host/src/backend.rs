@@ -80,6 +80,17 @@ impl QueueState {
         (self.ring, self.placement) = (None, None);
     }
 
+    /// Spins for the ring as the policy has it. Where the guest runs is not always known: its core may be this one.
+    fn spin(&mut self) -> bool {
+        let Some(ring) = &self.ring else { return false };
+        let ready = || ring.ready();
+        if ring.guest_cpu.is_some() {
+            self.waiter.spin(ready)
+        } else {
+            self.waiter.spin_sharing(ready)
+        }
+    }
+
     /// Both sides wait as the thread's place has it.
     fn tell_place(&mut self) {
         if let (Some(ring), Some(placement)) = (&self.ring, &self.placement) {
@@ -281,8 +292,7 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
 
     fn run_ring(&self, vring: &Vring, queue: &mut QueueState) {
         while queue.ring.is_some() && !self.halted() {
-            let ready = || queue.ring.as_ref().is_some_and(RingDevice::ready);
-            if !queue.waiter.spin(ready) {
+            if !queue.spin() {
                 let Some(_running) = vring.serving() else { return };
                 queue.meet(vring.driver());
                 if queue.ring.is_some() && !queue.announce_sleep() {

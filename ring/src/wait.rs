@@ -130,15 +130,16 @@ impl Waiter {
         self.spin_with(false, ready)
     }
 
-    /// The same for a peer that may need this very core, as a virtual machine's processors do: under `auto`
-    /// it is offered to others all the time.
+    /// The same for a peer that may need this very core, as a virtual machine's processors do: it is offered to others
+    /// all the time, and `auto` takes their work on it for a reason to sleep.
     pub fn spin_sharing(&mut self, ready: impl FnMut() -> bool) -> bool {
-        self.spin_with(self.config.policy == Policy::Auto, ready)
+        self.spin_with(true, ready)
     }
 
     fn spin_with(&mut self, shares: bool, ready: impl FnMut() -> bool) -> bool {
         let (budget, auto) = (self.budget(), self.config.policy == Policy::Auto);
-        let spin = if budget.is_zero() { Spin::Vain } else { spin_for(budget, shares, ready) };
+        let away = if auto { AWAY } else { budget };
+        let spin = if budget.is_zero() { Spin::Vain } else { spin_for(budget, shares.then_some(away), ready) };
         match spin {
             Spin::Found => (self.failed, self.retry) = (0, *RETRY.start()),
             _ if auto && !budget.is_zero() => self.fail(),
@@ -197,9 +198,9 @@ enum Spin {
     Vain,
 }
 
-/// Looks without the clock first: what comes at once must not pay for reading it. Who `shares` lets others have the
-/// core, which without a core of its own would be kept from just those who are waited for.
-fn spin_for(budget: Duration, shares: bool, mut ready: impl FnMut() -> bool) -> Spin {
+/// Looks without the clock first: what comes at once must not pay for reading it. Who shares lets others have the
+/// core, for so long at the most: without a core of its own it would be kept from just those who are waited for.
+fn spin_for(budget: Duration, shares: Option<Duration>, mut ready: impl FnMut() -> bool) -> Spin {
     let mut first = None;
     loop {
         for _ in 0..LOOKS_PER_CLOCK {
@@ -210,10 +211,9 @@ fn spin_for(budget: Duration, shares: bool, mut ready: impl FnMut() -> bool) -> 
             Backoff::new().spin();
         }
         let before = Instant::now();
-        if shares {
+        if let Some(most) = shares {
             std::thread::yield_now();
-            let away = before.elapsed();
-            if away > AWAY {
+            if before.elapsed() > most {
                 return if ready() { Spin::Late } else { Spin::Vain };
             }
         }

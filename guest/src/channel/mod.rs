@@ -16,7 +16,7 @@ use crate::Error;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
-use tunnelfs_ring::stay_on;
+use tunnelfs_ring::{stay_on, WaitConfig};
 
 /// How long requests that nobody waits for are left to gather: the kernel hands over many FORGETs as one.
 const REST: Duration = Duration::from_millis(5);
@@ -28,8 +28,9 @@ pub enum Kind {
     Classic,
     /// What FUSE-over-io_uring leaves to `/dev/fuse`: FORGET and INTERRUPT, which nobody waits for.
     Leftovers,
-    /// FUSE-over-io_uring: these kernel queues (one per possible CPU, all workers' together).
-    Uring(Vec<u16>),
+    /// FUSE-over-io_uring: these kernel queues (one per possible CPU, all workers' together), and how to wait for a
+    /// request before sleeping, if at all.
+    Uring(Vec<u16>, Option<WaitConfig>),
 }
 
 /// One thread's work: a request queue to the host, and its share of the kernel's requests.
@@ -67,7 +68,7 @@ impl Worker {
                 let rest = (self.kind == Kind::Leftovers).then_some(REST);
                 classic::Channel::new(devices, queue, rest).run()
             }
-            Kind::Uring(queues) => uring::Channel::new(self.device, queues, queue)?.run(),
+            Kind::Uring(queues, wait) => uring::Channel::new(self.device, queues, wait, queue)?.run(),
         }
     }
 }

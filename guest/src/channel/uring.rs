@@ -15,7 +15,7 @@ use libc::iovec;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use tunnelfs_ring::SQE_HEAD_BYTES;
+use tunnelfs_ring::{WaitConfig, Waiter, SQE_HEAD_BYTES};
 
 /// `enum fuse_uring_cmd`.
 const REGISTER: u32 = 1;
@@ -58,11 +58,18 @@ pub struct Channel {
     bell_armed: bool,
     /// The transport whose descriptors are looked at.
     generation: u32,
+    /// How to wait for a request, if not asleep.
+    idle: Option<Waiter>,
 }
 
 impl Channel {
     /// Registers every slot with the kernel, for `kernel_queues` in turn.
-    pub fn new(device: Arc<OwnedFd>, kernel_queues: Vec<u16>, queue: Queue) -> Result<Self, Error> {
+    pub fn new(
+        device: Arc<OwnedFd>,
+        kernel_queues: Vec<u16>,
+        idle: Option<WaitConfig>,
+        queue: Queue,
+    ) -> Result<Self, Error> {
         let count = queue.transport.slots() as usize;
         if count < kernel_queues.len() {
             return Err(Error::Setup(format!(
@@ -100,6 +107,7 @@ impl Channel {
             ended: 0,
             bell_armed: false,
             generation: 0,
+            idle: idle.map(Waiter::new),
         };
         for slot in 0..count as u32 {
             channel.push(channel.command(REGISTER, slot, 0))?;
@@ -127,19 +135,13 @@ impl Channel {
     fn wait(&mut self) -> Result<(), Error> {
         self.follow_transport()?;
         if self.queue.under_way() == 0 {
-            return self.enter(1);
+            return self.wait_for_kernel();
         }
-        if !self.ring.submission().is_empty() {
-            self.enter(0)?;
-        }
+        self.flush()?;
         let ring = &self.ring;
-        let kernel = || {
-            // SAFETY: this thread alone uses the ring, and holds no other queue object now.
-            unsafe { ring.submission_shared().taskrun() || !ring.completion_shared().is_empty() }
-        };
-        if self.queue.transport.spin(&mut || kernel()) {
+        if self.queue.transport.spin(&mut || has_news(ring)) {
             // Only an enter makes the kernel's news into events.
-            return if kernel() { self.enter(0) } else { Ok(()) };
+            return if has_news(ring) { self.enter(0) } else { Ok(()) };
         }
         self.arm_bell()?;
         let sleep = self.queue.transport.announce_sleep();
@@ -147,6 +149,29 @@ impl Channel {
         let slept = self.enter(usize::from(sleep));
         self.queue.transport.awake();
         slept
+    }
+
+    fn wait_for_kernel(&mut self) -> Result<(), Error> {
+        if self.idle.is_none() {
+            return self.enter(1);
+        }
+        self.flush()?;
+        let ring = &self.ring;
+        if self.idle.as_mut().is_some_and(|waiter| waiter.spin_sharing(|| has_news(ring))) {
+            return self.enter(0);
+        }
+        let slept = self.enter(1);
+        self.idle.iter_mut().for_each(Waiter::awake);
+        slept
+    }
+
+    /// Gives the kernel what has been pushed.
+    fn flush(&mut self) -> Result<(), Error> {
+        if self.ring.submission().is_empty() {
+            Ok(())
+        } else {
+            self.enter(0)
+        }
     }
 
     fn enter(&mut self, want: usize) -> Result<(), Error> {
@@ -307,4 +332,10 @@ impl Channel {
         let fd = types::Fd(self.queue.transport.alive().as_raw_fd());
         self.push(opcode::PollAdd::new(fd, 0).build().user_data(HOST + u64::from(self.generation)).into())
     }
+}
+
+/// Whether the kernel has something for this thread, which alone uses the ring, and holds no other queue object now.
+fn has_news(ring: &IoUring<Entry128, cqueue::Entry>) -> bool {
+    // SAFETY: as said above; both callers hold the channel, and nothing of its ring.
+    unsafe { ring.submission_shared().taskrun() || !ring.completion_shared().is_empty() }
 }

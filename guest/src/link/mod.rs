@@ -31,24 +31,52 @@ pub struct GuestConfig {
     pub huge_pages: bool,
     /// How this side waits.
     pub wait: WaitConfig,
-    /// The CPU that each queue's thread will stay on, as far as that is known.
+    /// The CPU that each queue's thread will stay on, in order; the others' threads go where they like.
     pub cpus: Vec<usize>,
+    /// With none of them said: one each, where there are as many queues as CPUs.
+    pub spread: bool,
 }
+
+/// A wake out of a virtual machine and into it goes through the VMM: it takes that many times as long as one between
+/// two processes, and so long spinning pays.
+const WAKES: u32 = 4;
 
 impl From<&Settings> for GuestConfig {
     fn from(settings: &Settings) -> Self {
         let transport = &settings.transport;
+        let pci = pci::Target::of(&settings.mount);
+        let wait = settings.wait;
         GuestConfig {
             socket_path: transport.socket_path.clone(),
-            pci: pci::Target::of(&settings.mount),
             transport: transport.kind,
             queues: transport.queue_count(),
             geometry: transport.geometry(),
             huge_pages: transport.huge_pages,
-            wait: settings.wait,
+            wait: WaitConfig { auto_us: wait.auto_us.saturating_mul(if pci.is_some() { WAKES } else { 1 }), ..wait },
+            pci,
             cpus: settings.mount.cpus.clone(),
+            spread: false,
         }
     }
+}
+
+impl GuestConfig {
+    /// The CPU of the thread of request queue `i` of `count`.
+    pub(crate) fn cpu(&self, i: usize, count: usize) -> Option<usize> {
+        let one_each = self.spread && self.cpus.is_empty() && count == possible_cpus();
+        if one_each {
+            Some(i)
+        } else {
+            self.cpus.get(i).copied()
+        }
+    }
+}
+
+/// CPUs that the kernel could ever have: FUSE-over-io_uring wants a queue for each.
+pub fn possible_cpus() -> usize {
+    // "0-3" or "0": the last number and one.
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<usize>().ok()).map_or(1, |n| n + 1)
 }
 
 /// What all queues of one connection share; keeps it open. Virtqueue 0 is the
@@ -163,8 +191,9 @@ fn virtqueue_driver(link: &Arc<dyn Link>, index: usize, config: &GuestConfig) ->
 
 /// Rings for the request queues, where they are wanted and the host knows them.
 fn upgrade(drivers: Vec<virtqueue::Driver>, config: &GuestConfig) -> Result<Connection, Error> {
+    let count = drivers.len() - 1;
     let transports = drivers.into_iter().enumerate().map(|(i, driver)| match config.transport {
-        Kind::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpus.get(i - 1).copied()),
+        Kind::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpu(i - 1, count)),
         _ => Ok(Box::new(driver.settled()) as Box<dyn Transport>),
     });
     let mut queues = transports.collect::<Result<Vec<_>, _>>()?;
