@@ -63,13 +63,13 @@ def data(machine, share, point="/mnt"):
 
 
 class Mounted:
-    """`tunnelfs-guest mount` in the guest."""
+    """`tunnelfs-guest mount` in the guest, of the device with this tag or at this address."""
 
-    def __init__(self, machine, tag, expect, *options):
+    def __init__(self, machine, device, expect, *options):
         self.machine = machine
-        words = " ".join(options)
+        words = " ".join([f"--pci {device}" if ":" in device else f"--tag {device}", *options])
         out = machine.run(f"""[ -e /sys/module/fuse/parameters/enable_uring ] && echo Y > /sys/module/fuse/parameters/enable_uring
-            tunnelfs-guest mount --tag {tag} /mnt -f {words} > /tmp/guest.log 2>&1 &
+            tunnelfs-guest mount {words} /mnt -f > /tmp/guest.log 2>&1 &
             echo $! > /tmp/guest.pid
             for i in $(seq 100); do grep -q ' mounted: ' /tmp/guest.log && break; [ -d /proc/$(cat /tmp/guest.pid) ] || break; usleep 50000; done
             cat /tmp/guest.log""")
@@ -162,6 +162,19 @@ def through(driver, machine, share, quick):
     mounted.end()
 
 
+def locked_down(machine, share):
+    """As with Secure Boot."""
+    address = machine.run(f"""mount -t securityfs none /sys/kernel/security; echo integrity > /sys/kernel/security/lockdown
+        {DEVICE} echo $D""").splitlines()[-1]
+    check("[integrity]" in machine.run("cat /sys/kernel/security/lockdown"), "the kernel does not lock down")
+    mounted = Mounted(machine, address, "ring", "--pci-driver vfio")
+    data(machine, share)
+    mounted.end()
+    for words, hint in [("--tag ours", "give its address"), (f"--pci {address} --pci-driver uio", "under kernel lockdown")]:
+        refused = machine.run(f"tunnelfs-guest mount {words} /mnt -f 2>&1", check=False)
+        check(hint in refused, f"refused without saying what to do:\n{refused}")
+
+
 def step(what):
     global steps
     steps += 1
@@ -194,6 +207,8 @@ def kernel(flavour, share, quick, verbose):
         step(f"{flavour} with an IOMMU: boots")
         with boot(flavour, [*IOMMU, *ours.device("ours", queues=2)], append=f"{HUGE} intel_iommu=on", verbose=verbose) as machine:
             through("vfio", machine, share, quick)
+            step("locked down, vfio")
+            locked_down(machine, share)
         until(lambda: no_more(ours.holds(), idle), f"the host holds {ours.holds()} instead of {idle} after the VM's end")
 
 
