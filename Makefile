@@ -131,6 +131,6 @@ vm-test-quick: vm
 vm-boot-root: vm
 	./bench/vm/boot_root.py
 
-# Against the kernel's virtiofs and 9p, in one boot, about 15 minutes.
+# Against the kernel's virtiofs and 9p, in one boot, about 14 minutes.
 vm-bench: vm
 	./bench/vm/bench.py --json results/vm.json --report results/vm.md
