@@ -1,8 +1,10 @@
 //! `tunnelfs-host`: shares a directory.
 
+mod legacy;
+
 use clap::{CommandFactory, FromArgMatches, Parser};
 use std::process::ExitCode;
-use tunnelfs_settings::{args, load, Loader, Settings};
+use tunnelfs_settings::{args, load};
 
 /// The settings that a host's command line has.
 const SECTIONS: &[&str] = &["transport.kind", "transport.socket_path", "transport.queues", "wait", "host"];
@@ -24,6 +26,9 @@ struct Args {
     /// Number of a listening socket that this process is started with, instead of --socket-path
     #[arg(long, value_name = "FD", conflicts_with = "socket-path")]
     fd: Option<i32>,
+    /// virtiofsd's former options, comma-separated, as libvirt writes them: source=DIR, cache=none, xattr, ...
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    options: Vec<String>,
     /// Print what this back end can do, as vhost-user's managers ask for it, and exit
     #[arg(long)]
     print_capabilities: bool,
@@ -50,7 +55,13 @@ fn main() -> ExitCode {
 }
 
 fn run(matches: &clap::ArgMatches, args: &Args) -> Result<(), Box<dyn std::error::Error>> {
-    let settings: Settings = load(SECTIONS, matches).and_then(Loader::finish)?;
+    let mut loader = load(SECTIONS, matches)?;
+    for word in args.options.iter().filter_map(|word| legacy::setting(word)) {
+        if !loader.mount_word(SECTIONS, &word)? {
+            return Err(format!("-o {word}: no option of virtiofsd's that is known here").into());
+        }
+    }
+    let settings = loader.finish()?;
     let socket = args.fd.map(tunnelfs_host::inherited).transpose()?;
     tunnelfs_host::serve_confined(&settings, args.once, socket)?;
     Ok(())

@@ -74,7 +74,7 @@ impl Loader {
         Ok(())
     }
 
-    /// Takes over one word of `mount -o`, an option's or a key's name; `false` when it is not a setting of these tables.
+    /// Takes over one word of an `-o`, an option's or a key's name; `false` when it is not a setting of these tables.
     ///
     /// # Errors
     /// [`Error::Value`].
