@@ -52,13 +52,14 @@ fn a_slow_file_holds_up_no_other() {
     let device_host = Host::start(&device, Peer::Ours);
     let device_guest = Guest::mount(&device, &device_host, "channel=fuse");
     let _bind = Bind::new(&device.path("mnt"), scratch.path("share/device"));
-    let host = Host::start(&scratch, Peer::Ours);
+    // Attributes stay known: asking for the slow file's would hold up the queue.
+    let host = Host::start_with(&scratch, Peer::Ours, &["--cache=metadata"]);
     let guest = Guest::mount(&scratch, &host, "channel=fuse,queues=1");
     let (slow, fast) = (open_direct(guest.point.join("device/slow")), open_direct(guest.point.join("fast")));
 
     device_guest.signal(Signal::SIGSTOP);
-    // The signal's way to every thread.
-    std::thread::sleep(Duration::from_millis(100));
+    // The signal's way to every thread; and by then other caches would have forgotten.
+    std::thread::sleep(Duration::from_millis(1500));
     let reader = std::thread::spawn(move || read_page(&slow, 4 << 20));
     std::thread::sleep(Duration::from_millis(100));
     let start = Instant::now();
