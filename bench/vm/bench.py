@@ -38,10 +38,10 @@ def say(text):
 
 
 class Way:
-    """A way to the files: what the guest mounts, and the host behind it, if it has one."""
+    """A way to the files: what the guest mounts, and whether that is our guest."""
 
-    def __init__(self, name, mount, host=None, ours=False):
-        self.name, self.mount, self.host, self.ours = name, mount, host, ours
+    def __init__(self, name, mount, ours=False):
+        self.name, self.mount, self.ours = name, mount, ours
 
     def run(self, machine, args, counting):
         """One round; its rows."""
@@ -98,13 +98,13 @@ class Bench:
         self.share = share
         ours = "tunnelfs-guest mount --tag {} /mnt -f".format
         self.ways = [
-            Way("virtiofs on virtiofsd", "mount -t virtiofs stock /mnt", "stock"),
-            Way("virtiofs on tunnelfs-host", "mount -t virtiofs ours /mnt", "ours"),
-            Way("the same, two queues", "mount -t virtiofs two /mnt", "two"),
-            Way("ring", ours("auto"), "auto", True),
-            Way("ring, spinning host", ours("spin"), "spin", True),
-            Way("ring, parked host", ours("park"), "park", True),
-            Way("virtqueue", ours("vq") + " --transport virtqueue", "vq", True),
+            Way("virtiofs on virtiofsd", "mount -t virtiofs stock /mnt"),
+            Way("virtiofs on tunnelfs-host", "mount -t virtiofs ours /mnt"),
+            Way("the same, two queues", "mount -t virtiofs two /mnt"),
+            Way("ring", ours("auto"), ours=True),
+            Way("ring, spinning host", ours("spin"), ours=True),
+            Way("ring, parked host", ours("park"), ours=True),
+            Way("virtqueue", ours("vq") + " --transport virtqueue", ours=True),
             Way("9p", "mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=none nine /mnt"),
         ]
         self.stack, self.machine, self.boots, self.command, self.release = contextlib.ExitStack(), None, 0, [], ""

@@ -6,7 +6,7 @@ use crate::fuse::abi::{init_flag, opcode, reply_header, request_len, request_opc
 use crate::fuse::device::{self, MountOptions};
 use crate::fuse::init::{self, Agreed, Replay};
 use crate::fuse::mounts;
-use crate::link::{connect, possible_cpus, Connection, GuestConfig, Kept};
+use crate::link::{connect, Connection, GuestConfig, Kept};
 use crate::message::{IN_HEADER, OUT_HEADER};
 use crate::resume::watch::{lifelines, root_of, Lifelines, Watch};
 use crate::resume::Resume;
@@ -57,8 +57,8 @@ impl MountConfig {
     pub fn new(settings: &Settings, point: &Path, options: MountOptions) -> Self {
         let mut guest = GuestConfig::from(settings);
         let Settings { mount, .. } = settings;
-        // FUSE-over-io_uring has a queue for each CPU.
-        guest.spread = mount.channel != Channel::Fuse && guest.pci.is_none();
+        // FUSE-over-io_uring has a queue for each CPU: where we have as many, each stays on its own, but not in a VM.
+        guest.spread = (mount.channel != Channel::Fuse && guest.pci.is_none()).then(possible_cpus);
         MountConfig {
             guest,
             point: point.into(),
@@ -379,4 +379,11 @@ fn limit_of(timeout: Duration) -> PollTimeout {
         Duration::ZERO => PollTimeout::NONE,
         timeout => PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX),
     }
+}
+
+/// CPUs that the kernel could ever have: FUSE-over-io_uring wants a queue for each.
+pub fn possible_cpus() -> usize {
+    // "0-3" or "0": the last number and one.
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<usize>().ok()).map_or(1, |n| n + 1)
 }

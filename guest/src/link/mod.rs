@@ -33,8 +33,8 @@ pub struct GuestConfig {
     pub wait: WaitConfig,
     /// The CPU that each queue's thread will stay on, in order; the others' threads go where they like.
     pub cpus: Vec<usize>,
-    /// With none of them said: one each, where there are as many queues as CPUs.
-    pub spread: bool,
+    /// With none of them said: one each, where there are so many queues.
+    pub spread: Option<usize>,
 }
 
 /// A wake out of a virtual machine and into it goes through the VMM: it takes that many times as long as one between
@@ -55,7 +55,7 @@ impl From<&Settings> for GuestConfig {
             wait: WaitConfig { auto_us: wait.auto_us.saturating_mul(if pci.is_some() { WAKES } else { 1 }), ..wait },
             pci,
             cpus: settings.mount.cpus.clone(),
-            spread: false,
+            spread: None,
         }
     }
 }
@@ -63,20 +63,12 @@ impl From<&Settings> for GuestConfig {
 impl GuestConfig {
     /// The CPU of the thread of request queue `i` of `count`.
     pub(crate) fn cpu(&self, i: usize, count: usize) -> Option<usize> {
-        let one_each = self.spread && self.cpus.is_empty() && count == possible_cpus();
-        if one_each {
+        if self.cpus.is_empty() && self.spread == Some(count) {
             Some(i)
         } else {
             self.cpus.get(i).copied()
         }
     }
-}
-
-/// CPUs that the kernel could ever have: FUSE-over-io_uring wants a queue for each.
-pub fn possible_cpus() -> usize {
-    // "0-3" or "0": the last number and one.
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
-    text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<usize>().ok()).map_or(1, |n| n + 1)
 }
 
 /// What all queues of one connection share; keeps it open. Virtqueue 0 is the
