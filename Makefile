@@ -42,10 +42,16 @@ bench-full: deps
 	cargo build --release --workspace
 	./target/release/tunnelfs-bench all --json results/full.json --report results/full.md
 
-# Real mounts against others', about 10 minutes, 13 with two peers; needs root, /dev/fuse, and fio for all of its jobs.
-bench-mount: deps
+# Real mounts against others', about 13 minutes; needs root, /dev/fuse, and fio for all of its jobs.
+HP = .deps/bin/passthrough_hp --foreground --nopassthrough --nocache
+bench-mount: deps .deps/bin/passthrough_hp
 	cargo build --release --workspace
-	./target/release/tunnelfs-bench mount --json results/mount.json --report results/mount.md
+	./target/release/tunnelfs-bench mount --json results/mount.json --report results/mount.md \
+	  --peer "hp-fuse=$(HP) {src} {mnt}" --peer "hp-uring=$(HP) -o io_uring,io_uring_q_depth=16 {src} {mnt}"
+
+# libfuse's fastest pass-through, as a peer.
+.deps/bin/passthrough_hp:
+	./bench/peers/passthrough_hp.sh $@
 
 # About 5 minutes on a fresh machine, most of it compiling.
 test: deps deps-conformance

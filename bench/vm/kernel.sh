@@ -15,22 +15,16 @@ kernel=$root/kernel/$flavour
 [ -e "$kernel/vmlinuz" ] && exit 0
 apt=$root/apt/$flavour
 rm -rf "$kernel"
-mkdir -p "$apt"/state/lists/partial "$apt"/cache/archives/partial "$apt"/debs "$kernel"
-mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.{sources,list} 2>/dev/null |
-  awk '/^URIs:|^deb /&&!/security/{print $2; exit}' || true)
-[ -n "$mirror" ] || { echo "kernel.sh: no Debian mirror in /etc/apt" >&2; exit 1; }
-keys=$(ls /usr/share/keyrings/debian-archive-keyring.* | head -1)
-echo "deb [signed-by=$keys] $mirror $suite main" >"$apt/sources.list"
-options=(-o Dir::Etc::sourcelist="$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
-  -o Dir::State::lists="$apt/state/lists" -o Dir::Cache="$apt/cache" -o APT::Sandbox::User=root)
-apt-get "${options[@]}" -qq update
-depends() { apt-cache "${options[@]}" depends "$@" 2>/dev/null | awk '/Depends:/{print $2}'; }
+mkdir -p "$apt/debs" "$kernel"
+. "$root/../../bench/private_apt.sh"
+private_apt deb "$suite" "$apt"
+depends() { apt-cache "${apt_options[@]}" depends "$@" 2>/dev/null | awk '/Depends:/{print $2}'; }
 # The meta package names the image's packages; those of newer kernels name their parts.
 packages=$(depends "$package" | grep '^linux-')
 parts=$(depends $packages | grep -E '^linux-(image|binary|modules|base)-[0-9]' || true)
 cd "$apt/debs"
 for p in $(printf '%s\n' $packages $parts | sort -u); do
-  apt-get "${options[@]}" -qq download "$p"
+  apt-get "${apt_options[@]}" -qq download "$p"
   dpkg -x "$(ls -t "${p}"_*.deb | head -1)" "$kernel"
 done
 # Newer packages have everything under /usr.

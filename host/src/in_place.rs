@@ -52,9 +52,13 @@ impl InPlace<'_> {
 
     /// Looks whether the file's device is memory, if that is not known: the device itself is asked, which may take long.
     fn find_out(&self, f: &File) {
+        if self.patience.has_met(self.handle) {
+            return;
+        }
         if let Some(device) = device(f).filter(|&device| self.patience.in_memory(device).is_none()) {
             self.patience.learn(device, in_memory(f));
         }
+        self.patience.met(self.handle);
     }
 
     /// `io` without waiting, or the file's answer why not.

@@ -71,8 +71,25 @@ impl Patience {
     /// Remembers that the file behind `handle` does not know the flag.
     pub fn refused(&self, handle: u64, in_memory: bool) -> Nowait {
         let (kind, answer) = if in_memory { (1, Nowait::InMemory) } else { (2, Nowait::Unknown) };
-        self.place(handle).store(handle << 2 | kind, Ordering::Relaxed);
+        self.remember(handle, kind);
         answer
+    }
+
+    /// Remembers that the device behind `handle` is known.
+    pub fn met(&self, handle: u64) {
+        if !self.has_met(handle) {
+            self.remember(handle, 3);
+        }
+    }
+
+    /// Whether the device behind `handle` is known for sure.
+    pub fn has_met(&self, handle: u64) -> bool {
+        let word = self.place(handle).load(Ordering::Relaxed);
+        word >> 2 == handle && word & 3 != 0
+    }
+
+    fn remember(&self, handle: u64, kind: u64) {
+        self.place(handle).store(handle << 2 | kind, Ordering::Relaxed);
     }
 
     /// Whether WRITEs have lately been slow.
@@ -109,6 +126,17 @@ mod tests {
         assert_eq!(p.of(7), Nowait::InMemory);
         p.refused(7 + REMEMBERED as u64, false);
         assert_eq!((p.of(7), p.of(7 + REMEMBERED as u64)), (Nowait::Ask, Nowait::Unknown));
+    }
+
+    #[test]
+    fn a_device_that_is_known_leaves_the_answer_open() {
+        let p = Patience::new();
+        assert!(!p.has_met(7));
+        p.met(7);
+        assert!(p.has_met(7) && p.of(7) == Nowait::Ask);
+        p.refused(7, true);
+        p.met(7);
+        assert!(p.has_met(7) && p.of(7) == Nowait::InMemory);
     }
 
     #[test]

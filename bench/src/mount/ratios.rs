@@ -16,6 +16,17 @@ const OF_IN_PROCESS: [(&str, f64); 9] = [
     ("create+stat+unlink", 0.9),
 ];
 
+/// Other FUSE programs that `make bench-mount` compares with, jobs, and how much of their rate the ring must reach.
+const OF_PEERS: [(&str, &str, f64); 7] = [
+    ("hp-uring", "randread-4k", 1.5),
+    ("hp-uring", "randread-4k-qd16", 1.3),
+    ("hp-uring", "read-1m", 1.3),
+    ("hp-uring", "write-1m", 1.3),
+    ("hp-uring", "randwrite-4k", 1.5),
+    ("hp-uring", "randread-4k-2jobs", 0.7),
+    ("hp-fuse", "randread-4k", 6.0),
+];
+
 /// The targets' ratios, as far as the run has their rows.
 pub fn ratios(run: &MountRun) -> Vec<Ratio> {
     let mut out = Vec::new();
@@ -28,9 +39,10 @@ pub fn ratios(run: &MountRun) -> Vec<Ratio> {
             });
         }
     };
-    for (op, limit) in OF_IN_PROCESS {
+    let of_in_process = OF_IN_PROCESS.map(|(op, limit)| ("in-process", op, limit));
+    for (other, op, limit) in of_in_process.into_iter().chain(OF_PEERS) {
         if let Some(ring) = find(run, "ring", op) {
-            add(ring, "in-process", limit);
+            add(ring, other, limit);
         }
     }
     for ring in run.rows.iter().filter(|r| r.system == "ring") {

@@ -66,7 +66,8 @@ pub struct Systems {
 }
 
 impl Systems {
-    /// Starts and mounts what the plan wants, over one source directory with a file for each system.
+    /// Starts and mounts what the plan wants, over one source directory with a directory for each system. `data` in them
+    /// is one and the same file: where its pages lie makes a third of the time that reading them takes.
     ///
     /// # Errors
     /// The first that does not come up.
@@ -91,9 +92,11 @@ impl Systems {
             let told = |e: io::Error| io::Error::other(format!("{}: {e}", peer.name));
             systems.list.push(setup.peer(peer).map_err(told)?);
         }
+        fs::create_dir_all(&setup.source)?;
+        write_random(&setup.source.join("data"), plan.file_bytes)?;
         for system in &systems.list {
             fs::create_dir_all(setup.source.join(&system.name))?;
-            write_random(&setup.source.join(&system.name).join("data"), plan.file_bytes)?;
+            fs::hard_link(setup.source.join("data"), setup.source.join(&system.name).join("data"))?;
         }
         Ok(systems)
     }
