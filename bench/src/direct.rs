@@ -5,7 +5,7 @@ use crate::session::{open_file, thread_cpu, Bench, OpenFile};
 use crate::workload::{check, fill, Tally, Template};
 use std::io;
 use std::time::{Duration, Instant};
-use tunnelfs_host::server::{Outcome, Server};
+use tunnelfs_host::server::{Caller, Outcome, Server};
 use tunnelfs_host::share;
 use tunnelfs_host::shared::Shared;
 use tunnelfs_ring::{Geometry, Region};
@@ -58,9 +58,9 @@ impl Direct {
         let (input, output) = (part(payload), part(room));
         // SAFETY: both lie in one of this object's buffers.
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-        match self.server.handle(head, input, output, false) {
+        match self.server.handle(head, input, output, Caller::Queue(None)) {
             // What a pool thread does for a queue.
-            Outcome::WouldBlock => self.server.handle(head, input, output, true),
+            Outcome::WouldBlock => self.server.handle(head, input, output, Caller::Patient),
             outcome => outcome,
         }
     }

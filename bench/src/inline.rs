@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use tunnelfs_guest::fuse::abi::reply_header;
 use tunnelfs_guest::{Completion, Error, Transport};
-use tunnelfs_host::server::{Outcome, Server};
+use tunnelfs_host::server::{Caller, Outcome, Server};
 use tunnelfs_host::shared::Shared;
 use tunnelfs_ring::{Geometry, Region, WaitStats, CQE_HEAD_BYTES};
 use virtiofsd::passthrough::PassthroughFs;
@@ -59,7 +59,7 @@ impl Transport for Inline {
         // SAFETY: both lie in the slot.
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
         let mut completion = Completion { slot, head: [0; CQE_HEAD_BYTES], head_len: OUT_HEADER, payload_len: 0 };
-        if let Outcome::Reply(reply) = self.server.handle(head, input, output, true) {
+        if let Outcome::Reply(reply) = self.server.handle(head, input, output, Caller::Patient) {
             output.write(0, reply.fixed())?;
             completion.payload_len = reply.fixed().len() + reply.in_place;
             let unique = u64::from_ne_bytes(head[8..16].try_into().expect("eight bytes"));

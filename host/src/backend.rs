@@ -62,7 +62,8 @@ impl QueueState {
             let _ = bell.signal_used_queue();
         });
         let ring = RingDevice::new(setup, memory, call, &vring.handed_over)?;
-        self.placement = ring.guest_cpu.zip(decision).and_then(|(cpu, d)| Placement::new(cpu, d.clone()));
+        let wait = self.waiter.config();
+        self.placement = ring.guest_cpu.zip(decision).and_then(|(cpu, d)| Placement::new(cpu, d.clone(), wait));
         self.ring = Some(ring);
         self.tell_place();
         Ok(())
@@ -311,7 +312,8 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
         let Some(_running) = vring.serving() else { return false };
         queue.meet(vring.driver());
         let Some(ring) = &mut queue.ring else { return false };
-        let served = ring.serve(&self.server, &self.pool, BATCH).unwrap_or_else(|e| {
+        let helper = queue.placement.as_ref().and_then(Placement::helper);
+        let served = ring.serve(&self.server, &self.pool, helper, BATCH).unwrap_or_else(|e| {
             tracing::warn!("closing a ring: {e}");
             Served::default()
         });

@@ -2,13 +2,18 @@
 
 use crate::patience::{Nowait, Patience};
 use crate::request::einval;
+use crate::server::{Caller, Helper};
 use crate::shared::Shared;
 use libc::{EOPNOTSUPP, RWF_NOWAIT};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicIsize, Ordering};
 use virtiofsd::filesystem::{ZeroCopyReader, ZeroCopyWriter};
 use virtiofsd::oslib::{ReadvFlags, WritevFlags};
+
+/// Bytes of one part of a READ that two threads do together.
+const PART: usize = 128 << 10;
 
 /// A part of a request's buffers, and what is known of the file behind its handle.
 pub struct InPlace<'a> {
@@ -19,32 +24,73 @@ pub struct InPlace<'a> {
     pub len: usize,
     /// The request's file handle.
     pub handle: u64,
-    /// Whether this thread may be held up.
-    pub may_block: bool,
+    /// Who waits for it.
+    pub caller: Caller<'a>,
     pub patience: &'a Patience,
 }
 
+/// Moves up to `count` bytes between `start` in the buffers and `off` in the file.
+fn transfer(
+    shared: Shared<'_>,
+    start: usize,
+    count: usize,
+    off: u64,
+    call: impl Fn(&[libc::iovec], i64) -> isize,
+) -> io::Result<usize> {
+    let mut done = 0;
+    while done < count {
+        let at = i64::try_from(off + done as u64).map_err(|_| einval())?;
+        let n = shared.with_iovecs(start + done, count - done, |v| call(v, at));
+        match n {
+            0 => break,
+            1.. => done += n as usize,
+            _ => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::Interrupted => {}
+                // A transfer that must wait for the rest starts again on a pool thread.
+                e if done == 0 || e.kind() == io::ErrorKind::WouldBlock => return Err(e),
+                _ => break,
+            },
+        }
+    }
+    Ok(done)
+}
+
 impl InPlace<'_> {
-    fn transfer(
+    fn transfer(&self, count: usize, off: u64, call: impl Fn(&[libc::iovec], i64) -> isize) -> io::Result<usize> {
+        transfer(self.shared, self.offset, count.min(self.len), off, call)
+    }
+
+    /// The same by two threads, part by part: what is there up to the first part that is not complete.
+    fn transfer_together(
         &self,
+        helper: &Helper,
         count: usize,
         off: u64,
-        mut call: impl FnMut(&[libc::iovec], i64) -> isize,
+        call: impl Fn(&[libc::iovec], i64) -> isize + Sync,
     ) -> io::Result<usize> {
         let count = count.min(self.len);
+        let part_len = |part: usize| PART.min(count - part * PART);
+        let ends: Vec<_> = (0..count.div_ceil(PART)).map(|_| AtomicIsize::new(0)).collect();
+        let (buffers, offset) = (AnyThread(self.shared), self.offset);
+        helper.share(ends.len(), &|part| {
+            let start = part * PART;
+            let end = match transfer(buffers.get(), offset + start, part_len(part), off + start as u64, &call) {
+                Ok(n) => n as isize,
+                Err(e) => -(e.raw_os_error().unwrap_or(libc::EIO) as isize),
+            };
+            ends[part].store(end, Ordering::Relaxed);
+        });
         let mut done = 0;
-        while done < count {
-            let at = i64::try_from(off + done as u64).map_err(|_| einval())?;
-            let n = self.shared.with_iovecs(self.offset + done, count - done, |v| call(v, at));
-            match n {
-                0 => break,
-                1.. => done += n as usize,
-                _ => match io::Error::last_os_error() {
-                    e if e.kind() == io::ErrorKind::Interrupted => {}
-                    // A transfer that must wait for the rest starts again on a pool thread.
-                    e if done == 0 || e.kind() == io::ErrorKind::WouldBlock => return Err(e),
-                    _ => break,
-                },
+        for (part, end) in ends.into_iter().map(AtomicIsize::into_inner).enumerate() {
+            match usize::try_from(end) {
+                Ok(n) => done += n,
+                Err(_) if done == 0 || -end == libc::EAGAIN as isize => {
+                    return Err(io::Error::from_raw_os_error(-end as i32))
+                }
+                Err(_) => break,
+            }
+            if end < part_len(part) as isize {
+                break;
             }
         }
         Ok(done)
@@ -76,16 +122,34 @@ impl InPlace<'_> {
     }
 }
 
+/// A request's buffers for two threads.
+struct AnyThread<'a>(Shared<'a>);
+
+impl<'a> AnyThread<'a> {
+    fn get(&self) -> Shared<'a> {
+        self.0
+    }
+}
+
+// SAFETY: the buffers are only handed to the kernel, each thread its own parts of them.
+unsafe impl Sync for AnyThread<'_> {}
+
 impl ZeroCopyWriter for InPlace<'_> {
     fn read_from_file_at(&mut self, f: &File, count: usize, off: u64, flags: Option<ReadvFlags>) -> io::Result<usize> {
         let wanted = flags.map_or(0, |f| f.bits());
         let read = |extra: i32| {
-            self.transfer(count, off, |v, at| {
+            let call = |v: &[libc::iovec], at| {
                 // SAFETY: the iovecs lie in mapped guest memory; the kernel checks the rest.
                 unsafe { libc::preadv2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, wanted | extra) }
-            })
+            };
+            match self.caller {
+                Caller::Queue(Some(helper)) if count.min(self.len) > PART => {
+                    self.transfer_together(helper, count, off, call)
+                }
+                _ => self.transfer(count, off, call),
+            }
         };
-        if self.may_block {
+        if self.caller.may_block() {
             self.find_out(f);
             return read(0);
         }
@@ -106,7 +170,7 @@ impl ZeroCopyReader for InPlace<'_> {
                 unsafe { libc::pwritev2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, wanted | extra) }
             })
         };
-        if self.may_block {
+        if self.caller.may_block() {
             return write(0);
         }
         // What has been appended before a wait would be appended again on the pool.

@@ -6,6 +6,7 @@
 
 mod backend;
 mod extensions;
+mod helper;
 mod in_place;
 mod memory;
 mod patience;

@@ -8,12 +8,14 @@
 //! decides (an application that changes its core takes its requests from one
 //! queue to another), and the loser is tried again after ever longer times.
 
+use crate::helper::Helper;
 use crate::transport::ring::Served;
 use parking_lot::Mutex;
+use std::cell::OnceCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{allowed_cpus, stay_on, Hint};
+use tunnelfs_ring::{allowed_cpus, stay_on, Hint, WaitConfig};
 
 /// Length of one measurement.
 const WINDOW: Duration = Duration::from_millis(20);
@@ -31,28 +33,26 @@ const CHANGED: f64 = 1.5;
 /// Bytes that a request moves on average from which on payloads are large.
 const LARGE: u64 = 32 << 10;
 
-/// The two places.
+/// The places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// On another core, spinning.
     Beside,
-    /// On the guest's core, parked.
+    /// On the guest's core, offering it.
     Shared,
+    /// There, with a helper on another core.
+    Helped,
 }
 
-impl Place {
-    fn other(self) -> Place {
-        match self {
-            Place::Beside => Place::Shared,
-            Place::Shared => Place::Beside,
-        }
-    }
+/// What is tried for small payloads and for large ones, the first guess first.
+const PLACES: [[Place; 2]; 2] = [[Place::Beside, Place::Shared], [Place::Helped, Place::Beside]];
 
+impl Place {
     /// What the guest should know.
     pub fn hint(self) -> Hint {
         match self {
             Place::Beside => Hint::Spin,
-            Place::Shared => Hint::Park,
+            Place::Shared | Place::Helped => Hint::Share,
         }
     }
 }
@@ -61,6 +61,7 @@ impl Place {
 #[derive(Debug)]
 struct Trial {
     place: Place,
+    other: Place,
     /// The rate that the present place is held for.
     rate: f64,
     /// Whether the present place is on trial, against that rate.
@@ -70,8 +71,12 @@ struct Trial {
 }
 
 impl Trial {
-    fn new(place: Place) -> Self {
-        Trial { place, rate: 0.0, trying: false, windows: 0, hold: HOLD.0 }
+    fn new([place, other]: [Place; 2]) -> Self {
+        Trial { place, other, rate: 0.0, trying: false, windows: 0, hold: HOLD.0 }
+    }
+
+    fn change(&mut self) {
+        std::mem::swap(&mut self.place, &mut self.other);
     }
 
     /// Takes a finished window's rate, and decides on `place`.
@@ -87,7 +92,8 @@ impl Trial {
             }
             self.rate = rate;
             if self.windows >= self.hold {
-                (self.trying, self.windows, self.place) = (true, 0, self.place.other());
+                (self.trying, self.windows) = (true, 0);
+                self.change();
             }
         }
     }
@@ -97,7 +103,7 @@ impl Trial {
         if rate > self.rate * BETTER {
             (self.rate, self.hold) = (rate, HOLD.0);
         } else {
-            self.place = self.place.other();
+            self.change();
             self.hold = (self.hold * 2).min(HOLD.1);
         }
     }
@@ -125,7 +131,7 @@ struct Measured {
 
 impl Decision {
     pub fn new() -> Self {
-        let trials = [Trial::new(Place::Beside), Trial::new(Place::Shared)];
+        let trials = PLACES.map(Trial::new);
         let state = Measured { trials, current: SMALL_TRIAL, since: Instant::now(), from: 0 };
         Decision { served: AtomicU64::new(0), state: Mutex::new(state) }
     }
@@ -156,25 +162,28 @@ impl Decision {
 }
 
 /// One queue thread's placement.
-#[derive(Debug)]
 pub struct Placement {
     home: usize,
     allowed: Vec<usize>,
     decision: Arc<Decision>,
     place: Place,
     served: Served,
+    wait: WaitConfig,
+    /// Since it was first wanted.
+    helper: OnceCell<Option<Helper>>,
 }
 
 impl Placement {
     /// For a guest whose thread stays on `home`; `None` when there is no
     /// choice. The calling thread is the queue's, and is moved.
-    pub fn new(home: usize, decision: Arc<Decision>) -> Option<Placement> {
+    pub fn new(home: usize, decision: Arc<Decision>, wait: WaitConfig) -> Option<Placement> {
         let allowed = allowed_cpus();
         if !allowed.contains(&home) || allowed.len() < 2 {
             return None;
         }
         let place = decision.count(Served::default());
-        let placement = Placement { home, allowed, decision, place, served: Served::default() };
+        let (served, helper) = (Served::default(), OnceCell::new());
+        let placement = Placement { home, allowed, decision, place, served, wait, helper };
         placement.move_to(place);
         Some(placement)
     }
@@ -198,10 +207,26 @@ impl Placement {
         self.place != before
     }
 
+    /// Who helps with large READs, in the place for that.
+    pub fn helper(&self) -> Option<&Helper> {
+        if self.place != Place::Helped {
+            return None;
+        }
+        let start = || {
+            let helper = Helper::new(self.others(), self.wait);
+            helper.inspect_err(|e| tracing::warn!("no helper for large READs: {e}")).ok()
+        };
+        self.helper.get_or_init(start).as_ref()
+    }
+
+    fn others(&self) -> Vec<usize> {
+        self.allowed.iter().copied().filter(|&cpu| cpu != self.home).collect()
+    }
+
     fn move_to(&self, place: Place) {
         let moved = match place {
-            Place::Beside => stay_on(&self.allowed.iter().copied().filter(|&cpu| cpu != self.home).collect::<Vec<_>>()),
-            Place::Shared => stay_on(&[self.home]),
+            Place::Beside => stay_on(&self.others()),
+            Place::Shared | Place::Helped => stay_on(&[self.home]),
         };
         // Refused, the thread stays where it is: slower, not wrong.
         if let Err(e) = moved {
@@ -234,7 +259,7 @@ mod tests {
     fn the_better_place_is_found_and_kept() {
         for better in [Place::Beside, Place::Shared] {
             let rate = |p| if p == better { 3.0 } else { 1.0 };
-            let mut trial = Trial::new(Place::Beside);
+            let mut trial = Trial::new(PLACES[SMALL_TRIAL]);
             run(&mut trial, 100, rate);
             let kept = run(&mut trial, 1000, rate) / 3000.0;
             assert!(kept > 0.97, "{better:?}: {kept}");
@@ -242,17 +267,17 @@ mod tests {
     }
 
     #[test]
-    fn large_payloads_start_on_the_guests_core() {
+    fn large_payloads_start_with_a_helper() {
         let decision = Decision::new();
         let small = Served { requests: 8, bytes: 8 * 4096 };
         let large = Served { requests: 8, bytes: 8 << 20 };
         let places = [small, large, small].map(|served| decision.count(served));
-        assert_eq!(places, [Place::Beside, Place::Shared, Place::Beside]);
+        assert_eq!(places, [Place::Beside, Place::Helped, Place::Beside]);
     }
 
     #[test]
     fn a_changed_load_is_tried_again_soon() {
-        let mut trial = Trial::new(Place::Beside);
+        let mut trial = Trial::new(PLACES[SMALL_TRIAL]);
         run(&mut trial, 3000, |p| if p == Place::Beside { 10.0 } else { 5.0 });
         let rate = |p| if p == Place::Shared { 3.0 } else { 1.0 };
         run(&mut trial, 40, rate);

@@ -1,6 +1,7 @@
 //! FUSE requests to calls on a virtiofsd file system: one line per opcode.
 
 use crate::extensions;
+pub use crate::helper::Helper;
 use crate::in_place::InPlace;
 use crate::patience::Patience;
 use crate::request::{einval, take_name, take_text, Request};
@@ -68,8 +69,24 @@ pub enum Outcome {
     Reply(Reply),
     /// The operation has no reply (FORGET).
     NoReply,
-    /// It would block: call again on a pool thread with `may_block`.
+    /// It would block: call again on a pool thread, as [`Caller::Patient`].
     WouldBlock,
+}
+
+/// Who has a request served.
+#[derive(Clone, Copy)]
+pub enum Caller<'a> {
+    /// A queue's own thread, which must not be held up; with a second one for large READs.
+    Queue(Option<&'a Helper>),
+    /// A thread that may be held up.
+    Patient,
+}
+
+impl Caller<'_> {
+    /// Whether it may be held up.
+    pub fn may_block(self) -> bool {
+        matches!(self, Caller::Patient)
+    }
 }
 
 thread_local! {
@@ -108,23 +125,23 @@ impl<F: FileSystem + Sync> Server<F> {
 
     /// Serves one request: `head` is a private copy of its first bytes,
     /// `payload` the rest, `out` where reply data may go.
-    pub fn handle(&self, head: &[u8], payload: Shared<'_>, out: Shared<'_>, may_block: bool) -> Outcome {
+    pub fn handle(&self, head: &[u8], payload: Shared<'_>, out: Shared<'_>, caller: Caller<'_>) -> Outcome {
         OWN_DIRECTORY.with(|()| ());
         let mut request = match Request::new(head, payload) {
             Ok(request) => request,
             Err(e) => return Outcome::Reply(Reply::error(&e)),
         };
         // A bug below must cost the guest this request, not the host a thread.
-        match catch_unwind(AssertUnwindSafe(|| self.dispatch(&mut request, out, may_block))) {
+        match catch_unwind(AssertUnwindSafe(|| self.dispatch(&mut request, out, caller))) {
             Ok(Ok(Some(reply))) => Outcome::Reply(reply),
             Ok(Ok(None)) => Outcome::NoReply,
-            Ok(Err(e)) if e.kind() == io::ErrorKind::WouldBlock && !may_block => Outcome::WouldBlock,
+            Ok(Err(e)) if e.kind() == io::ErrorKind::WouldBlock && !caller.may_block() => Outcome::WouldBlock,
             Ok(Err(e)) => Outcome::Reply(Reply::error(&e)),
             Err(_) => Outcome::Reply(Reply::error(&io::Error::from_raw_os_error(libc::EIO))),
         }
     }
 
-    fn dispatch(&self, r: &mut Request<'_>, out: Shared<'_>, may_block: bool) -> io::Result<Option<Reply>> {
+    fn dispatch(&self, r: &mut Request<'_>, out: Shared<'_>, caller: Caller<'_>) -> io::Result<Option<Reply>> {
         let number = r.header.opcode;
         match number {
             OP_NOOP => return Ok(Some(Reply::ok())),
@@ -132,7 +149,7 @@ impl<F: FileSystem + Sync> Server<F> {
             _ => {}
         }
         let opcode = Opcode::try_from(number).map_err(|_| io::Error::from_raw_os_error(libc::ENOSYS))?;
-        if !may_block && sleeps(opcode) {
+        if !caller.may_block() && sleeps(opcode) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let reply = match opcode {
@@ -153,8 +170,8 @@ impl<F: FileSystem + Sync> Server<F> {
             Opcode::Link => self.link(r),
             Opcode::Open => self.open(r),
             Opcode::Create => self.create(r),
-            Opcode::Read => self.read(r, out, may_block),
-            Opcode::Write => self.write(r, may_block),
+            Opcode::Read => self.read(r, out, caller),
+            Opcode::Write => self.write(r, caller),
             Opcode::Statfs => {
                 self.fs.statfs(r.context(), r.header.nodeid.into()).map(|st| Reply::with(Kstatfs::from(st)))
             }
@@ -318,17 +335,17 @@ impl<F: FileSystem + Sync> Server<F> {
         Ok(reply)
     }
 
-    fn read(&self, r: &mut Request<'_>, out: Shared<'_>, may_block: bool) -> io::Result<Reply> {
+    fn read(&self, r: &mut Request<'_>, out: Shared<'_>, caller: Caller<'_>) -> io::Result<Reply> {
         let ReadIn { fh, offset, size, read_flags, lock_owner, flags, .. } = r.object()?;
         let owner = (read_flags & READ_LOCKOWNER != 0).then_some(lock_owner);
         let patience = &self.patience;
-        let into = InPlace { shared: out, offset: 0, len: out.len(), handle: fh, may_block, patience };
+        let into = InPlace { shared: out, offset: 0, len: out.len(), handle: fh, caller, patience };
         self.fs
             .read(r.context(), r.header.nodeid.into(), fh.into(), into, size, offset, owner, flags)
             .map(Reply::in_place)
     }
 
-    fn write(&self, r: &mut Request<'_>, may_block: bool) -> io::Result<Reply> {
+    fn write(&self, r: &mut Request<'_>, caller: Caller<'_>) -> io::Result<Reply> {
         let WriteIn { fh, offset, size, write_flags, lock_owner, flags, .. } = r.object()?;
         let (shared, start, len) = r.data()?;
         if size as usize > len {
@@ -336,7 +353,7 @@ impl<F: FileSystem + Sync> Server<F> {
         }
         let owner = (write_flags & WRITE_LOCKOWNER != 0).then_some(lock_owner);
         let patience = &self.patience;
-        let from = InPlace { shared, offset: start, len, handle: fh, may_block, patience };
+        let from = InPlace { shared, offset: start, len, handle: fh, caller, patience };
         let (cached, kill_priv) = (write_flags & WRITE_CACHE != 0, write_flags & WRITE_KILL_PRIV != 0);
         let (ctx, inode) = (r.context(), r.header.nodeid.into());
         let n = self.fs.write(ctx, inode, fh.into(), from, size, offset, owner, cached, kill_priv, flags)?;

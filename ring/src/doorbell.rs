@@ -18,7 +18,7 @@ pub enum Hint {
     /// "I have a core of my own."
     Spin = 1,
     /// "I run on your core: while you spin, I cannot."
-    Park = 2,
+    Share = 2,
 }
 
 /// One side's "I am about to sleep" word in shared memory.
@@ -55,7 +55,7 @@ impl SleepFlag {
     pub fn hint(&self) -> Hint {
         match self.line().hint.load(Ordering::Relaxed) {
             1 => Hint::Spin,
-            2 => Hint::Park,
+            2 => Hint::Share,
             _ => Hint::None,
         }
     }

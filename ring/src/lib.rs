@@ -59,4 +59,4 @@ pub use slots::Slots;
 pub use spsc::{Cell, Consumer, Line, Producer};
 pub use sync::Entry;
 #[cfg(not(loom))]
-pub use wait::{Policy, WaitConfig, WaitStats, Waiter};
+pub use wait::{offer_core, Policy, WaitConfig, WaitStats, Waiter};

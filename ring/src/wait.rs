@@ -80,6 +80,8 @@ const GIVE_UP: u32 = 4;
 const RETRY: std::ops::RangeInclusive<u32> = 2..=4096;
 /// Between two looks at the clock.
 const LOOKS_PER_CLOCK: u32 = 64;
+/// How often who shares a core lets the other one have it before going to sleep.
+const OFFERS: u32 = 2;
 /// Who does not get its core back for so long had better slept, and been woken.
 const AWAY: Duration = Duration::from_micros(200);
 
@@ -118,6 +120,11 @@ impl Waiter {
         }
     }
 
+    /// Its policy and budgets.
+    pub fn config(&self) -> WaitConfig {
+        self.config
+    }
+
     /// Under `auto`: the peer has told how it is best waited for.
     pub fn advise(&mut self, hint: Hint) {
         if hint != self.hint {
@@ -139,7 +146,11 @@ impl Waiter {
     fn spin_with(&mut self, shares: bool, ready: impl FnMut() -> bool) -> bool {
         let (budget, auto) = (self.budget(), self.config.policy == Policy::Auto);
         let away = if auto { AWAY } else { budget };
-        let spin = if budget.is_zero() { Spin::Vain } else { spin_for(budget, shares.then_some(away), ready) };
+        let spin = match self.hint {
+            Hint::Share if auto => offer_core(ready).into(),
+            _ if budget.is_zero() => Spin::Vain,
+            _ => spin_for(budget, shares.then_some(away), ready),
+        };
         match spin {
             Spin::Found => (self.failed, self.retry) = (0, *RETRY.start()),
             _ if auto && !budget.is_zero() => self.fail(),
@@ -181,7 +192,7 @@ impl Waiter {
         match self.config.policy {
             Policy::Park => Duration::ZERO,
             Policy::Spin => Duration::from_micros(self.config.spin_us.into()),
-            Policy::Auto if self.hint == Hint::Park => Duration::ZERO,
+            Policy::Auto if self.hint == Hint::Share => Duration::ZERO,
             Policy::Auto if self.failed < GIVE_UP || self.until_retry == 0 => self.auto_budget(),
             Policy::Auto => Duration::ZERO,
         }
@@ -196,6 +207,28 @@ enum Spin {
     Late,
     /// Nothing came within the budget.
     Vain,
+}
+
+impl From<bool> for Spin {
+    fn from(found: bool) -> Self {
+        if found {
+            Spin::Found
+        } else {
+            Spin::Vain
+        }
+    }
+}
+
+/// Looks for what comes from this same core: lets others run on it, a few times. Cheaper on both sides than to sleep
+/// and be woken, when the other side does the same.
+pub fn offer_core(mut ready: impl FnMut() -> bool) -> bool {
+    for _ in 0..OFFERS {
+        if ready() {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    ready()
 }
 
 /// Looks without the clock first: what comes at once must not pay for reading it. Who shares lets others have the
@@ -284,6 +317,19 @@ mod tests {
             assert!(w.spin(|| true));
         }
         assert_eq!(w.stats.spun, 100);
+    }
+
+    #[test]
+    fn on_a_shared_core_auto_offers_it_and_sleeps() {
+        let mut w = auto();
+        w.advise(Hint::Share);
+        for _ in 0..2 * GIVE_UP {
+            let mut looks = 0;
+            fail(&mut w, &mut looks);
+            assert_eq!(looks, u64::from(OFFERS) + 1);
+            w.awake();
+        }
+        assert!(w.spin(|| true));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use libc::iovec;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use tunnelfs_ring::{WaitConfig, Waiter, SQE_HEAD_BYTES};
+use tunnelfs_ring::{offer_core, WaitConfig, Waiter, SQE_HEAD_BYTES};
 
 /// `enum fuse_uring_cmd`.
 const REGISTER: u32 = 1;
@@ -152,12 +152,17 @@ impl Channel {
     }
 
     fn wait_for_kernel(&mut self) -> Result<(), Error> {
-        if self.idle.is_none() {
+        let shares = self.queue.transport.shares_core();
+        if self.idle.is_none() && !shares {
             return self.enter(1);
         }
         self.flush()?;
         let ring = &self.ring;
-        if self.idle.as_mut().is_some_and(|waiter| waiter.spin_sharing(|| has_news(ring))) {
+        let found = match &mut self.idle {
+            Some(waiter) => waiter.spin_sharing(|| has_news(ring)),
+            None => offer_core(|| has_news(ring)),
+        };
+        if found {
             return self.enter(0);
         }
         let slept = self.enter(1);

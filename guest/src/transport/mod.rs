@@ -111,6 +111,11 @@ pub trait Transport: Send {
 
     /// Payload bytes that this side has copied in user space.
     fn copied(&self) -> u64;
+
+    /// Whether the host works on this thread's core: then so do the applications whose requests this thread brings.
+    fn shares_core(&self) -> bool {
+        false
+    }
 }
 
 /// Sleeps until `bell` rings.

@@ -8,7 +8,7 @@ use crate::Error;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use tunnelfs_ring::{
-    DriverQueue, RingSetup, Run, Sqe, WaitConfig, WaitStats, Waiter, NO_CPU, OP_SETUP, SQE_HEAD_BYTES,
+    DriverQueue, Hint, RingSetup, Run, Sqe, WaitConfig, WaitStats, Waiter, NO_CPU, OP_SETUP, SQE_HEAD_BYTES,
 };
 
 /// A request queue whose messages travel through a ring.
@@ -143,5 +143,9 @@ impl Transport for Driver {
 
     fn copied(&self) -> u64 {
         0
+    }
+
+    fn shares_core(&self) -> bool {
+        self.queue.peer_sleeps.hint() == Hint::Share
     }
 }

@@ -1,7 +1,7 @@
 //! Device side of the ring: entries in, file I/O in place, completions out.
 
 use crate::pool::{Budget, Pool};
-use crate::server::{Outcome, Reply, Server};
+use crate::server::{Caller, Helper, Outcome, Reply, Server};
 use crate::shared::Shared;
 use libc::iovec;
 use parking_lot::Mutex;
@@ -107,11 +107,17 @@ impl RingDevice {
         &self.own_sleep
     }
 
-    /// Serves what has been submitted, at most `limit` requests.
+    /// Serves what has been submitted, at most `limit` requests, large READs together with `helper`.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the guest broke the protocol; the ring then stays closed.
-    pub fn serve<F>(&mut self, server: &Arc<Server<F>>, pool: &Pool, limit: u32) -> Result<Served, Error>
+    pub fn serve<F>(
+        &mut self,
+        server: &Arc<Server<F>>,
+        pool: &Pool,
+        helper: Option<&Helper>,
+        limit: u32,
+    ) -> Result<Served, Error>
     where
         F: FileSystem + Send + Sync + 'static,
     {
@@ -122,14 +128,20 @@ impl RingDevice {
             }
             let Some(sqe) = self.sq.pop() else { break };
             served.requests += 1;
-            let moved = self.serve_one(sqe, server, pool);
+            let moved = self.serve_one(sqe, server, pool, helper);
             served.bytes += moved.inspect_err(|_| self.done.broken.store(true, Ordering::Relaxed))?;
         }
         Ok(served)
     }
 
     /// Returns the payload bytes that were moved at once.
-    fn serve_one<F>(&self, sqe: Sqe, server: &Arc<Server<F>>, pool: &Pool) -> Result<u64, Error>
+    fn serve_one<F>(
+        &self,
+        sqe: Sqe,
+        server: &Arc<Server<F>>,
+        pool: &Pool,
+        helper: Option<&Helper>,
+    ) -> Result<u64, Error>
     where
         F: FileSystem + Send + Sync + 'static,
     {
@@ -138,7 +150,7 @@ impl RingDevice {
         let output = [iovec { iov_base: ptr.cast(), iov_len: sqe.reply_max as usize }];
         // SAFETY: `of` has checked that both lie in the slot.
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-        match server.handle(&sqe.head[..sqe.head_len as usize], input, output, false) {
+        match server.handle(&sqe.head[..sqe.head_len as usize], input, output, Caller::Queue(helper)) {
             Outcome::WouldBlock => {
                 let share = self.handed_over.take().ok_or(Error::Corrupt("more requests than completions fit"))?;
                 let (input, output) = (input.to_buf(), output.to_buf());
@@ -150,7 +162,7 @@ impl RingDevice {
                     }
                     // SAFETY: still in the slot, whose mapping `done` keeps.
                     let (payload, out) = unsafe { (Shared::new(&input.0), Shared::new(&output.0)) };
-                    let outcome = server.handle(&sqe.head[..sqe.head_len as usize], payload, out, true);
+                    let outcome = server.handle(&sqe.head[..sqe.head_len as usize], payload, out, Caller::Patient);
                     if share.is_abandoned() {
                         return;
                     }

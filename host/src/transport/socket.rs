@@ -2,7 +2,7 @@
 //! separate process without shared memory would have them. Payloads are
 //! copied into and out of private buffers, and counted.
 
-use crate::server::{Outcome, Server};
+use crate::server::{Caller, Outcome, Server};
 use crate::shared::Shared;
 use libc::iovec;
 use memmap2::MmapMut;
@@ -55,7 +55,7 @@ pub fn serve<F: FileSystem + Sync>(mut stream: UnixStream, server: &Server<F>, w
         let out = [iovec { iov_base: output[OUT_HEADER..].as_mut_ptr().cast(), iov_len: room }];
         // SAFETY: both are private buffers of this function.
         let (payload, out) = unsafe { (Shared::new(&rest), Shared::new(&out)) };
-        let Outcome::Reply(reply) = server.handle(&input[..head_len], payload, out, true) else { continue };
+        let Outcome::Reply(reply) = server.handle(&input[..head_len], payload, out, Caller::Patient) else { continue };
         out.write(0, reply.fixed())?;
         let len = OUT_HEADER + reply.fixed().len() + reply.in_place;
         output[..4].copy_from_slice(&(len as u32).to_ne_bytes());

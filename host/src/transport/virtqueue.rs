@@ -2,7 +2,7 @@
 //! a request in readable buffers and room for the reply in writable ones.
 
 use crate::pool::Pool;
-use crate::server::{Outcome, Server};
+use crate::server::{Caller, Outcome, Server};
 use crate::shared::{Shared, SharedBuf};
 use crate::vring::Vring;
 use libc::iovec;
@@ -95,7 +95,7 @@ fn serve_chain<F>(
     let out = SharedBuf(skip(&output.0, OUT_HEADER));
     // SAFETY: parts of the checked buffers.
     let (p, o) = unsafe { (Shared::new(&payload.0), Shared::new(&out.0)) };
-    match server.handle(&head[..head_len], p, o, false) {
+    match server.handle(&head[..head_len], p, o, Caller::Queue(None)) {
         Outcome::WouldBlock => {
             // More than the queue has entries: it is given back unanswered.
             let Some(share) = vring.handed_over.take() else { return finish(vring, head_index, 0) };
@@ -107,7 +107,7 @@ fn serve_chain<F>(
                 }
                 // SAFETY: as above; `keep` holds the mapping.
                 let (p, o) = unsafe { (Shared::new(&payload.0), Shared::new(&out.0)) };
-                let outcome = server.handle(&head[..head_len], p, o, true);
+                let outcome = server.handle(&head[..head_len], p, o, Caller::Patient);
                 if !share.is_abandoned() {
                     finish(&vring, head_index, deliver(&output, outcome, o, &head));
                 }

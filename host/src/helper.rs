@@ -1,0 +1,222 @@
+//! A second thread for large READs, on another core than the queue's own.
+//!
+//! Copying a large payload out of the page cache takes longer than all the
+//! rest of its way; two cores do it in half the time. Both threads take one
+//! part after the other until none is left: a helper that has no core costs nothing.
+
+use parking_lot::Mutex;
+use std::io;
+use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use tunnelfs_ring::{stay_on, WaitConfig, Waiter};
+
+/// What is done with each part, by its number.
+type Work<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// One piece of work, in parts.
+struct Job {
+    /// Valid as long as there are parts that nobody has taken, or that are not done: [`Helper::share`] waits for them.
+    work: *const Work<'static>,
+    parts: usize,
+    taken: AtomicUsize,
+    done: AtomicUsize,
+}
+
+// SAFETY: `work` is `Sync`; its validity is told above.
+unsafe impl Send for Job {}
+// SAFETY: as above.
+unsafe impl Sync for Job {}
+
+impl Job {
+    /// Does parts until all are taken.
+    fn take_part(&self) {
+        loop {
+            let part = self.taken.fetch_add(1, Ordering::AcqRel);
+            if part >= self.parts {
+                return;
+            }
+            let _done = Done(&self.done);
+            // SAFETY: this part is taken and not done.
+            unsafe { (*self.work)(part) };
+        }
+    }
+
+    /// Waits for the parts that the other thread has taken; of those that nobody has, there will be none.
+    fn finish(&self) {
+        let left = self.parts.saturating_sub(self.taken.swap(self.parts, Ordering::AcqRel));
+        while self.done.load(Ordering::Acquire) + left < self.parts {
+            thread::yield_now();
+        }
+    }
+}
+
+/// Counts a part, also when it panics.
+struct Done<'a>(&'a AtomicUsize);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Waits for a job's end, also when its owner panics.
+struct Finish<'a>(&'a Job);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+#[derive(Default)]
+struct Desk {
+    job: Mutex<Option<Arc<Job>>>,
+    /// Changes with each job.
+    number: AtomicU32,
+    asleep: AtomicBool,
+    stopping: AtomicBool,
+}
+
+/// The thread.
+pub struct Helper {
+    desk: Arc<Desk>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Helper {
+    /// A helper on one of `cpus`, which waits as `wait` says.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub fn new(cpus: Vec<usize>, wait: WaitConfig) -> io::Result<Helper> {
+        let desk = Arc::new(Desk::default());
+        let its = desk.clone();
+        let thread = thread::Builder::new().name("helper".into()).spawn(move || {
+            let _ = stay_on(&cpus);
+            its.serve(Waiter::new(wait));
+        })?;
+        Ok(Helper { desk, thread: Some(thread) })
+    }
+
+    /// Does `work` for each number below `parts`, here and on the helper's thread, in any order.
+    pub fn share(&self, parts: usize, work: &Work<'_>) {
+        // SAFETY: only the lifetime changes; `Finish` keeps this call from ending while the job may use it.
+        let work: *const Work<'static> = unsafe { std::mem::transmute(work) };
+        let job = Arc::new(Job { work, parts, taken: AtomicUsize::new(0), done: AtomicUsize::new(0) });
+        let _finish = Finish(&job);
+        self.desk.give(job.clone());
+        self.wake();
+        job.take_part();
+    }
+
+    fn wake(&self) {
+        // The doorbell rule: published before, looked at now (see tunnelfs_ring::SleepFlag).
+        fence(Ordering::SeqCst);
+        if self.desk.asleep.swap(false, Ordering::AcqRel) {
+            if let Some(thread) = &self.thread {
+                thread.thread().unpark();
+            }
+        }
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        self.desk.stopping.store(true, Ordering::Release);
+        self.wake();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Desk {
+    fn give(&self, job: Arc<Job>) {
+        *self.job.lock() = Some(job);
+        self.number.fetch_add(1, Ordering::Release);
+    }
+
+    fn serve(&self, mut waiter: Waiter) {
+        let mut seen = 0;
+        while !self.stopping.load(Ordering::Acquire) {
+            let news = || self.number.load(Ordering::Acquire) != seen || self.stopping.load(Ordering::Acquire);
+            if !waiter.spin_sharing(news) {
+                self.asleep.store(true, Ordering::Release);
+                fence(Ordering::SeqCst);
+                while !news() && self.asleep.load(Ordering::Acquire) {
+                    thread::park();
+                }
+                self.asleep.store(false, Ordering::Release);
+                waiter.awake();
+            }
+            seen = self.number.load(Ordering::Acquire);
+            let job = self.job.lock().take();
+            if let Some(job) = job {
+                job.take_part();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{catch_unwind, AssertUnwindSafe};
+    use tunnelfs_ring::Policy;
+
+    fn helper(policy: Policy) -> Helper {
+        Helper::new(tunnelfs_ring::allowed_cpus(), WaitConfig { policy, ..WaitConfig::default() }).unwrap()
+    }
+
+    #[test]
+    fn every_part_is_done_once_before_share_returns() {
+        for policy in [Policy::Auto, Policy::Park, Policy::Spin] {
+            let helper = helper(policy);
+            for parts in (0..300).map(|i| i % 9) {
+                let counts = [const { AtomicU32::new(0) }; 9];
+                helper.share(parts, &|part| {
+                    counts[part].fetch_add(1, Ordering::Relaxed);
+                });
+                let counts = counts.map(AtomicU32::into_inner);
+                assert!(counts.iter().enumerate().all(|(i, &n)| n == u32::from(i < parts)), "{parts}: {counts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn both_threads_take_part() {
+        let (helper, threads) = (helper(Policy::Auto), Mutex::new(Vec::new()));
+        helper.share(2, &|_| {
+            threads.lock().push(thread::current().id());
+            // Each waits for the other.
+            while threads.lock().len() < 2 {
+                thread::yield_now();
+            }
+        });
+        let threads = threads.into_inner();
+        assert_ne!(threads[0], threads[1]);
+    }
+
+    #[test]
+    fn a_panic_here_waits_for_the_other_thread() {
+        let helper = helper(Policy::Park);
+        let (own, finished) = (thread::current().id(), AtomicUsize::new(0));
+        for _ in 0..20 {
+            let started = AtomicUsize::new(0);
+            let ended = catch_unwind(AssertUnwindSafe(|| {
+                helper.share(2, &|_| {
+                    started.fetch_add(1, Ordering::AcqRel);
+                    while started.load(Ordering::Acquire) < 2 {
+                        thread::yield_now();
+                    }
+                    assert_ne!(thread::current().id(), own, "as planned");
+                    thread::sleep(std::time::Duration::from_millis(2));
+                    finished.fetch_add(1, Ordering::AcqRel);
+                });
+            }));
+            assert!(ended.is_err());
+        }
+        assert_eq!(finished.into_inner(), 20);
+    }
+}
