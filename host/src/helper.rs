@@ -110,6 +110,13 @@ impl Helper {
         job.take_part();
     }
 
+    /// Has the helper spin on its core for what comes next: the kernel moves a woken application to a core that is
+    /// idle, away from its data and from those who serve it.
+    pub fn stay(&self) {
+        self.desk.number.fetch_add(1, Ordering::Release);
+        self.wake();
+    }
+
     fn wake(&self) {
         // The doorbell rule: published before, looked at now (see tunnelfs_ring::SleepFlag).
         fence(Ordering::SeqCst);

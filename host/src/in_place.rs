@@ -60,6 +60,14 @@ impl InPlace<'_> {
         transfer(self.shared, self.offset, count.min(self.len), off, call)
     }
 
+    /// Who helps, if there is enough to do for two.
+    fn helper(&self, count: usize) -> Option<&Helper> {
+        match self.caller {
+            Caller::Queue(helper) if count.min(self.len) > PART => helper,
+            _ => None,
+        }
+    }
+
     /// The same by two threads, part by part: what is there up to the first part that is not complete.
     fn transfer_together(
         &self,
@@ -142,11 +150,9 @@ impl ZeroCopyWriter for InPlace<'_> {
                 // SAFETY: the iovecs lie in mapped guest memory; the kernel checks the rest.
                 unsafe { libc::preadv2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, wanted | extra) }
             };
-            match self.caller {
-                Caller::Queue(Some(helper)) if count.min(self.len) > PART => {
-                    self.transfer_together(helper, count, off, call)
-                }
-                _ => self.transfer(count, off, call),
+            match self.helper(count) {
+                Some(helper) => self.transfer_together(helper, count, off, call),
+                None => self.transfer(count, off, call),
             }
         };
         if self.caller.may_block() {
@@ -164,6 +170,10 @@ impl ZeroCopyWriter for InPlace<'_> {
 impl ZeroCopyReader for InPlace<'_> {
     fn write_to_file_at(&mut self, f: &File, count: usize, off: u64, flags: Option<WritevFlags>) -> io::Result<usize> {
         let wanted = flags.map_or(0, |f| f.bits());
+        if let Some(helper) = self.helper(count) {
+            // Two threads would wait for each other at the inode's lock.
+            helper.stay();
+        }
         let write = |extra: i32| {
             self.transfer(count, off, |v, at| {
                 // SAFETY: as in `read_from_file_at`.

@@ -140,8 +140,7 @@ impl Channel {
         self.flush()?;
         let ring = &self.ring;
         if self.queue.transport.spin(&mut || has_news(ring)) {
-            // Only an enter makes the kernel's news into events.
-            return if has_news(ring) { self.enter(0) } else { Ok(()) };
+            return self.gather();
         }
         self.arm_bell()?;
         let sleep = self.queue.transport.announce_sleep();
@@ -163,11 +162,20 @@ impl Channel {
             None => offer_core(|| has_news(ring)),
         };
         if found {
-            return self.enter(0);
+            return self.gather();
         }
         let slept = self.enter(1);
         self.idle.iter_mut().for_each(Waiter::awake);
         slept
+    }
+
+    /// Makes the kernel's news into events, if there are none yet: that takes an enter.
+    fn gather(&mut self) -> Result<(), Error> {
+        if self.ring.completion().is_empty() && has_news(&self.ring) {
+            self.enter(0)
+        } else {
+            Ok(())
+        }
     }
 
     /// Gives the kernel what has been pushed.
