@@ -99,4 +99,8 @@ impl Transport for Inline {
     fn copied(&self) -> u64 {
         0
     }
+
+    fn shares_core(&self) -> bool {
+        true
+    }
 }
