@@ -170,10 +170,6 @@ impl ZeroCopyWriter for InPlace<'_> {
 impl ZeroCopyReader for InPlace<'_> {
     fn write_to_file_at(&mut self, f: &File, count: usize, off: u64, flags: Option<WritevFlags>) -> io::Result<usize> {
         let wanted = flags.map_or(0, |f| f.bits());
-        if let Some(helper) = self.helper(count) {
-            // Two threads would wait for each other at the inode's lock.
-            helper.stay();
-        }
         let write = |extra: i32| {
             self.transfer(count, off, |v, at| {
                 // SAFETY: as in `read_from_file_at`.

@@ -1,12 +1,13 @@
 //! Where a queue's thread runs, under `auto`: beside the guest's thread, on
-//! another core and spinning, or on the guest's own core and parked.
+//! another core and spinning; on the guest's own core, which both offer each
+//! other; or there with a helper on another core.
 //!
-//! Neither is always better (see DESIGN.md, decision 5): small requests of one
-//! reader want the spinning core, large payloads (which lie in the submitter's
-//! cache) and busy machines the shared one. So it is tried out, for large and
-//! for small payloads by themselves: the throughput of all queues together
-//! decides (an application that changes its core takes its requests from one
-//! queue to another), and the loser is tried again after ever longer times.
+//! None is always better (see DESIGN.md, decision 5): small requests of one
+//! reader want the spinning core, busy machines the shared one, and large
+//! payloads, which lie in the submitter's cache, both. So it is tried out, for
+//! large and for small payloads by themselves: the throughput of all queues
+//! together decides (an application that changes its core takes its requests
+//! from one queue to another), and the loser is tried again after ever longer times.
 
 use crate::helper::Helper;
 use crate::transport::ring::Served;
@@ -30,8 +31,8 @@ const BETTER: f64 = 1.05;
 /// A rate that has changed by this factor is another load: try again soon.
 const CHANGED: f64 = 1.5;
 
-/// Bytes that a request moves on average from which on payloads are large.
-const LARGE: u64 = 32 << 10;
+/// Bytes that a request moves on average from which on payloads are large: enough for two to read.
+const LARGE: u64 = 256 << 10;
 
 /// The places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,6 +196,9 @@ impl Placement {
 
     /// This much more has been served; whether the place has changed.
     pub fn served(&mut self, more: Served) -> bool {
+        if more.requests > 0 {
+            self.helper().into_iter().for_each(Helper::stay);
+        }
         self.served += more;
         if self.served.requests < LOOK_EVERY {
             return false;

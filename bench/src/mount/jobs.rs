@@ -109,6 +109,14 @@ impl Tool {
 }
 
 impl Job {
+    /// Turns in a round: of those that one pass over the file makes short, a few.
+    pub fn turns(&self) -> usize {
+        match self.work {
+            Work::Io(Io { direct: false, .. }) => 4,
+            _ => 1,
+        }
+    }
+
     /// Runs the job in `dir`; one turn for each operation that it reports. `cpu` reads the file system's CPU time.
     ///
     /// # Errors

@@ -96,11 +96,12 @@ pub fn run(plan: &MountPlan, scratch: &Path, settings: &Settings) -> io::Result<
 }
 
 fn phase(plan: &MountPlan, systems: &mut Systems, jobs: &[Job], tool: &Tool) -> io::Result<Vec<Row>> {
-    let bar = progress(plan.rounds * jobs.len() * systems.list.len())?;
+    let turns: usize = jobs.iter().map(|job| plan.rounds * job.turns()).sum();
+    let bar = progress(turns * systems.list.len())?;
     let mut rows = Vec::new();
     for job in jobs {
         let mut sums: Vec<Sum> = Vec::new();
-        for _ in 0..plan.rounds {
+        for _ in 0..plan.rounds * job.turns() {
             for system in &systems.list {
                 bar.set_message(format!("{} on {}", job.name, system.name));
                 bar.inc(1);
