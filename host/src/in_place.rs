@@ -8,7 +8,7 @@ use libc::{EOPNOTSUPP, RWF_NOWAIT};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicIsize, Ordering};
+use std::sync::OnceLock;
 use virtiofsd::filesystem::{ZeroCopyReader, ZeroCopyWriter};
 use virtiofsd::oslib::{ReadvFlags, WritevFlags};
 
@@ -78,27 +78,20 @@ impl InPlace<'_> {
     ) -> io::Result<usize> {
         let count = count.min(self.len);
         let part_len = |part: usize| PART.min(count - part * PART);
-        let ends: Vec<_> = (0..count.div_ceil(PART)).map(|_| AtomicIsize::new(0)).collect();
+        let ends: Vec<OnceLock<_>> = (0..count.div_ceil(PART)).map(|_| OnceLock::new()).collect();
         let (buffers, offset) = (AnyThread(self.shared), self.offset);
         helper.share(ends.len(), &|part| {
             let start = part * PART;
-            let end = match transfer(buffers.get(), offset + start, part_len(part), off + start as u64, &call) {
-                Ok(n) => n as isize,
-                Err(e) => -(e.raw_os_error().unwrap_or(libc::EIO) as isize),
-            };
-            ends[part].store(end, Ordering::Relaxed);
+            let _ = ends[part].set(transfer(buffers.get(), offset + start, part_len(part), off + start as u64, &call));
         });
         let mut done = 0;
-        for (part, end) in ends.into_iter().map(AtomicIsize::into_inner).enumerate() {
-            match usize::try_from(end) {
-                Ok(n) => done += n,
-                Err(_) if done == 0 || -end == libc::EAGAIN as isize => {
-                    return Err(io::Error::from_raw_os_error(-end as i32))
-                }
+        for (part, end) in ends.into_iter().filter_map(OnceLock::into_inner).enumerate() {
+            match end {
+                Ok(n) if n == part_len(part) => done += n,
+                Ok(n) => return Ok(done + n),
+                // As in `transfer`.
+                Err(e) if done == 0 || e.kind() == io::ErrorKind::WouldBlock => return Err(e),
                 Err(_) => break,
-            }
-            if end < part_len(part) as isize {
-                break;
             }
         }
         Ok(done)

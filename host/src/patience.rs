@@ -17,6 +17,12 @@ const PENALTY: Duration = Duration::from_secs(1);
 /// Handles whose answers are remembered at a time.
 const REMEMBERED: usize = 256;
 
+/// What is remembered of a handle, in the low bits of its word: the answers that need no asking,
+const IN_MEMORY: u64 = 1;
+const UNKNOWN: u64 = 2;
+/// or only that its device is known.
+const MET: u64 = 3;
+
 /// How a file answers `RWF_NOWAIT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nowait {
@@ -60,17 +66,16 @@ impl Patience {
 
     /// How the file behind `handle` has answered.
     pub fn of(&self, handle: u64) -> Nowait {
-        let word = self.place(handle).load(Ordering::Relaxed);
-        match (word >> 2 == handle, word & 3) {
-            (true, 1) => Nowait::InMemory,
-            (true, 2) => Nowait::Unknown,
+        match self.kind(handle) {
+            IN_MEMORY => Nowait::InMemory,
+            UNKNOWN => Nowait::Unknown,
             _ => Nowait::Ask,
         }
     }
 
     /// Remembers that the file behind `handle` does not know the flag.
     pub fn refused(&self, handle: u64, in_memory: bool) -> Nowait {
-        let (kind, answer) = if in_memory { (1, Nowait::InMemory) } else { (2, Nowait::Unknown) };
+        let (kind, answer) = if in_memory { (IN_MEMORY, Nowait::InMemory) } else { (UNKNOWN, Nowait::Unknown) };
         self.remember(handle, kind);
         answer
     }
@@ -78,14 +83,23 @@ impl Patience {
     /// Remembers that the device behind `handle` is known.
     pub fn met(&self, handle: u64) {
         if !self.has_met(handle) {
-            self.remember(handle, 3);
+            self.remember(handle, MET);
         }
     }
 
     /// Whether the device behind `handle` is known for sure.
     pub fn has_met(&self, handle: u64) -> bool {
+        self.kind(handle) != 0
+    }
+
+    /// What is remembered of `handle`; 0: nothing.
+    fn kind(&self, handle: u64) -> u64 {
         let word = self.place(handle).load(Ordering::Relaxed);
-        word >> 2 == handle && word & 3 != 0
+        if word >> 2 == handle {
+            word & 3
+        } else {
+            0
+        }
     }
 
     fn remember(&self, handle: u64, kind: u64) {

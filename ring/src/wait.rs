@@ -251,7 +251,7 @@ fn spin_for(budget: Duration, shares: Option<Duration>, mut ready: impl FnMut() 
             }
         }
         if before - *first.get_or_insert(before) >= budget {
-            return if ready() { Spin::Found } else { Spin::Vain };
+            return ready().into();
         }
     }
 }

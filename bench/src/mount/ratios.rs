@@ -3,21 +3,17 @@
 use super::record::{MountRun, Row};
 use crate::ratios::{Ratio, Wanted};
 
-/// Jobs, and how much of the in-process mount's rate the ring with a separate host must reach.
-const OF_IN_PROCESS: [(&str, f64); 9] = [
-    ("randread-4k", 0.9),
-    ("randread-4k-qd16", 0.95),
-    ("read-1m", 0.95),
-    ("write-1m", 0.95),
-    ("randwrite-4k", 0.9),
-    ("randread-4k-2jobs", 0.65),
-    ("read-1m-buffered", 0.9),
-    ("write-1m-buffered", 0.9),
-    ("create+stat+unlink", 0.9),
-];
-
-/// Other FUSE programs that `make bench-mount` compares with, jobs, and how much of their rate the ring must reach.
-const OF_PEERS: [(&str, &str, f64); 7] = [
+/// Systems (also the peers of `make bench-mount`), jobs, and how much of their rate the ring with a separate host must reach.
+const TARGETS: [(&str, &str, f64); 16] = [
+    ("in-process", "randread-4k", 0.9),
+    ("in-process", "randread-4k-qd16", 0.95),
+    ("in-process", "read-1m", 0.95),
+    ("in-process", "write-1m", 0.95),
+    ("in-process", "randwrite-4k", 0.9),
+    ("in-process", "randread-4k-2jobs", 0.65),
+    ("in-process", "read-1m-buffered", 0.9),
+    ("in-process", "write-1m-buffered", 0.9),
+    ("in-process", "create+stat+unlink", 0.9),
     ("hp-uring", "randread-4k", 1.5),
     ("hp-uring", "randread-4k-qd16", 1.3),
     ("hp-uring", "read-1m", 1.3),
@@ -39,8 +35,7 @@ pub fn ratios(run: &MountRun) -> Vec<Ratio> {
             });
         }
     };
-    let of_in_process = OF_IN_PROCESS.map(|(op, limit)| ("in-process", op, limit));
-    for (other, op, limit) in of_in_process.into_iter().chain(OF_PEERS) {
+    for (other, op, limit) in TARGETS {
         if let Some(ring) = find(run, "ring", op) {
             add(ring, other, limit);
         }
