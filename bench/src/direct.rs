@@ -49,7 +49,7 @@ impl Direct {
     fn buffer(&self, slot: u32) -> *mut u8 {
         let slot = slot % self.geometry.slots;
         // SAFETY: there is memory for that many.
-        unsafe { self.memory.ptr().add(slot as usize * self.geometry.slot_size as usize) }
+        unsafe { self.memory.as_ptr().add(slot as usize * self.geometry.slot_size as usize) }
     }
 
     /// `payload` and `room` are at most a slot's bytes.

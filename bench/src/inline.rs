@@ -9,7 +9,7 @@ use tunnelfs_guest::fuse::abi::reply_header;
 use tunnelfs_guest::{Completion, Error, Transport};
 use tunnelfs_host::server::{Caller, Outcome, Server};
 use tunnelfs_host::shared::Shared;
-use tunnelfs_ring::{Geometry, Region, WaitStats, CQE_HEAD_BYTES};
+use tunnelfs_ring::{Geometry, Region, WaitStats, CQE_INLINE_BYTES};
 use virtiofsd::passthrough::PassthroughFs;
 
 const OUT_HEADER: usize = 16;
@@ -49,7 +49,7 @@ impl Transport for Inline {
         assert!(slot < self.geometry.slots);
         let size = self.geometry.slot_size as usize;
         // SAFETY: the slot's number was just checked.
-        (unsafe { self.memory.ptr().add(slot as usize * size) }, size)
+        (unsafe { self.memory.as_ptr().add(slot as usize * size) }, size)
     }
 
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
@@ -58,7 +58,7 @@ impl Transport for Inline {
         let (input, output) = (part(payload_len), part(reply_max));
         // SAFETY: both lie in the slot.
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-        let mut completion = Completion { slot, head: [0; CQE_HEAD_BYTES], head_len: OUT_HEADER, payload_len: 0 };
+        let mut completion = Completion { slot, head: [0; CQE_INLINE_BYTES], head_len: OUT_HEADER, payload_len: 0 };
         if let Outcome::Reply(reply) = self.server.handle(head, input, output, Caller::Patient) {
             output.write(0, reply.fixed())?;
             completion.payload_len = reply.fixed().len() + reply.in_place;

@@ -11,7 +11,7 @@ use crate::workload::{self, Tally};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io;
 use std::time::Duration;
-use tunnelfs_ring::{allowed_cpus, stay_on};
+use tunnelfs_ring::{allowed_cpus, set_affinity};
 
 /// An opened pair.
 pub enum Target {
@@ -71,7 +71,7 @@ pub fn measure(plan: &Plan, targets: &mut [(Pair, Target)]) -> io::Result<(Vec<R
     let all = allowed_cpus();
     let (mut rows, mut limits) = (Vec::new(), Vec::new());
     for &load in &plan.loads {
-        stay_on(&all).map_err(io::Error::other)?;
+        set_affinity(&all).map_err(io::Error::other)?;
         limits.push(limits::measure());
         let mut tallies: Vec<Tally> = targets.iter().map(|_| Tally::default()).collect();
         for _ in 0..plan.rounds {
@@ -82,7 +82,7 @@ pub fn measure(plan: &Plan, targets: &mut [(Pair, Target)]) -> io::Result<(Vec<R
                     continue;
                 }
                 bar.set_message(format!("{:?} {} {:?} {}", load.op, load.size, pair.transport, pair.policy));
-                stay_on(if pair.cpus == Cpus::One { &all[..1] } else { &all }).map_err(io::Error::other)?;
+                set_affinity(if pair.cpus == Cpus::One { &all[..1] } else { &all }).map_err(io::Error::other)?;
                 let case = |e: io::Error| io::Error::new(e.kind(), format!("{pair:?} {load:?}: {e}"));
                 target.run(load, plan.turn / 5, &mut Tally::default()).map_err(case)?;
                 target.run(load, plan.turn, tally).map_err(case)?;
@@ -91,7 +91,7 @@ pub fn measure(plan: &Plan, targets: &mut [(Pair, Target)]) -> io::Result<(Vec<R
         let measured = targets.iter().zip(&tallies).filter(|(_, tally)| tally.ops > 0);
         rows.extend(measured.map(|((pair, _), tally)| Row::new(*pair, load, tally)));
     }
-    stay_on(&all).map_err(io::Error::other)?;
+    set_affinity(&all).map_err(io::Error::other)?;
     bar.finish_and_clear();
     let limits = Limits::median(&limits).ok_or_else(|| io::Error::other("nothing to measure"))?;
     Ok((rows, limits))

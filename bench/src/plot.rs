@@ -1,7 +1,7 @@
 //! The plots of a run.
 
 use crate::plan::{Cpus, Op, Placement, Via};
-use crate::record::{Row, Run};
+use crate::record::{Row, SlotRun};
 use plotters::prelude::*;
 use std::io;
 use std::path::Path;
@@ -14,7 +14,7 @@ const SERIES: [(Via, RGBColor); 5] =
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn draw(run: &Run, page: &Path) -> io::Result<Vec<String>> {
+pub fn draw(run: &SlotRun, page: &Path) -> io::Result<Vec<String>> {
     let stem = page.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let mut drawn = Vec::new();
     for op in [Op::Read, Op::Write] {
@@ -35,7 +35,7 @@ pub fn draw(run: &Run, page: &Path) -> io::Result<Vec<String>> {
 
 type Line = ((Via, RGBColor), Vec<(f64, f64)>);
 
-fn lines(run: &Run, op: Op, value: fn(&Row) -> f64) -> Vec<Line> {
+fn lines(run: &SlotRun, op: Op, value: fn(&Row) -> f64) -> Vec<Line> {
     let of = |(via, colour)| {
         let ours = |r: &&Row| {
             let placement = if via == Via::Direct { Placement::InProcess } else { Placement::Separate };

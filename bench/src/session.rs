@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 pub use tunnelfs_guest::fuse::abi::opcode;
 use tunnelfs_guest::{connect, message, transport::call, GuestConfig, Transport};
-use tunnelfs_ring::{allowed_cpus, stay_on};
+use tunnelfs_ring::{allowed_cpus, set_affinity};
 use tunnelfs_settings::{Kind, Sandbox, Seccomp, Settings};
 
 /// Name of the file that is read and written.
@@ -77,14 +77,14 @@ impl Session {
         let settings = bench.settings_of(pair, &socket);
         let all = allowed_cpus();
         if pair.cpus == Cpus::One {
-            stay_on(&all[..1]).map_err(io::Error::other)?;
+            set_affinity(&all[..1]).map_err(io::Error::other)?;
         }
         let host = match (pair.transport, pair.placement) {
             (Via::Virtiofsd, _) => start_virtiofsd(&socket, &bench.dir).map(Host::Process),
             (_, Placement::Separate) => start_host(&settings, &socket).map(Host::Process),
             (_, Placement::InProcess) => Ok(Host::Thread(Some(start_thread(settings.clone())))),
         };
-        stay_on(&all).map_err(io::Error::other)?;
+        set_affinity(&all).map_err(io::Error::other)?;
         let mut host = host?;
         let mut queues = connect_soon(&GuestConfig::from(&settings), &mut host)?;
         let file = open_file(|head| reply_word(queues[0].as_mut(), head)).map_err(io::Error::other)?;

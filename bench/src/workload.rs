@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tunnelfs_guest::{message, Transport};
-use tunnelfs_ring::{Slots, OP_COPIED, OP_NOOP};
+use tunnelfs_ring::{SlotPool, OP_COPIED, OP_NOOP};
 
 /// Bytes of the file that is read and written.
 pub const FILE_BYTES: u64 = 64 << 20;
@@ -203,17 +203,17 @@ fn drive(t: &mut dyn Transport, file: OpenFile, load: Load, time: Duration) -> i
     let mut template = Template::new(load, file);
     let depth = load.depth.min(t.slots());
     let mut flights: Vec<Option<Flight>> = (0..depth).map(|_| None).collect();
-    let mut slots = Slots::new(depth);
+    let mut slots = SlotPool::new(depth);
     let (start, cpu, copied) = (Instant::now(), thread_cpu(), t.copied());
     loop {
         let stop = start.elapsed() >= time;
-        while let Some(slot) = (!stop).then(|| slots.take()).flatten() {
+        while let Some(slot) = (!stop).then(|| slots.alloc()).flatten() {
             if !submit(t, &mut template, slot, &mut flights)? {
-                slots.give(slot);
+                slots.free(slot);
                 break;
             }
         }
-        if slots.free() == depth as usize {
+        if slots.available() == depth as usize {
             break;
         }
         let done = loop {
@@ -226,7 +226,7 @@ fn drive(t: &mut dyn Transport, file: OpenFile, load: Load, time: Duration) -> i
         let flight = flight.ok_or_else(|| io::Error::other("completion of an idle slot"))?;
         tally.latency.saturating_record(flight.start.elapsed().as_nanos() as u64);
         accept(t, &load, &done, flight.offset)?;
-        slots.give(done.slot);
+        slots.free(done.slot);
         ops += 1;
     }
     tally.turn(ops, start.elapsed());

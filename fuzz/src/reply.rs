@@ -26,14 +26,14 @@ struct Anything {
 impl Anything {
     fn new() -> Anything {
         let region = Region::new(Carver::measure(&[GEOMETRY], usize::MAX / 2 + 1), false).unwrap();
-        let end = |_: usize| Some(region.bytes());
-        let memory = QueueMemory::new(&mut Carver::new(region.ptr(), &end), GEOMETRY, u16::MAX).unwrap();
-        Anything { region, memory, bell: new_eventfd().unwrap() }
+        let end = |_: usize| Some(region.len());
+        let memory = QueueMemory::new(&mut Carver::new(region.as_ptr(), &end), GEOMETRY, u16::MAX).unwrap();
+        Anything { region, memory, bell: Eventfd::new().unwrap() }
     }
 
     /// Bytes before the slots.
     fn shared(&self) -> usize {
-        self.memory.slot(0).0 as usize - self.region.ptr() as usize
+        self.memory.slot(0).0 as usize - self.region.as_ptr() as usize
     }
 
     fn put<T>(&self, at: *mut u8, value: T) {
@@ -102,7 +102,7 @@ pub fn once(bytes: &[u8]) {
         }),
         _ => MEMORY.with(|memory| {
             // SAFETY: the region has that many bytes; the last driver is gone.
-            unsafe { memory.region.ptr().write_bytes(0, memory.shared()) };
+            unsafe { memory.region.as_ptr().write_bytes(0, memory.shared()) };
             let plain = virtqueue::Driver::new(memory.clone(), 0, WaitConfig::default());
             let mut driver: Box<dyn Transport> = Box::new(plain);
             if kind % 4 == 3 {
@@ -114,7 +114,7 @@ pub fn once(bytes: &[u8]) {
                 let at = u16::from_ne_bytes([a, b]) as usize * 4 % memory.shared();
                 // Half of all at the start of a page, where indices are.
                 let at = if c % 2 == 0 { at } else { at & !0xf80 };
-                memory.put(memory.region.ptr().wrapping_add(at), u32::from_ne_bytes([c / 2, d, e, f]));
+                memory.put(memory.region.as_ptr().wrapping_add(at), u32::from_ne_bytes([c / 2, d, e, f]));
             };
             drive(driver.as_mut(), rest, scribble, || {});
         }),

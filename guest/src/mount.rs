@@ -111,7 +111,7 @@ impl Mount {
     pub fn over(mut connection: Connection, config: &MountConfig) -> Result<Mount, Error> {
         let device = Arc::new(device::open_device()?);
         device::mount_on(&device, &config.point, &config.options)?;
-        let ended = Arc::new(new_eventfd()?);
+        let ended = Arc::new(Eventfd::new()?);
         let mut mount = Mount {
             point: config.point.clone(),
             workers: Vec::new(),
@@ -168,7 +168,7 @@ impl Mount {
                 tracing::error!("{why}: giving up");
                 *told.lock() = Some(why);
                 abort(&point, connection);
-                ring_bell(&*ended);
+                Eventfd::signal(&*ended);
             }
         };
         std::thread::Builder::new().name("next-host".into()).spawn(work)?;
@@ -212,7 +212,7 @@ impl Mount {
         let ended = self.ended.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             let result = worker.run();
-            ring_bell(&*ended);
+            Eventfd::signal(&*ended);
             result
         })?;
         self.workers.push(thread);
@@ -227,7 +227,7 @@ impl Mount {
         let (point, connection, ended) = (self.point.clone(), self.connection, self.ended.clone());
         let give_up = move || {
             abort(&point, connection);
-            ring_bell(&*ended);
+            Eventfd::signal(&*ended);
         };
         self.watchdog = Some(Watchdog::start(timeout, queues, give_up)?);
         Ok(())

@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
-use tunnelfs_ring::{stay_on, Error, Policy, RingSetup, WaitConfig, Waiter};
+use tunnelfs_ring::{set_affinity, Error, Policy, RingSetup, WaitConfig, Waiter};
 use tunnelfs_settings::{Kind, Settings};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringT};
@@ -95,8 +95,8 @@ impl QueueState {
     /// Both sides wait as the thread's place has it.
     fn tell_place(&mut self) {
         if let (Some(ring), Some(placement)) = (&self.ring, &self.placement) {
-            let hint = placement.place().hint();
-            ring.sleep_flag().give_hint(hint);
+            let hint = placement.place().peer_cpu();
+            ring.own_wakeup().set_peer_cpu(hint);
             self.waiter.advise(hint);
         }
     }
@@ -104,7 +104,7 @@ impl QueueState {
     /// Asks the guest to ring from now on; whether there is something to serve already.
     fn announce_sleep(&self) -> bool {
         self.ring.as_ref().is_some_and(|ring| {
-            ring.sleep_flag().announce();
+            ring.own_wakeup().set();
             ring.ready()
         })
     }
@@ -112,7 +112,7 @@ impl QueueState {
     fn awake(&mut self) {
         self.waiter.awake();
         if let Some(ring) = &self.ring {
-            ring.sleep_flag().clear();
+            ring.own_wakeup().clear();
         }
     }
 }
@@ -224,7 +224,7 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
                 // Thread 0 has the control queue.
                 let cpu = thread.checked_sub(1).and_then(|queue| self.cpus.get(queue % self.cpus.len().max(1)));
                 if let Some(&cpu) = cpu {
-                    stay_on(&[cpu]).unwrap_or_else(|e| tracing::warn!("host.cpus: {e}"));
+                    set_affinity(&[cpu]).unwrap_or_else(|e| tracing::warn!("host.cpus: {e}"));
                 }
             });
         });

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use tunnelfs_ring::{stay_on, WaitConfig, Waiter};
+use tunnelfs_ring::{set_affinity, WaitConfig, Waiter};
 
 /// What is done with each part, by its number.
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
@@ -93,7 +93,7 @@ impl Helper {
         let desk = Arc::new(Desk::default());
         let its = desk.clone();
         let thread = thread::Builder::new().name("helper".into()).spawn(move || {
-            let _ = stay_on(&cpus);
+            let _ = set_affinity(&cpus);
             its.serve(Waiter::new(wait));
         })?;
         Ok(Helper { desk, thread: Some(thread) })
@@ -118,7 +118,7 @@ impl Helper {
     }
 
     fn wake(&self) {
-        // The doorbell rule: published before, looked at now (see tunnelfs_ring::SleepFlag).
+        // The doorbell rule: published before, looked at now (see tunnelfs_ring::NeedWakeup).
         fence(Ordering::SeqCst);
         if self.desk.asleep.swap(false, Ordering::AcqRel) {
             if let Some(thread) = &self.thread {

@@ -172,7 +172,7 @@ impl VringT<Memory> for Vring {
     fn signal_used_queue(&self) -> io::Result<()> {
         let call = self.call.lock().clone();
         if let Some(call) = call {
-            ring_bell(&*call);
+            Eventfd::signal(&*call);
         }
         Ok(())
     }

@@ -42,21 +42,21 @@ mod wait;
 #[cfg(not(loom))]
 pub use config::{Geometry, MAX_ENTRIES, MAX_SLOT_SIZE, MIN_SLOT_SIZE};
 #[cfg(not(loom))]
-pub use control::{RingSetup, Run, MAGIC, MAX_RUNS, NO_CPU, OP_COPIED, OP_NOOP, OP_SETUP, VERSION};
+pub use control::{RingSetup, SlotRun, MAGIC, MAX_RUNS, CPU_UNKNOWN, RingSetup::OPCODE, VERSION};
 #[cfg(not(loom))]
-pub use cpu::{allowed_cpus, stay_on};
+pub use cpu::{allowed_cpus, set_affinity};
 #[cfg(not(loom))]
 pub use doorbell::{drain, new_eventfd, ring_bell};
-pub use doorbell::{Hint, SleepFlag};
+pub use doorbell::{PeerCpu, NeedWakeup};
 pub use error::Error;
-pub use layout::{Cqe, Sqe, CQE_HEAD_BYTES, NO_SLOT, PAGE, SQE_HEAD_BYTES};
+pub use layout::{Cqe, Sqe, CQE_INLINE_BYTES, NO_SLOT, PAGE, SQE_INLINE_BYTES};
 #[cfg(not(loom))]
 pub use queue::{DeviceQueue, DriverQueue, SlotTable};
 #[cfg(not(loom))]
 pub use region::Region;
 #[cfg(not(loom))]
 pub use slots::Slots;
-pub use spsc::{Cell, Consumer, Line, Producer};
+pub use spsc::{Cell, Consumer, CacheLine, Producer};
 pub use sync::Entry;
 #[cfg(not(loom))]
 pub use wait::{offer_core, Policy, WaitConfig, WaitStats, Waiter};

@@ -1,15 +1,15 @@
 //! Both ends of one queue: the halves of its rings, its flags, its slots.
 
 use crate::layout::{Cqe, Sqe, NO_SLOT};
-use crate::spsc::{Cell, Consumer, Line, Producer};
-use crate::{Error, Geometry, SleepFlag};
+use crate::spsc::{Cell, Consumer, CacheLine, Producer};
+use crate::{Error, Geometry, NeedWakeup};
 use std::ptr::NonNull;
 
 struct Parts {
-    sq: (*const Cell<Sqe>, *const Line),
-    cq: (*const Cell<Cqe>, *const Line),
-    host_sleeps: SleepFlag,
-    guest_sleeps: SleepFlag,
+    sq: (*const Cell<Sqe>, *const CacheLine),
+    cq: (*const Cell<Cqe>, *const CacheLine),
+    device_wakeup: NeedWakeup,
+    driver_wakeup: NeedWakeup,
 }
 
 /// # Safety
@@ -20,8 +20,8 @@ unsafe fn parts(base: *mut u8, g: &Geometry) -> Parts {
         Parts {
             sq: (base.add(g.sqes()).cast(), base.add(g.sq_head()).cast()),
             cq: (base.add(g.cqes()).cast(), base.add(g.cq_head()).cast()),
-            host_sleeps: SleepFlag::new(base.add(g.host_sleeps()).cast()),
-            guest_sleeps: SleepFlag::new(base.add(g.guest_sleeps()).cast()),
+            device_wakeup: NeedWakeup::new(base.add(g.device_wakeup()).cast()),
+            driver_wakeup: NeedWakeup::new(base.add(g.driver_wakeup()).cast()),
         }
     }
 }
@@ -34,9 +34,9 @@ pub struct DriverQueue {
     /// Completions from the host.
     pub cq: Consumer<Cqe>,
     /// Whether the host must be rung after a submission.
-    pub peer_sleeps: SleepFlag,
+    pub peer_wakeup: NeedWakeup,
     /// This side's own flag.
-    pub own_sleep: SleepFlag,
+    pub own_wakeup: NeedWakeup,
 }
 
 /// The host's end: consumes and completes.
@@ -47,9 +47,9 @@ pub struct DeviceQueue {
     /// Completions to the guest.
     pub cq: Producer<Cqe>,
     /// Whether the guest must be rung after a completion.
-    pub peer_sleeps: SleepFlag,
+    pub peer_wakeup: NeedWakeup,
     /// This side's own flag.
-    pub own_sleep: SleepFlag,
+    pub own_wakeup: NeedWakeup,
     /// Where the payloads lie.
     pub slots: SlotTable,
 }
@@ -79,8 +79,8 @@ impl DriverQueue {
             Ok(DriverQueue {
                 sq: Producer::new(p.sq.0, p.sq.1, geometry.entries),
                 cq: Consumer::new(p.cq.0, p.cq.1, geometry.entries),
-                peer_sleeps: p.host_sleeps,
-                own_sleep: p.guest_sleeps,
+                peer_wakeup: p.device_wakeup,
+                own_wakeup: p.driver_wakeup,
             })
         }
     }
@@ -105,8 +105,8 @@ impl DeviceQueue {
             Ok(DeviceQueue {
                 sq: Consumer::new(p.sq.0, p.sq.1, geometry.entries),
                 cq: Producer::new(p.cq.0, p.cq.1, geometry.entries),
-                peer_sleeps: p.guest_sleeps,
-                own_sleep: p.host_sleeps,
+                peer_wakeup: p.driver_wakeup,
+                own_wakeup: p.device_wakeup,
                 slots: SlotTable { slots, slot_size: geometry.slot_size },
             })
         }
@@ -119,7 +119,7 @@ impl SlotTable {
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the number or a length is out of range.
-    pub fn of(&self, sqe: &Sqe) -> Result<*mut u8, Error> {
+    pub fn get(&self, sqe: &Sqe) -> Result<*mut u8, Error> {
         let (size, start) = match self.slots.get(sqe.slot as usize) {
             Some(&start) => (self.slot_size, start),
             None if sqe.slot == NO_SLOT => (0, NonNull::dangling().as_ptr()),
@@ -128,7 +128,7 @@ impl SlotTable {
         if sqe.payload_len > size || sqe.reply_max > size {
             return Err(Error::Corrupt("payload longer than its slot"));
         }
-        if sqe.head_len as usize > sqe.head.len() {
+        if sqe.inline_len as usize > sqe.inline.len() {
             return Err(Error::Corrupt("header longer than its entry"));
         }
         Ok(start)

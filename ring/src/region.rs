@@ -60,12 +60,12 @@ impl Region {
     }
 
     /// Where the region lies in this process.
-    pub fn ptr(&self) -> *mut u8 {
+    pub fn as_ptr(&self) -> *mut u8 {
         self.map.as_mut_ptr()
     }
 
     /// Bytes mapped.
-    pub fn bytes(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.map.len()
     }
 
@@ -73,7 +73,7 @@ impl Region {
     ///
     /// # Errors
     /// [`Error::Os`] when the process has no descriptor left.
-    pub fn file(&self) -> Result<File, Error> {
+    pub fn try_clone_file(&self) -> Result<File, Error> {
         self.fd
             .try_clone()
             .map(File::from)

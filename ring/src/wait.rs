@@ -4,7 +4,7 @@
 //! Which is right depends on whether the peer has a core of its own, and that
 //! changes with the load: `auto` learns it from whether its spins pay off.
 
-use crate::Hint;
+use crate::PeerCpu;
 use crossbeam_utils::Backoff;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -100,7 +100,7 @@ pub struct Waiter {
     /// What `until_retry` starts from; doubles with each try in vain.
     retry: u32,
     asleep_since: Option<Instant>,
-    hint: Hint,
+    hint: PeerCpu,
     /// Counts, for statistics.
     pub stats: WaitStats,
 }
@@ -115,7 +115,7 @@ impl Waiter {
             until_retry: retry,
             retry,
             asleep_since: None,
-            hint: Hint::None,
+            hint: PeerCpu::Unknown,
             stats: WaitStats::default(),
         }
     }
@@ -126,7 +126,7 @@ impl Waiter {
     }
 
     /// Under `auto`: the peer has told how it is best waited for.
-    pub fn advise(&mut self, hint: Hint) {
+    pub fn advise(&mut self, hint: PeerCpu) {
         if hint != self.hint {
             (self.hint, self.failed, self.retry) = (hint, 0, *RETRY.start());
         }
@@ -147,7 +147,7 @@ impl Waiter {
         let (budget, auto) = (self.budget(), self.config.policy == Policy::Auto);
         let away = if auto { AWAY } else { budget };
         let spin = match self.hint {
-            Hint::Share if auto => offer_core(ready).into(),
+            PeerCpu::Same if auto => offer_core(ready).into(),
             _ if budget.is_zero() => Spin::Vain,
             _ => spin_for(budget, shares.then_some(away), ready),
         };
@@ -192,7 +192,7 @@ impl Waiter {
         match self.config.policy {
             Policy::Park => Duration::ZERO,
             Policy::Spin => Duration::from_micros(self.config.spin_us.into()),
-            Policy::Auto if self.hint == Hint::Share => Duration::ZERO,
+            Policy::Auto if self.hint == PeerCpu::Same => Duration::ZERO,
             Policy::Auto if self.failed < GIVE_UP || self.until_retry == 0 => self.auto_budget(),
             Policy::Auto => Duration::ZERO,
         }
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn on_a_shared_core_auto_offers_it_and_sleeps() {
         let mut w = auto();
-        w.advise(Hint::Share);
+        w.advise(PeerCpu::Same);
         for _ in 0..2 * GIVE_UP {
             let mut looks = 0;
             fail(&mut w, &mut looks);

@@ -8,9 +8,9 @@ const GEOMETRY: Geometry = Geometry { entries: 4, slots: 4, slot_size: 8192 };
 fn ends(region: &Region) -> (DriverQueue, DeviceQueue) {
     // SAFETY: the region is zeroed, page-aligned, large enough, and outlives both ends in each test.
     unsafe {
-        let slot = |n: u32| region.ptr().add(GEOMETRY.control_bytes() + (n * GEOMETRY.slot_size) as usize);
+        let slot = |n: u32| region.as_ptr().add(GEOMETRY.control_bytes() + (n * GEOMETRY.slot_size) as usize);
         let slots = (0..GEOMETRY.slots).map(slot).collect();
-        (DriverQueue::new(region.ptr(), GEOMETRY).unwrap(), DeviceQueue::new(region.ptr(), slots, GEOMETRY).unwrap())
+        (DriverQueue::new(region.as_ptr(), GEOMETRY).unwrap(), DeviceQueue::new(region.as_ptr(), slots, GEOMETRY).unwrap())
     }
 }
 
@@ -20,8 +20,8 @@ fn sqe(tag: u32) -> Sqe {
         slot: NO_SLOT,
         payload_len: 0,
         reply_max: 0,
-        head_len: SQE_HEAD_BYTES as u32,
-        head: [tag as u8; SQE_HEAD_BYTES],
+        head_len: SQE_INLINE_BYTES as u32,
+        head: [tag as u8; SQE_INLINE_BYTES],
     }
 }
 
@@ -49,7 +49,7 @@ fn a_wild_head_is_an_error() {
         guest.sq.push(&sqe(tag)).unwrap();
     }
     // SAFETY: the first word of the queue is the submission ring's head.
-    unsafe { region.ptr().cast::<u32>().write_volatile(77) };
+    unsafe { region.as_ptr().cast::<u32>().write_volatile(77) };
     assert!(matches!(guest.sq.push(&sqe(9)), Err(Error::Corrupt(_))));
 }
 
@@ -58,22 +58,22 @@ fn slots_are_checked() {
     let region = Region::new(GEOMETRY.bytes(), false).unwrap();
     let (_guest, host) = ends(&region);
     let good = Sqe { slot: 3, payload_len: 8192, reply_max: 8192, ..sqe(0) };
-    assert_eq!(host.slots.of(&good).unwrap() as usize % 4096, 0);
+    assert_eq!(host.slots.get(&good).unwrap() as usize % 4096, 0);
     for bad in [
         Sqe { slot: 4, ..good },
         Sqe { payload_len: 8193, ..good },
         Sqe { reply_max: u32::MAX, ..good },
-        Sqe { head_len: SQE_HEAD_BYTES as u32 + 1, ..good },
+        Sqe { inline_len: SQE_INLINE_BYTES as u32 + 1, ..good },
         Sqe { slot: NO_SLOT, ..good },
     ] {
-        assert!(host.slots.of(&bad).is_err(), "{bad:?}");
+        assert!(host.slots.get(&bad).is_err(), "{bad:?}");
     }
 }
 
 #[test]
 fn the_region_cannot_shrink() {
     let region = Region::new(4096, false).unwrap();
-    assert!(region.file().unwrap().set_len(0).is_err());
+    assert!(region.try_clone_file().unwrap().set_len(0).is_err());
 }
 
 proptest! {

@@ -8,8 +8,8 @@ const GEOMETRY: Geometry = Geometry { entries: 4, slots: 4, slot_size: 8192 };
 const MESSAGES: u32 = if cfg!(miri) { 200 } else { 50_000 };
 
 fn sqe(tag: u32) -> Sqe {
-    let head = [tag as u8; SQE_HEAD_BYTES];
-    Sqe { tag, slot: tag % GEOMETRY.slots, payload_len: 8, reply_max: 8, head_len: SQE_HEAD_BYTES as u32, head }
+    let head = [tag as u8; SQE_INLINE_BYTES];
+    Sqe { user_data, slot: tag % GEOMETRY.slots, payload_len: 8, reply_max: 8, inline_len: SQE_INLINE_BYTES as u32, head }
 }
 
 /// The host's end: each payload is answered with its complement, in place.
@@ -18,20 +18,20 @@ fn serve(mut host: DeviceQueue) {
     while served < MESSAGES {
         let Some(sqe) = host.sq.pop() else {
             // Where nothing has come meanwhile, it would sleep.
-            host.own_sleep.announce();
+            host.own_wakeup.set();
             if !host.sq.ready() {
                 yield_now();
             }
-            host.own_sleep.clear();
+            host.own_wakeup.clear();
             continue;
         };
-        assert_eq!(sqe.head, [sqe.tag as u8; SQE_HEAD_BYTES]);
-        let payload = host.slots.of(&sqe).unwrap().cast::<u64>();
+        assert_eq!(sqe.inline, [sqe.user_data as u8; SQE_INLINE_BYTES]);
+        let payload = host.slots.get(&sqe).unwrap().cast::<u64>();
         // SAFETY: a slot of the test's memory, which is the host's until it completes the request.
         unsafe { payload.write(!payload.read()) };
-        let cqe = Cqe { tag: sqe.tag, payload_len: 8, head_len: 16, head: [!sqe.tag as u8; CQE_HEAD_BYTES] };
+        let cqe = Cqe { user_data: sqe.user_data, payload_len: 8, inline_len: 16, inline: [!sqe.user_data as u8; CQE_INLINE_BYTES] };
         assert!(host.cq.push(&cqe).unwrap());
-        host.peer_sleeps.claim_wake();
+        host.peer_wakeup.take();
         served += 1;
     }
 }
@@ -56,12 +56,12 @@ fn messages_and_payloads_cross_between_threads() {
                 // SAFETY: nothing is under way in this slot.
                 unsafe { slots[(sent % GEOMETRY.slots) as usize].cast::<u64>().write(sent.into()) };
                 assert!(guest.sq.push(&sqe(sent)).unwrap());
-                guest.peer_sleeps.claim_wake();
+                guest.peer_wakeup.take();
                 sent += 1;
             }
             match guest.cq.pop() {
                 Some(cqe) => {
-                    assert_eq!(cqe.tag, done);
+                    assert_eq!(cqe.user_data, done);
                     // SAFETY: the request is done, and the slot this side's again.
                     let answer = unsafe { slots[(done % GEOMETRY.slots) as usize].cast::<u64>().read() };
                     assert_eq!(answer, !u64::from(done));

@@ -16,7 +16,7 @@ use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::SQE_HEAD_BYTES;
+use tunnelfs_ring::SQE_INLINE_BYTES;
 
 /// Bytes at a slot's start that are kept privately: two names, and more than any reply to a request with a payload
 /// has. A host may have begun to answer where the question was.
@@ -135,7 +135,7 @@ impl Queue {
     pub(super) fn make_ready(
         &mut self,
         slot: u32,
-        head: &mut [u8; SQE_HEAD_BYTES],
+        head: &mut [u8; SQE_INLINE_BYTES],
         head_len: &mut usize,
         payload_len: &mut u32,
     ) -> Result<Ready, Error> {
@@ -294,7 +294,7 @@ impl Queue {
     /// Asks the host a question of our own in a slot whose request has not been sent; what lies there comes back.
     /// The error (0 or negative) and the reply.
     fn call(&mut self, slot: u32, opcode: u32, node: u64, body: &[u8], name: &[u8]) -> Result<(i32, Vec<u8>), Error> {
-        let asker = self.flights[slot as usize].as_ref().map_or([0; SQE_HEAD_BYTES], |flight| flight.head);
+        let asker = self.flights[slot as usize].as_ref().map_or([0; SQE_INLINE_BYTES], |flight| flight.head);
         let payload = if name.is_empty() { Vec::new() } else { [name, &[0]].concat() };
         let mut head = asker[..IN_HEADER].to_vec();
         head.extend_from_slice(body);

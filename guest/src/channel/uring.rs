@@ -15,7 +15,7 @@ use libc::iovec;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use tunnelfs_ring::{offer_core, WaitConfig, Waiter, SQE_HEAD_BYTES};
+use tunnelfs_ring::{offer_core, WaitConfig, Waiter, SQE_INLINE_BYTES};
 
 /// `enum fuse_uring_cmd`.
 const REGISTER: u32 = 1;
@@ -254,8 +254,8 @@ impl Channel {
         let op_len = op_len.filter(|&n| n <= headers.op_in.len() && payload_len <= size);
         let op_len = op_len.ok_or(Error::Protocol("the kernel's request has another length than it says"))?;
 
-        let mut head = [0; SQE_HEAD_BYTES];
-        let fits = op_len.min(SQE_HEAD_BYTES - IN_HEADER);
+        let mut head = [0; SQE_INLINE_BYTES];
+        let fits = op_len.min(SQE_INLINE_BYTES - IN_HEADER);
         head[..IN_HEADER].copy_from_slice(&headers.in_out[..IN_HEADER]);
         head[IN_HEADER..IN_HEADER + fits].copy_from_slice(&headers.op_in[..fits]);
         let rest = &headers.op_in[fits..op_len];

@@ -71,8 +71,8 @@ impl Memory {
     fn new(config: &GuestConfig, request_queues: usize) -> Result<Arc<Memory>, Error> {
         let geometries = geometries(config, request_queues);
         let region = Region::new(Carver::measure(&geometries, usize::MAX / 2 + 1), config.huge_pages)?;
-        let end = |_| Some(region.bytes());
-        let mut carver = Carver::new(region.ptr(), &end);
+        let end = |_| Some(region.len());
+        let mut carver = Carver::new(region.as_ptr(), &end);
         let queues = geometries.iter().map(|&g| QueueMemory::new(&mut carver, g, u16::MAX));
         let queues = queues.collect::<Result<Vec<_>, _>>()?;
         Ok(Arc::new(Memory { region, queues }))
@@ -106,7 +106,7 @@ pub(super) fn open(config: &GuestConfig, kept: Option<Arc<Memory>>) -> Result<(A
         }
     };
     let region = &memory.region;
-    vhost.map_mem_region(region.ptr() as usize, region.bytes(), region.as_fd().as_raw_fd(), 0)?;
+    vhost.map_mem_region(region.as_ptr() as usize, region.len(), region.as_fd().as_raw_fd(), 0)?;
     let features = VirtioFeatureFlags::from_bits_truncate(vhost.get_features());
     // They only serve to tell the host where the queues lie.
     let queues = memory.queues.iter().map(|m| {

@@ -4,7 +4,7 @@ use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::os::fd::BorrowedFd;
-use tunnelfs_ring::{drain, WaitStats, CQE_HEAD_BYTES};
+use tunnelfs_ring::{drain, WaitStats, CQE_INLINE_BYTES};
 
 pub mod ring;
 pub mod socket;
@@ -17,7 +17,7 @@ pub struct Completion {
     /// The request's slot, the submitter's again.
     pub slot: u32,
     /// `fuse_out_header` and perhaps the first bytes of the reply.
-    pub head: [u8; CQE_HEAD_BYTES],
+    pub head: [u8; CQE_INLINE_BYTES],
     /// Valid bytes of `head`.
     pub head_len: usize,
     /// Reply bytes that follow, in the slot.
@@ -75,7 +75,7 @@ pub trait Transport: Send {
 
     /// Takes past rings off the bell.
     fn silence(&self) {
-        drain(self.fd());
+        Eventfd::drain(self.fd());
     }
 
     /// The descriptor that becomes readable with completions, while asleep.

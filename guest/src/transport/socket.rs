@@ -1,4 +1,4 @@
-//! Driver side of the streamed baseline. Slots are private memory here, and
+//! Driver side of the streamed baseline. SlotPool are private memory here, and
 //! each payload byte crosses the socket: copied, and counted.
 
 use super::{Completion, Transport};
@@ -11,7 +11,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use tunnelfs_ring::{Geometry, Region, WaitStats, Waiter, CQE_HEAD_BYTES};
+use tunnelfs_ring::{Geometry, Region, WaitStats, Waiter, CQE_INLINE_BYTES};
 
 /// A request queue over a stream socket.
 pub struct Driver {
@@ -20,7 +20,7 @@ pub struct Driver {
     geometry: Geometry,
     /// Slot and reply room by the request's `unique`.
     in_flight: HashMap<[u8; 8], (u32, u32)>,
-    /// Slots of requests that get no reply, to be given back.
+    /// SlotPool of requests that get no reply, to be given back.
     unanswered: Vec<u32>,
     waiter: Waiter,
     copied: u64,
@@ -84,7 +84,7 @@ impl Transport for Driver {
         assert!(slot < self.geometry.slots, "slot {slot} of {}", self.geometry.slots);
         let size = self.geometry.slot_size as usize;
         // SAFETY: the slot's number was just checked.
-        (unsafe { self.memory.ptr().add(slot as usize * size) }, size)
+        (unsafe { self.memory.as_ptr().add(slot as usize * size) }, size)
     }
 
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
@@ -111,12 +111,12 @@ impl Transport for Driver {
 
     fn reap(&mut self) -> Result<Option<Completion>, Error> {
         if let Some(slot) = self.unanswered.pop() {
-            return Ok(Some(Completion { slot, head: [0; CQE_HEAD_BYTES], head_len: OUT_HEADER, payload_len: 0 }));
+            return Ok(Some(Completion { slot, head: [0; CQE_INLINE_BYTES], head_len: OUT_HEADER, payload_len: 0 }));
         }
         if !Self::readable(&self.stream) {
             return Ok(None);
         }
-        let mut head = [0; CQE_HEAD_BYTES];
+        let mut head = [0; CQE_INLINE_BYTES];
         self.stream.read_exact(&mut head[..OUT_HEADER]).map_err(gone)?;
         let unique: [u8; 8] = head[8..16].try_into().expect("eight bytes");
         let known = self.in_flight.remove(&unique);

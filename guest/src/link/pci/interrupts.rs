@@ -34,8 +34,8 @@ impl Interrupts {
     /// [`Error::Io`].
     pub fn new(function: &Function, count: usize, isr: *const u8) -> Result<Self, Error> {
         let (alive, life) = UnixStream::pair()?;
-        let stop = Arc::new(new_eventfd()?);
-        let rings = (0..count).map(|_| new_eventfd()).collect::<Result<Vec<_>, _>>()?;
+        let stop = Arc::new(Eventfd::new()?);
+        let rings = (0..count).map(|_| Eventfd::new()).collect::<Result<Vec<_>, _>>()?;
         let (watched, line) = match &function.interrupts {
             Wiring::Uio(file) => {
                 // A killed predecessor may have left it masked.
@@ -44,7 +44,7 @@ impl Interrupts {
                 (file.try_clone()?.into(), Some(line))
             }
             Wiring::Vfio(vectors) => {
-                let request = new_eventfd()?;
+                let request = Eventfd::new()?;
                 vectors.route(&rings, &request)?;
                 (request, None)
             }
@@ -81,7 +81,7 @@ impl Interrupts {
 
 impl Drop for Interrupts {
     fn drop(&mut self) {
-        ring_bell(&*self.stop);
+        Eventfd::signal(&*self.stop);
         if let Some(watcher) = self.watcher.take() {
             let _ = watcher.join();
         }
@@ -133,7 +133,7 @@ impl Watcher {
         // Pairs with the sleeper's fence: the status was read before its flag is.
         fence(Ordering::SeqCst);
         for bell in self.bells.iter().filter(|bell| bell.asleep.load(Ordering::Relaxed)) {
-            ring_bell(&bell.rings);
+            Eventfd::signal(&bell.rings);
         }
         if let Some(line) = &self.line {
             line.unmask();

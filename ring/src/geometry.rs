@@ -1,7 +1,7 @@
 //! The sizes of one queue, and where its parts lie.
 
 use crate::layout::{Cqe, Sqe, PAGE};
-use crate::spsc::{Cell, Line};
+use crate::spsc::{Cell, CacheLine};
 use crate::Error;
 
 /// Most entries that a ring may have.
@@ -52,19 +52,19 @@ impl Geometry {
     }
 
     pub(crate) fn cq_head(&self) -> usize {
-        size_of::<Line>()
+        size_of::<CacheLine>()
     }
 
-    pub(crate) fn host_sleeps(&self) -> usize {
-        2 * size_of::<Line>()
+    pub(crate) fn device_wakeup(&self) -> usize {
+        2 * size_of::<CacheLine>()
     }
 
-    pub(crate) fn guest_sleeps(&self) -> usize {
-        3 * size_of::<Line>()
+    pub(crate) fn driver_wakeup(&self) -> usize {
+        3 * size_of::<CacheLine>()
     }
 
     pub(crate) fn sqes(&self) -> usize {
-        HEAD_LINES * size_of::<Line>()
+        HEAD_LINES * size_of::<CacheLine>()
     }
 
     pub(crate) fn cqes(&self) -> usize {
