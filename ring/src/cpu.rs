@@ -1,6 +1,6 @@
 //! Which CPUs a thread runs on.
 
-use crate::Error;
+use crate::error::Error;
 use nix::sched::{sched_getaffinity, sched_setaffinity, CpuSet};
 use nix::unistd::Pid;
 

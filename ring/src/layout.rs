@@ -1,12 +1,12 @@
 //! The shared structures. No logic, plain integers only: any bit pattern is valid.
 
-use crate::sync::Entry;
+use crate::sync::{Entry, FIRST_LINE};
 
 /// Bytes of a page: slots are aligned to it.
 pub const PAGE: usize = 4096;
-/// Bytes of message header that a submission entry carries.
+/// Message bytes that a submission entry carries.
 pub const SQE_INLINE_BYTES: usize = 104;
-/// Bytes of message header that a completion entry carries.
+/// Message bytes that a completion entry carries.
 pub const CQE_INLINE_BYTES: usize = 48;
 /// The slot number of a request without a payload buffer.
 pub const NO_SLOT: u32 = u32::MAX;
@@ -15,13 +15,13 @@ pub const NO_SLOT: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Sqe {
-    /// The guest's own number for the request; comes back in the completion.
+    /// The driver's own number for the request; comes back in the completion.
     pub user_data: u32,
     /// The payload slot, or [`NO_SLOT`].
     pub slot: u32,
     /// Request bytes in the slot, from its start.
     pub payload_len: u32,
-    /// Reply bytes that the host may write into the slot.
+    /// Reply bytes that the device may write into the slot.
     pub reply_max: u32,
     /// Valid bytes of `inline`.
     pub inline_len: u32,
@@ -57,12 +57,12 @@ unsafe impl Entry for Cqe {
     }
 }
 
-/// Header bytes that lie in a submission's first cache line.
-const SQE_FIRST_LINE_INLINE: u32 = 40;
+/// Inline bytes of a submission that lie in its first cache line, behind the sequence number.
+const SQE_FIRST_LINE_INLINE: u32 = (FIRST_LINE - std::mem::offset_of!(Sqe, inline)) as u32;
 
 #[cfg(not(loom))]
 const _: () = {
-    use crate::spsc::{Cell, CacheLine};
+    use crate::spsc::{CacheLine, Cell};
     assert!(size_of::<Cell<Sqe>>() == 128);
     assert!(size_of::<Cell<Cqe>>() == 64);
     assert!(size_of::<CacheLine>() == 128 && align_of::<CacheLine>() == 128);

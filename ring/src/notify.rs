@@ -1,27 +1,32 @@
-//! Sleeping without losing a wake-up.
+//! Notifying a peer that sleeps, without losing a wake-up.
 //!
-//! The sleeper sets its flag, fences, looks once more, then sleeps on its
-//! eventfd; the waker publishes, fences, looks at the flag and rings only when
-//! it is set. Of the two fences one comes first: either the sleeper's second
-//! look sees the entry, or the waker sees the flag.
+//! The sleeper sets its flag, fences, looks for work once more, then sleeps on its eventfd. The waker publishes, fences,
+//! reads the flag, and signals the eventfd only when it is set. One of the two fences comes first: either the sleeper's
+//! second look sees the entry, or the waker sees the flag.
 
+#[cfg(not(loom))]
+use crate::error::Error;
 use crate::spsc::CacheLine;
 use crate::sync::{fence, Ordering};
+#[cfg(not(loom))]
+use nix::sys::eventfd::{EfdFlags, EventFd};
+#[cfg(not(loom))]
+use std::os::fd::{AsFd, OwnedFd};
 
-/// What a side that knows where it runs tells its peer about waiting.
+/// Where the device says that it runs, relative to the driver. No more than advice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
 pub enum PeerCpu {
-    /// Nothing: find out.
+    /// Not known.
     #[default]
-    None = 0,
-    /// "I have a core of my own."
-    Spin = 1,
-    /// "I run on your core: while you spin, I cannot."
-    Share = 2,
+    Unknown = 0,
+    /// On a core of its own.
+    Other = 1,
+    /// On the driver's core: while the driver spins, the device cannot run.
+    Same = 2,
 }
 
-/// One side's "I am about to sleep" word in shared memory.
+/// A word in shared memory that says that its side sleeps and wants a notification (io_uring's `NEED_WAKEUP`).
 #[derive(Debug)]
 pub struct NeedWakeup(*const CacheLine);
 
@@ -46,68 +51,68 @@ impl NeedWakeup {
         &self.line().word
     }
 
-    /// Tells the peer how to wait for this side.
-    pub fn set_peer_cpu(&self, hint: PeerCpu) {
-        self.line().hint.store(hint as u32, Ordering::Relaxed);
+    /// Tells the peer where this side runs.
+    pub fn set_peer_cpu(&self, cpu: PeerCpu) {
+        self.line().peer_cpu.store(cpu as u32, Ordering::Relaxed);
     }
 
-    /// How this side says it is best waited for: no more than advice.
+    /// Returns where this side says that it runs.
     pub fn peer_cpu(&self) -> PeerCpu {
-        match self.line().hint.load(Ordering::Relaxed) {
+        match self.line().peer_cpu.load(Ordering::Relaxed) {
             1 => PeerCpu::Other,
             2 => PeerCpu::Same,
             _ => PeerCpu::Unknown,
         }
     }
 
-    /// Sleeper: announces the sleep. Look for work once more before sleeping.
+    /// Sleeper: sets the flag. Look for work once more before sleeping.
     pub fn set(&self) {
         self.word().store(1, Ordering::Relaxed);
-        // Pairs with the fence in `take`: flag before second look.
+        // Pairs with the fence in `take`: the flag is set before the second look.
         fence(Ordering::SeqCst);
     }
 
-    /// Sleeper: is awake again.
+    /// Sleeper: clears the flag after the sleep.
     pub fn clear(&self) {
         self.word().store(0, Ordering::Relaxed);
     }
 
-    /// Waker, after publishing: whether the bell must be rung (once per sleep).
+    /// Waker, after publishing: clears the flag. Returns `true` when the sleeper must be notified, once per sleep.
     pub fn take(&self) -> bool {
-        // Pairs with the fence in `set`: entry before the flag's look.
+        // Pairs with the fence in `set`: the entry is published before the flag is read.
         fence(Ordering::SeqCst);
         self.word().load(Ordering::Relaxed) != 0 && self.word().swap(0, Ordering::AcqRel) != 0
     }
 }
 
+/// What both sides do with an eventfd: kick the device, call the driver.
 #[cfg(not(loom))]
-mod bell {
-    use crate::Error;
-    use nix::sys::eventfd::{EfdFlags, EventFd};
-    use std::os::fd::{AsFd, OwnedFd};
+#[derive(Debug)]
+pub enum Eventfd {}
 
-    /// A new non-blocking doorbell.
+#[cfg(not(loom))]
+impl Eventfd {
+    /// Creates a non-blocking eventfd.
     ///
     /// # Errors
     /// [`Error::Os`] when the process has no descriptor left.
-    pub fn Eventfd::new() -> Result<OwnedFd, Error> {
+    #[allow(clippy::new_ret_no_self)]
+    pub fn new() -> Result<OwnedFd, Error> {
         EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map(OwnedFd::from)
             .map_err(|e| Error::Os { what: "eventfd".into(), source: e.into() })
     }
 
-    /// Rings a doorbell. A saturated counter already wakes the sleeper.
-    pub fn Eventfd::signal(fd: impl AsFd) {
+    /// Signals an eventfd. Nothing is lost where its counter is full: it is readable then.
+    pub fn signal(fd: impl AsFd) {
         let _ = nix::unistd::write(fd, &1u64.to_ne_bytes());
     }
 
-    /// Takes all rings off a non-blocking doorbell.
-    pub fn Eventfd::drain(fd: impl AsFd) {
+    /// Resets a non-blocking eventfd's counter.
+    pub fn drain(fd: impl AsFd) {
         let _ = nix::unistd::read(fd, &mut [0; 8]);
     }
 }
-#[cfg(not(loom))]
-pub use bell::{drain, new_eventfd, ring_bell};
 
 #[cfg(all(test, loom))]
 mod model {

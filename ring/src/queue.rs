@@ -1,9 +1,11 @@
-//! Both ends of one queue: the halves of its rings, its flags, its slots.
+//! The raw ends of one queue: the halves of its rings, its wake-up flags, its slots.
 
-use crate::layout::{Cqe, Sqe, NO_SLOT};
-use crate::spsc::{Cell, Consumer, CacheLine, Producer};
-use crate::{Error, Geometry, NeedWakeup};
-use std::ptr::NonNull;
+use crate::error::Error;
+use crate::geometry::Geometry;
+use crate::layout::{Cqe, Sqe};
+use crate::notify::NeedWakeup;
+use crate::slots::SlotTable;
+use crate::spsc::{CacheLine, Cell, Consumer, Producer};
 
 struct Parts {
     sq: (*const Cell<Sqe>, *const CacheLine),
@@ -26,43 +28,33 @@ unsafe fn parts(base: *mut u8, g: &Geometry) -> Parts {
     }
 }
 
-/// The guest's end: submits and reaps.
+/// The driver's end: submits and reaps.
 #[derive(Debug)]
 pub struct DriverQueue {
-    /// Submissions to the host.
+    /// Submissions to the device.
     pub sq: Producer<Sqe>,
-    /// Completions from the host.
+    /// Completions from the device.
     pub cq: Consumer<Cqe>,
-    /// Whether the host must be rung after a submission.
+    /// Whether the device must be kicked after a submission.
     pub peer_wakeup: NeedWakeup,
-    /// This side's own flag.
+    /// This side's own flag: set while it sleeps.
     pub own_wakeup: NeedWakeup,
 }
 
-/// The host's end: consumes and completes.
+/// The device's end: consumes and completes.
 #[derive(Debug)]
 pub struct DeviceQueue {
-    /// Submissions from the guest.
+    /// Submissions from the driver.
     pub sq: Consumer<Sqe>,
-    /// Completions to the guest.
+    /// Completions to the driver.
     pub cq: Producer<Cqe>,
-    /// Whether the guest must be rung after a completion.
+    /// Whether the driver must be called after a completion.
     pub peer_wakeup: NeedWakeup,
-    /// This side's own flag.
+    /// This side's own flag: set while it sleeps.
     pub own_wakeup: NeedWakeup,
-    /// Where the payloads lie.
+    /// The payload slots.
     pub slots: SlotTable,
 }
-
-/// The payload slots as the host sees them: every number is checked.
-#[derive(Debug)]
-pub struct SlotTable {
-    slots: Vec<*mut u8>,
-    slot_size: u32,
-}
-
-// SAFETY: the pointers are only handed out as such.
-unsafe impl Send for SlotTable {}
 
 impl DriverQueue {
     /// # Safety
@@ -107,30 +99,8 @@ impl DeviceQueue {
                 cq: Producer::new(p.cq.0, p.cq.1, geometry.entries),
                 peer_wakeup: p.driver_wakeup,
                 own_wakeup: p.device_wakeup,
-                slots: SlotTable { slots, slot_size: geometry.slot_size },
+                slots: SlotTable::new(slots, geometry.slot_size),
             })
         }
-    }
-}
-
-impl SlotTable {
-    /// Where the slot that a submission names starts (dangling for
-    /// [`NO_SLOT`]); all lengths of the submission are within their bounds then.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] when the number or a length is out of range.
-    pub fn get(&self, sqe: &Sqe) -> Result<*mut u8, Error> {
-        let (size, start) = match self.slots.get(sqe.slot as usize) {
-            Some(&start) => (self.slot_size, start),
-            None if sqe.slot == NO_SLOT => (0, NonNull::dangling().as_ptr()),
-            None => return Err(Error::Corrupt("slot number out of range")),
-        };
-        if sqe.payload_len > size || sqe.reply_max > size {
-            return Err(Error::Corrupt("payload longer than its slot"));
-        }
-        if sqe.inline_len as usize > sqe.inline.len() {
-            return Err(Error::Corrupt("header longer than its entry"));
-        }
-        Ok(start)
     }
 }

@@ -1,6 +1,6 @@
 //! The memory that both sides map: a sealed memfd.
 
-use crate::Error;
+use crate::error::Error;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{fcntl, FcntlArg, SealFlag};
 use nix::sys::memfd::{memfd_create, MFdFlags};
@@ -27,7 +27,7 @@ impl Region {
             move |e: nix::Error| Error::Os { what, source: e.into() }
         };
         let mut flags = MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC;
-        let mut unit = crate::PAGE;
+        let mut unit = crate::layout::PAGE;
         if huge_pages {
             flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
             unit = HUGE_PAGE;
@@ -64,7 +64,8 @@ impl Region {
         self.map.as_mut_ptr()
     }
 
-    /// Bytes mapped.
+    /// Returns the bytes mapped.
+    #[allow(clippy::len_without_is_empty)] // A region is never empty.
     pub fn len(&self) -> usize {
         self.map.len()
     }

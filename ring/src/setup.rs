@@ -1,15 +1,9 @@
-//! The one in-band message that turns a virtqueue into a ring, and the numbers
-//! of the project's own messages. A host that does not know a number answers
-//! that it is not implemented, and the guest stays on the virtqueue.
+//! The message that turns a virtqueue into a ring. A device that does not know it answers ENOSYS, and the driver stays
+//! on the virtqueue.
 
-use crate::{Error, Geometry};
+use crate::error::Error;
+use crate::geometry::Geometry;
 
-/// Message number: set up a ring on the queue that carries this message.
-pub const RingSetup::OPCODE: u32 = 0x5446_0001;
-/// Message number: answered by the host's server with nothing done.
-pub const OP_NOOP: u32 = 0x5446_0002;
-/// Message number: the reply is one `u64`, payload bytes that the host has copied.
-pub const OP_COPIED: u32 = 0x5446_0003;
 /// First word of a [`RingSetup`].
 pub const MAGIC: u32 = u32::from_le_bytes(*b"TFS1");
 /// Version of the region's layout. Version 1 had one address for a queue in one piece.
@@ -49,7 +43,7 @@ impl SlotRun {
     const BYTES: usize = 16;
 
     /// The runs of slots of `size` bytes that lie at `addresses`.
-    pub fn join(addresses: impl IntoIterator<Item = u64>, size: u32) -> Vec<SlotRun> {
+    pub fn coalesce(addresses: impl IntoIterator<Item = u64>, size: u32) -> Vec<SlotRun> {
         let mut runs = Vec::<SlotRun>::new();
         for address in addresses {
             match runs.last_mut() {
@@ -70,6 +64,8 @@ impl SlotRun {
 pub const CPU_UNKNOWN: u32 = u32::MAX;
 
 impl RingSetup {
+    /// The message's FUSE opcode.
+    pub const OPCODE: u32 = 0x5446_0001;
     /// Bytes on the wire before the runs.
     pub const FIXED_BYTES: usize = 40;
     /// Bytes of the longest message.

@@ -4,16 +4,16 @@
 //! storing `p + 1` into its sequence word: a word left from an earlier lap
 //! differs by a multiple of the ring's size, and zeroed memory is position -1.
 
+use crate::error::Error;
 use crate::sync::{AtomicU32, Body, Entry, Ordering};
-use crate::Error;
 
 /// A shared word alone on its pair of cache lines (the prefetcher fetches pairs).
 #[derive(Debug, Default)]
 #[repr(C, align(128))]
 pub struct CacheLine {
     pub(crate) word: AtomicU32,
-    /// Of the "host sleeps" line: a [`PeerCpu`](crate::PeerCpu).
-    pub(crate) hint: AtomicU32,
+    /// Of the device's wake-up line: where the device runs, a `PeerCpu`.
+    pub(crate) peer_cpu: AtomicU32,
 }
 
 /// One ring entry: the sequence word and the message behind it.

@@ -48,8 +48,7 @@ impl<T: Entry> Body<T> {
 }
 
 /// Bytes of a body that share the first cache line with the sequence word.
-#[cfg(not(loom))]
-const FIRST_LINE: usize = 60;
+pub(crate) const FIRST_LINE: usize = 60;
 
 #[cfg(not(loom))]
 impl<T: Entry> Body<T> {
@@ -104,7 +103,7 @@ unsafe fn copy_words(from: *const u8, to: *mut u8, start: usize, end: usize) {
     while at < end {
         // SAFETY: inside both; in shared memory the words behind the first four bytes are aligned to 8,
         // in private memory any alignment may be.
-        unsafe { word(to.add(at)).write_volatile(word(from.add(at).cast_mut()).read_volatile()) };
+        unsafe { unaligned(to.add(at)).write_volatile(unaligned(from.add(at).cast_mut()).read_volatile()) };
         at += 8;
     }
 }
@@ -116,6 +115,6 @@ unsafe fn copy_words(from: *const u8, to: *mut u8, start: usize, end: usize) {
 struct UnalignedU64(u64);
 
 #[cfg(not(loom))]
-fn word(p: *mut u8) -> *mut UnalignedU64 {
+fn unaligned(p: *mut u8) -> *mut UnalignedU64 {
     p.cast()
 }

@@ -10,7 +10,10 @@ fn ends(region: &Region) -> (DriverQueue, DeviceQueue) {
     unsafe {
         let slot = |n: u32| region.as_ptr().add(GEOMETRY.control_bytes() + (n * GEOMETRY.slot_size) as usize);
         let slots = (0..GEOMETRY.slots).map(slot).collect();
-        (DriverQueue::new(region.as_ptr(), GEOMETRY).unwrap(), DeviceQueue::new(region.as_ptr(), slots, GEOMETRY).unwrap())
+        (
+            DriverQueue::new(region.as_ptr(), GEOMETRY).unwrap(),
+            DeviceQueue::new(region.as_ptr(), slots, GEOMETRY).unwrap(),
+        )
     }
 }
 

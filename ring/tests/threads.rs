@@ -9,7 +9,14 @@ const MESSAGES: u32 = if cfg!(miri) { 200 } else { 50_000 };
 
 fn sqe(tag: u32) -> Sqe {
     let head = [tag as u8; SQE_INLINE_BYTES];
-    Sqe { user_data, slot: tag % GEOMETRY.slots, payload_len: 8, reply_max: 8, inline_len: SQE_INLINE_BYTES as u32, head }
+    Sqe {
+        user_data,
+        slot: tag % GEOMETRY.slots,
+        payload_len: 8,
+        reply_max: 8,
+        inline_len: SQE_INLINE_BYTES as u32,
+        head,
+    }
 }
 
 /// The host's end: each payload is answered with its complement, in place.
@@ -29,7 +36,12 @@ fn serve(mut host: DeviceQueue) {
         let payload = host.slots.get(&sqe).unwrap().cast::<u64>();
         // SAFETY: a slot of the test's memory, which is the host's until it completes the request.
         unsafe { payload.write(!payload.read()) };
-        let cqe = Cqe { user_data: sqe.user_data, payload_len: 8, inline_len: 16, inline: [!sqe.user_data as u8; CQE_INLINE_BYTES] };
+        let cqe = Cqe {
+            user_data: sqe.user_data,
+            payload_len: 8,
+            inline_len: 16,
+            inline: [!sqe.user_data as u8; CQE_INLINE_BYTES],
+        };
         assert!(host.cq.push(&cqe).unwrap());
         host.peer_wakeup.take();
         served += 1;
