@@ -7,15 +7,14 @@ use tunnelfs_ring::*;
 const GEOMETRY: Geometry = Geometry { entries: 4, slots: 4, slot_size: 8192 };
 const MESSAGES: u32 = if cfg!(miri) { 200 } else { 50_000 };
 
-fn sqe(tag: u32) -> Sqe {
-    let head = [tag as u8; SQE_INLINE_BYTES];
+fn sqe(user_data: u32) -> Sqe {
     Sqe {
         user_data,
-        slot: tag % GEOMETRY.slots,
+        slot: user_data % GEOMETRY.slots,
         payload_len: 8,
         reply_max: 8,
         inline_len: SQE_INLINE_BYTES as u32,
-        head,
+        inline: [user_data as u8; SQE_INLINE_BYTES],
     }
 }
 
