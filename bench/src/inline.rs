@@ -9,7 +9,7 @@ use tunnelfs_guest::fuse::abi::reply_header;
 use tunnelfs_guest::{Completion, Error, Transport};
 use tunnelfs_host::server::{Caller, Outcome, Server};
 use tunnelfs_host::shared::Shared;
-use tunnelfs_ring::{Geometry, Region, WaitStats, CQE_INLINE_BYTES};
+use tunnelfs_ring::{Counters, Geometry, Region, CQE_INLINE_BYTES};
 use virtiofsd::passthrough::PassthroughFs;
 
 const OUT_HEADER: usize = 16;
@@ -92,8 +92,8 @@ impl Transport for Inline {
         self.bell.as_fd()
     }
 
-    fn wait_stats(&self) -> WaitStats {
-        WaitStats::default()
+    fn wait_counters(&self) -> Counters {
+        Counters::default()
     }
 
     fn copied(&self) -> u64 {

@@ -7,7 +7,7 @@ use std::hint::spin_loop;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{allowed_cpus, drain, new_eventfd, ring_bell, set_affinity};
+use tunnelfs_ring::{allowed_cpus, set_affinity, Eventfd};
 
 /// The limits that transports are held against.
 #[derive(Clone, Copy, Debug, Serialize)]

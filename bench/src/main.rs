@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tunnelfs_bench::mount::{self, MountPlan, Peer};
 use tunnelfs_bench::plan::{Load, Matrix, Op, Placement, Plan, Via};
-use tunnelfs_bench::record::{Origin, SlotRun};
+use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
 use tunnelfs_bench::{idle, interrupt, measure, plot, report, workload};
 use tunnelfs_ring::Policy;
@@ -176,7 +176,7 @@ fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Settings) -> io::Result<
     workload::check_file(&bench.dir)?;
     let files = if args.directory.is_some() { "Files in --directory" } else { "Files on tmpfs" };
     let origin = Origin::here();
-    let run = SlotRun { origin, files: files.into(), config: bench.settings, limits, rows, idle };
+    let run = Run { origin, files: files.into(), config: bench.settings, limits, rows, idle };
     println!("{}", report::summary(&run));
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_vec_pretty(&run)?)?;

@@ -1,7 +1,7 @@
 //! The plots of a run.
 
 use crate::plan::{Cpus, Op, Placement, Via};
-use crate::record::{Row, SlotRun};
+use crate::record::{Row, Run};
 use plotters::prelude::*;
 use std::io;
 use std::path::Path;
@@ -14,7 +14,7 @@ const SERIES: [(Via, RGBColor); 5] =
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn draw(run: &SlotRun, page: &Path) -> io::Result<Vec<String>> {
+pub fn draw(run: &Run, page: &Path) -> io::Result<Vec<String>> {
     let stem = page.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let mut drawn = Vec::new();
     for op in [Op::Read, Op::Write] {
@@ -33,9 +33,9 @@ pub fn draw(run: &SlotRun, page: &Path) -> io::Result<Vec<String>> {
     Ok(drawn)
 }
 
-type Line = ((Via, RGBColor), Vec<(f64, f64)>);
+type CacheLine = ((Via, RGBColor), Vec<(f64, f64)>);
 
-fn lines(run: &SlotRun, op: Op, value: fn(&Row) -> f64) -> Vec<Line> {
+fn lines(run: &Run, op: Op, value: fn(&Row) -> f64) -> Vec<CacheLine> {
     let of = |(via, colour)| {
         let ours = |r: &&Row| {
             let placement = if via == Via::Direct { Placement::InProcess } else { Placement::Separate };
@@ -44,10 +44,10 @@ fn lines(run: &SlotRun, op: Op, value: fn(&Row) -> f64) -> Vec<Line> {
         };
         ((via, colour), run.rows.iter().filter(ours).map(|r| (f64::from(r.size) / 1024.0, value(r))).collect())
     };
-    SERIES.map(of).into_iter().filter(|line: &Line| !line.1.is_empty()).collect()
+    SERIES.map(of).into_iter().filter(|line: &CacheLine| !line.1.is_empty()).collect()
 }
 
-fn chart(file: &Path, title: &str, unit: &str, lines: &[Line]) -> Result<(), Box<dyn std::error::Error>> {
+fn chart(file: &Path, title: &str, unit: &str, lines: &[CacheLine]) -> Result<(), Box<dyn std::error::Error>> {
     let points = || lines.iter().flat_map(|line| &line.1);
     let range = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)))

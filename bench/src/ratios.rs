@@ -1,7 +1,7 @@
 //! What the project is held to: ratios of cases within one run.
 
 use crate::plan::{Cpus, Op, Placement, Via};
-use crate::record::{Row, SlotRun};
+use crate::record::{Row, Run};
 use serde::Serialize;
 use tunnelfs_ring::Policy;
 

@@ -23,7 +23,7 @@ pub struct Origin {
 
 /// A whole run.
 #[derive(Debug, Serialize)]
-pub struct SlotRun {
+pub struct Run {
     /// Where and how it was made.
     #[serde(flatten)]
     pub origin: Origin,

@@ -2,7 +2,7 @@
 
 use crate::plan::{Cpus, Placement, Via};
 use crate::ratios::{ratios, Ratio, Wanted};
-use crate::record::{Row, SlotRun};
+use crate::record::{Row, Run};
 use std::fmt::Write;
 use tunnelfs_ring::Policy;
 
@@ -13,7 +13,7 @@ pub fn summary(run: &Run) -> String {
 }
 
 /// The run as a Markdown page, with the names of `plots` beside it.
-pub fn page(run: &SlotRun, plots: &[String]) -> String {
+pub fn page(run: &Run, plots: &[String]) -> String {
     let mut out = summary(run);
     for plot in plots {
         let _ = writeln!(out, "\n![{plot}]({plot})");

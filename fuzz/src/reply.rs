@@ -11,7 +11,7 @@ use tunnelfs_guest::fuse::init;
 use tunnelfs_guest::link::{Carver, GuestConfig, Link, QueueMemory};
 use tunnelfs_guest::message::request;
 use tunnelfs_guest::transport::{ring, socket, virtqueue, Transport};
-use tunnelfs_ring::{new_eventfd, Geometry, Region, WaitConfig};
+use tunnelfs_ring::{Eventfd, Geometry, Region, WaitConfig};
 use tunnelfs_settings::{Kind, Settings};
 
 const GEOMETRY: Geometry = Geometry { entries: 4, slots: 4, slot_size: 8192 };

@@ -1,7 +1,9 @@
 //! Both ends of a ring over memory that the input writes between any two steps, and set-up messages.
 
 use std::cell::RefCell;
-use tunnelfs_ring::{Cqe, DeviceQueue, DriverQueue, Geometry, Region, RingSetup, Sqe, CQE_INLINE_BYTES, SQE_INLINE_BYTES};
+use tunnelfs_ring::{
+    Cqe, DeviceQueue, DriverQueue, Geometry, Region, RingSetup, Sqe, CQE_INLINE_BYTES, SQE_INLINE_BYTES,
+};
 
 const GEOMETRY: Geometry = Geometry { entries: 4, slots: 4, slot_size: 8192 };
 
@@ -32,12 +34,12 @@ pub fn once(bytes: &[u8]) {
             match what % 6 {
                 0 => {
                     let sqe = Sqe {
-                        tag: word,
+                        user_data: word,
                         slot: c.into(),
                         payload_len: word,
                         reply_max: word,
-                        head_len: g.into(),
-                        head: [f; SQE_INLINE_BYTES],
+                        inline_len: g.into(),
+                        inline: [f; SQE_INLINE_BYTES],
                     };
                     let _ = guest.sq.push(&sqe);
                 }
@@ -52,7 +54,8 @@ pub fn once(bytes: &[u8]) {
                     }
                 }
                 2 => {
-                    let cqe = Cqe { user_data: word, payload_len: word, inline_len: c.into(), inline: [f; CQE_INLINE_BYTES] };
+                    let cqe =
+                        Cqe { user_data: word, payload_len: word, inline_len: c.into(), inline: [f; CQE_INLINE_BYTES] };
                     let _ = host.cq.push(&cqe);
                 }
                 3 => drop(guest.cq.pop()),

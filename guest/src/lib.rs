@@ -53,7 +53,7 @@ pub enum Error {
 }
 
 /// What to do about a connection that cannot be made.
-fn peer_cpu(e: &std::io::Error) -> &'static str {
+fn hint(e: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::*;
     match e.kind() {
         NotFound | ConnectionRefused => "is tunnelfs-host running there?",

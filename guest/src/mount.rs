@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{new_eventfd, ring_bell, Policy};
+use tunnelfs_ring::{Eventfd, Policy};
 use tunnelfs_settings::{Channel, Settings};
 
 /// How long a host may take until everything is mounted.
@@ -277,7 +277,7 @@ impl Mount {
             if let Some(why) = no_host {
                 return self.leave(why);
             }
-            // The bell is rung a moment before a worker has ended.
+            // The bell is kicks a moment before a worker has ended.
             let Some(done) = self.workers.iter().position(JoinHandle::is_finished) else {
                 std::thread::sleep(Duration::from_millis(2));
                 continue;

@@ -51,7 +51,7 @@ pub use queue::{DeviceQueue, DriverQueue};
 #[cfg(not(loom))]
 pub use region::Region;
 #[cfg(not(loom))]
-pub use setup::{RingSetup, SlotRun, CPU_UNKNOWN, MAGIC, MAX_RUNS, VERSION};
+pub use setup::{RingSetup, SlotRun, CPU_UNKNOWN, MAGIC, MAX_RUNS, OP_COPIED, OP_NOOP, VERSION};
 #[cfg(not(loom))]
 pub use slots::{SlotPool, SlotTable};
 pub use spsc::{CacheLine, Cell, Consumer, Producer};

@@ -4,6 +4,10 @@
 use crate::error::Error;
 use crate::geometry::Geometry;
 
+/// Opcode of a request that the host's server answers with nothing done.
+pub const OP_NOOP: u32 = 0x5446_0002;
+/// Opcode whose reply is one `u64`: payload bytes that the host has copied.
+pub const OP_COPIED: u32 = 0x5446_0003;
 /// First word of a [`RingSetup`].
 pub const MAGIC: u32 = u32::from_le_bytes(*b"TFS1");
 /// Version of the region's layout. Version 1 had one address for a queue in one piece.

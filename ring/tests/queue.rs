@@ -17,14 +17,14 @@ fn ends(region: &Region) -> (DriverQueue, DeviceQueue) {
     }
 }
 
-fn sqe(tag: u32) -> Sqe {
+fn sqe(user_data: u32) -> Sqe {
     Sqe {
-        tag,
+        user_data,
         slot: NO_SLOT,
         payload_len: 0,
         reply_max: 0,
-        head_len: SQE_INLINE_BYTES as u32,
-        head: [tag as u8; SQE_INLINE_BYTES],
+        inline_len: SQE_INLINE_BYTES as u32,
+        inline: [user_data as u8; SQE_INLINE_BYTES],
     }
 }
 

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{Cqe, DriverQueue, Geometry, RingSetup, SlotRun, Sqe, CPU_UNKNOWN, RingSetup::OPCODE, SQE_INLINE_BYTES};
+use tunnelfs_ring::{Cqe, DriverQueue, Geometry, RingSetup, SlotRun, Sqe, CPU_UNKNOWN, SQE_INLINE_BYTES};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -288,18 +288,18 @@ pub struct Ring {
 
 /// A submission of a message: the first 80 bytes in the entry, the rest in the slot.
 pub fn sqe(guest: &Hostile, queue: usize, slot: u32, message: &[u8]) -> Sqe {
-    let head_len = message.len().min(80);
-    let mut head = [0; SQE_INLINE_BYTES];
-    head[..head_len].copy_from_slice(&message[..head_len]);
-    let rest = &message[head_len..];
+    let inline_len = message.len().min(80);
+    let mut inline = [0; SQE_INLINE_BYTES];
+    inline[..inline_len].copy_from_slice(&message[..inline_len]);
+    let rest = &message[inline_len..];
     guest.put_bytes(slot_at(queue, slot), rest);
     Sqe {
-        tag: slot,
+        user_data: slot,
         slot,
         payload_len: rest.len() as u32,
         reply_max: GEOMETRY.slot_size,
-        head_len: head_len as u32,
-        head,
+        inline_len: inline_len as u32,
+        inline,
     }
 }
 

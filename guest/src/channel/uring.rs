@@ -15,7 +15,7 @@ use libc::iovec;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use tunnelfs_ring::{offer_core, WaitConfig, Waiter, SQE_INLINE_BYTES};
+use tunnelfs_ring::{hand_off, Parker, SpinMode, WaitConfig, SQE_INLINE_BYTES};
 
 /// `enum fuse_uring_cmd`.
 const REGISTER: u32 = 1;
@@ -59,7 +59,7 @@ pub struct Channel {
     /// The transport whose descriptors are looked at.
     generation: u32,
     /// How to wait for a request, if not asleep.
-    idle: Option<Waiter>,
+    idle: Option<Parker>,
 }
 
 impl Channel {
@@ -107,7 +107,7 @@ impl Channel {
             ended: 0,
             bell_armed: false,
             generation: 0,
-            idle: idle.map(Waiter::new),
+            idle: idle.map(yielding),
         };
         for slot in 0..count as u32 {
             channel.push(channel.command(REGISTER, slot, 0))?;
@@ -158,14 +158,14 @@ impl Channel {
         self.flush()?;
         let ring = &self.ring;
         let found = match &mut self.idle {
-            Some(waiter) => waiter.spin_sharing(|| has_news(ring)),
-            None => offer_core(|| has_news(ring)),
+            Some(parker) => parker.spin(|| has_news(ring)),
+            None => hand_off(|| has_news(ring)),
         };
         if found {
             return self.gather();
         }
         let slept = self.enter(1);
-        self.idle.iter_mut().for_each(Waiter::awake);
+        self.idle.iter_mut().for_each(Parker::unparked);
         slept
     }
 
@@ -345,6 +345,13 @@ impl Channel {
         let fd = types::Fd(self.queue.transport.alive().as_raw_fd());
         self.push(opcode::PollAdd::new(fd, 0).build().user_data(HOST + u64::from(self.generation)).into())
     }
+}
+
+/// A parker for a thread whose core other virtual processors' threads may need.
+fn yielding(config: WaitConfig) -> Parker {
+    let mut parker = Parker::new(config);
+    parker.set_mode(SpinMode::Yield);
+    parker
 }
 
 /// Whether the kernel has something for this thread, which alone uses the ring, and holds no other queue object now.

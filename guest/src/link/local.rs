@@ -125,7 +125,7 @@ pub(super) fn open(config: &GuestConfig, kept: Option<Arc<Memory>>) -> Result<(A
     Ok((Arc::new(link), memory))
 }
 
-/// Draining a bell that has not rung must not sleep.
+/// Draining a bell that has not kicks must not sleep.
 fn nonblocking(bell: Arc<EventFd>) -> Result<Arc<EventFd>, Error> {
     use nix::fcntl::{fcntl, FcntlArg, OFlag};
     fcntl(&*bell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(std::io::Error::from)?;

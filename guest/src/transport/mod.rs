@@ -4,7 +4,7 @@ use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::os::fd::BorrowedFd;
-use tunnelfs_ring::{drain, WaitStats, CQE_INLINE_BYTES};
+use tunnelfs_ring::{Counters, Eventfd, CQE_INLINE_BYTES};
 
 pub mod ring;
 pub mod socket;
@@ -107,7 +107,7 @@ pub trait Transport: Send {
     }
 
     /// How the waits ended so far.
-    fn wait_stats(&self) -> WaitStats;
+    fn wait_counters(&self) -> Counters;
 
     /// Payload bytes that this side has copied in user space.
     fn copied(&self) -> u64;
@@ -128,7 +128,7 @@ fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>, limit: PollTimeout) -> 
         Err(nix::Error::EINTR) => Ok(()),
         Err(e) => Err(Error::Io(e.into())),
         Ok(0) => Err(Error::HostSilent),
-        // The rung bell comes first: what the host still answered is delivered.
+        // The kicks bell comes first: what the host still answered is delivered.
         Ok(_) if fds[0].any() == Some(true) => Ok(()),
         // A stream that is its own bell may have become readable between poll's two looks: only a hang-up counts.
         Ok(_) if fds[1].revents().is_some_and(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)) => {

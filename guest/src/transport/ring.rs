@@ -8,14 +8,15 @@ use crate::Error;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use tunnelfs_ring::{
-    DriverQueue, PeerCpu, RingSetup, SlotRun, Sqe, WaitConfig, WaitStats, Waiter, CPU_UNKNOWN, RingSetup::OPCODE, SQE_INLINE_BYTES,
+    Counters, DriverQueue, Parker, PeerCpu, RingSetup, SlotRun, SpinMode, Sqe, WaitConfig, CPU_UNKNOWN,
+    SQE_INLINE_BYTES,
 };
 
 /// A request queue whose messages travel through a ring.
 pub struct Driver {
     queue: DriverQueue,
     in_flight: Vec<Option<u32>>,
-    waiter: Waiter,
+    parker: Parker,
     link: Arc<dyn Link>,
     index: usize,
 }
@@ -49,7 +50,7 @@ pub fn upgrade(
     // SAFETY: the link keeps the zeroed, page-aligned memory mapped.
     let queue = unsafe { DriverQueue::new(memory.control, memory.geometry)? };
     let in_flight = vec![None; memory.geometry.slots as usize];
-    Ok(Box::new(Driver { queue, in_flight, waiter: Waiter::new(wait), link, index }))
+    Ok(Box::new(Driver { queue, in_flight, parker: Parker::new(wait), link, index }))
 }
 
 /// The set-up message of a queue, where the device can reach all of it.
@@ -79,8 +80,14 @@ impl Transport for Driver {
     }
 
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
-        let mut sqe =
-            Sqe { user_data: slot, slot, payload_len, reply_max, inline_len: head.len() as u32, inline: [0; SQE_INLINE_BYTES] };
+        let mut sqe = Sqe {
+            user_data: slot,
+            slot,
+            payload_len,
+            reply_max,
+            inline_len: head.len() as u32,
+            inline: [0; SQE_INLINE_BYTES],
+        };
         sqe.inline.get_mut(..head.len()).ok_or(Error::Protocol("header too long"))?.copy_from_slice(head);
         let free = self.in_flight.get_mut(slot as usize).ok_or(Error::Protocol("no such slot"))?;
         if !self.queue.sq.push(&sqe)? {
@@ -88,7 +95,7 @@ impl Transport for Driver {
         }
         *free = Some(reply_max);
         if self.queue.peer_wakeup.take() {
-            self.waiter.stats.rung += 1;
+            self.parker.counters.kicks += 1;
             self.link.kick(self.index)?;
         }
         Ok(true)
@@ -108,13 +115,16 @@ impl Transport for Driver {
         {
             return Err(Error::Protocol("completion with impossible lengths"));
         }
-        Ok(Some(Completion { slot: cqe.user_data, head: cqe.inline, inline_len: head_len.max(OUT_HEADER), payload_len }))
+        Ok(Some(Completion { slot: cqe.user_data, head: cqe.inline, head_len: head_len.max(OUT_HEADER), payload_len }))
     }
 
     fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool {
         let cq = &self.queue.cq;
-        self.waiter.advise(self.queue.peer_wakeup.peer_cpu());
-        self.waiter.spin(|| cq.ready() || other())
+        self.parker.set_mode(match self.queue.peer_wakeup.peer_cpu() {
+            PeerCpu::Same => SpinMode::Handoff,
+            PeerCpu::Other | PeerCpu::Unknown => SpinMode::Busy,
+        });
+        self.parker.spin(|| cq.ready() || other())
     }
 
     fn announce_sleep(&mut self) -> bool {
@@ -126,7 +136,7 @@ impl Transport for Driver {
     fn awake(&mut self) {
         self.queue.own_wakeup.clear();
         self.link.sleeps(self.index, false);
-        self.waiter.awake();
+        self.parker.unparked();
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -137,8 +147,8 @@ impl Transport for Driver {
         self.link.alive()
     }
 
-    fn wait_stats(&self) -> WaitStats {
-        self.waiter.stats
+    fn wait_counters(&self) -> Counters {
+        self.parker.counters
     }
 
     fn copied(&self) -> u64 {

@@ -11,7 +11,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use tunnelfs_ring::{Geometry, Region, WaitStats, Waiter, CQE_INLINE_BYTES};
+use tunnelfs_ring::{Counters, Geometry, Parker, Region, CQE_INLINE_BYTES};
 
 /// A request queue over a stream socket.
 pub struct Driver {
@@ -22,7 +22,7 @@ pub struct Driver {
     in_flight: HashMap<[u8; 8], (u32, u32)>,
     /// SlotPool of requests that get no reply, to be given back.
     unanswered: Vec<u32>,
-    waiter: Waiter,
+    parker: Parker,
     copied: u64,
 }
 
@@ -38,8 +38,8 @@ pub fn connect(config: &GuestConfig, geometry: Geometry, kept: Option<Arc<Region
         Some(kept) => kept,
         None => Arc::new(Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?),
     };
-    let (in_flight, waiter) = (HashMap::new(), Waiter::new(config.wait));
-    Ok(Box::new(Driver { stream, memory, geometry, in_flight, unanswered: Vec::new(), waiter, copied: 0 }))
+    let (in_flight, parker) = (HashMap::new(), Parker::new(config.wait));
+    Ok(Box::new(Driver { stream, memory, geometry, in_flight, unanswered: Vec::new(), parker, copied: 0 }))
 }
 
 impl Driver {
@@ -136,7 +136,7 @@ impl Transport for Driver {
 
     fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool {
         let (stream, unanswered) = (&self.stream, !self.unanswered.is_empty());
-        self.waiter.spin(|| unanswered || Self::readable(stream) || other())
+        self.parker.spin(|| unanswered || Self::readable(stream) || other())
     }
 
     fn announce_sleep(&mut self) -> bool {
@@ -145,7 +145,7 @@ impl Transport for Driver {
     }
 
     fn awake(&mut self) {
-        self.waiter.awake();
+        self.parker.unparked();
     }
 
     fn silence(&self) {
@@ -160,8 +160,8 @@ impl Transport for Driver {
         self.stream.as_fd()
     }
 
-    fn wait_stats(&self) -> WaitStats {
-        self.waiter.stats
+    fn wait_counters(&self) -> Counters {
+        self.parker.counters
     }
 
     fn copied(&self) -> u64 {

@@ -10,7 +10,7 @@ use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use tunnelfs_ring::{WaitConfig, WaitStats, Waiter, CQE_INLINE_BYTES, SQE_INLINE_BYTES};
+use tunnelfs_ring::{Counters, Parker, WaitConfig, CQE_INLINE_BYTES, SQE_INLINE_BYTES};
 
 /// A request's headers, in memory that the host reads and writes.
 #[derive(Clone, Copy)]
@@ -36,7 +36,7 @@ pub struct Driver {
     headers: *mut Headers,
     /// Reply room of what was submitted, privately: by slot.
     in_flight: Vec<Option<u32>>,
-    waiter: Waiter,
+    parker: Parker,
     link: Arc<dyn Link>,
     index: usize,
     /// Payloads lie in the queue's scratch memory: the slots hold what is not ours yet.
@@ -58,7 +58,7 @@ impl Driver {
             queue,
             headers,
             in_flight: vec![None; slots as usize],
-            waiter: Waiter::new(wait),
+            parker: Parker::new(wait),
             link,
             index,
             beside: false,
@@ -142,7 +142,7 @@ impl Transport for Driver {
             ],
         )?;
         if self.queue.publish(chain) {
-            self.waiter.stats.rung += 1;
+            self.parker.counters.kicks += 1;
             self.link.kick(self.index)?;
         }
         Ok(true)
@@ -167,7 +167,7 @@ impl Transport for Driver {
 
     fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool {
         let queue = &self.queue;
-        self.waiter.spin(|| queue.ready() || other())
+        self.parker.spin(|| queue.ready() || other())
     }
 
     fn announce_sleep(&mut self) -> bool {
@@ -179,7 +179,7 @@ impl Transport for Driver {
     fn awake(&mut self) {
         self.queue.want_call(false);
         self.link.sleeps(self.index, false);
-        self.waiter.awake();
+        self.parker.unparked();
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -190,8 +190,8 @@ impl Transport for Driver {
         self.link.alive()
     }
 
-    fn wait_stats(&self) -> WaitStats {
-        self.waiter.stats
+    fn wait_counters(&self) -> Counters {
+        self.parker.counters
     }
 
     fn copied(&self) -> u64 {

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use tunnelfs_ring::{
-    Consumer, Cqe, DeviceQueue, Error, Producer, RingSetup, NeedWakeup, SlotTable, Sqe, CQE_INLINE_BYTES, CPU_UNKNOWN,
+    Consumer, Cqe, DeviceQueue, Error, NeedWakeup, Producer, RingSetup, SlotTable, Sqe, CPU_UNKNOWN, CQE_INLINE_BYTES,
 };
 use virtiofsd::filesystem::FileSystem;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};

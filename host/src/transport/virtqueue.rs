@@ -8,7 +8,7 @@ use crate::vring::Vring;
 use libc::iovec;
 use std::io;
 use std::sync::Arc;
-use tunnelfs_ring::{RingSetup, RingSetup::OPCODE};
+use tunnelfs_ring::RingSetup;
 use vhost_user_backend::VringT;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use virtiofsd::filesystem::FileSystem;

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{fence, AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use tunnelfs_ring::{new_eventfd, ring_bell};
+use tunnelfs_ring::Eventfd;
 
 /// The bells; the device must not interrupt any more when this is dropped.
 pub struct Interrupts {
@@ -40,7 +40,7 @@ impl Interrupts {
             Wiring::Uio(file) => {
                 // A killed predecessor may have left it masked.
                 function.config.command(0, INTX_OFF)?;
-                let line = Line { isr, config: function.config.clone(), file: file.clone() };
+                let line = CacheLine { isr, config: function.config.clone(), file: file.clone() };
                 (file.try_clone()?.into(), Some(line))
             }
             Wiring::Vfio(vectors) => {
@@ -89,14 +89,14 @@ impl Drop for Interrupts {
 }
 
 /// The INTx line, which all queues share.
-struct Line {
+struct CacheLine {
     isr: *const u8,
     config: Window,
     file: Arc<File>,
 }
 
 // SAFETY: `isr` is a register that any thread may read; it stays mapped while the device is in use.
-unsafe impl Send for Line {}
+unsafe impl Send for CacheLine {}
 
 /// Waits for the line, or where each queue has a vector of its own only for the device's end.
 ///
@@ -105,7 +105,7 @@ unsafe impl Send for Line {}
 /// must ring every sleeper afterwards, and only one may.
 struct Watcher {
     watched: OwnedFd,
-    line: Option<Line>,
+    line: Option<CacheLine>,
     bells: Arc<Vec<Bell>>,
     stop: Arc<OwnedFd>,
     life: UnixStream,
@@ -141,7 +141,7 @@ impl Watcher {
     }
 }
 
-impl Line {
+impl CacheLine {
     /// Takes an interrupt; fails when the driver has been unbound.
     fn take(&self) -> nix::Result<()> {
         match nix::unistd::read(&*self.file, &mut [0; 4]) {
