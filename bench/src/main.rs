@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use tunnelfs_bench::mount::{self, MountPlan, Peer};
-use tunnelfs_bench::plan::{Load, Matrix, Op, Placement, Plan, Via};
+use tunnelfs_bench::plan::{HostLocation, Load, Matrix, Op, Plan, TransportKind};
 use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
 use tunnelfs_bench::{idle, interrupt, measure, plot, report, workload};
@@ -57,10 +57,10 @@ struct MatrixArgs {
     quick: bool,
     /// Only these transports
     #[arg(long, value_enum, value_delimiter = ',')]
-    transport: Vec<Via>,
+    transport: Vec<TransportKind>,
     /// Only hosts here
     #[arg(long, value_enum, value_delimiter = ',')]
-    placement: Vec<Placement>,
+    placement: Vec<HostLocation>,
     /// Only these wait policies
     #[arg(long, value_delimiter = ',')]
     policy: Vec<Policy>,
@@ -228,11 +228,11 @@ fn plan(args: &MatrixArgs, matrix: Matrix, settings: &Settings) -> io::Result<Pl
     plan.pairs.retain(|p| {
         wanted(&args.transport, &p.transport)
             && wanted(&args.placement, &p.placement)
-            && (wanted(&args.policy, &p.policy) || p.transport == Via::Direct)
+            && (wanted(&args.policy, &p.policy) || p.transport == TransportKind::Direct)
     });
-    if plan.pairs.iter().any(|p| p.transport == Via::Virtiofsd) && session::virtiofsd().is_none() {
+    if plan.pairs.iter().any(|p| p.transport == TransportKind::Virtiofsd) && session::virtiofsd().is_none() {
         eprintln!("stock virtiofsd is left out: `make deps` installs it");
-        plan.pairs.retain(|p| p.transport != Via::Virtiofsd);
+        plan.pairs.retain(|p| p.transport != TransportKind::Virtiofsd);
     }
     plan.loads.retain(|l| wanted(&args.ops, &l.op));
     vary(&mut plan.loads, &args.depths, |l, &depth| l.depth = depth);

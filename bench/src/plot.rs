@@ -1,14 +1,19 @@
 //! The plots of a run.
 
-use crate::plan::{Cpus, Op, Placement, Via};
+use crate::plan::{Cpus, HostLocation, Op, TransportKind};
 use crate::record::{Row, Run};
 use plotters::prelude::*;
 use std::io;
 use std::path::Path;
 use tunnelfs_ring::Policy;
 
-const SERIES: [(Via, RGBColor); 5] =
-    [(Via::Ring, RED), (Via::Virtqueue, BLUE), (Via::Socket, GREEN), (Via::Virtiofsd, MAGENTA), (Via::Direct, BLACK)];
+const SERIES: [(TransportKind, RGBColor); 5] = [
+    (TransportKind::Ring, RED),
+    (TransportKind::Virtqueue, BLUE),
+    (TransportKind::Socket, GREEN),
+    (TransportKind::Virtiofsd, MAGENTA),
+    (TransportKind::Direct, BLACK),
+];
 
 /// Draws what the run has beside `page`; the files' names.
 ///
@@ -33,12 +38,12 @@ pub fn draw(run: &Run, page: &Path) -> io::Result<Vec<String>> {
     Ok(drawn)
 }
 
-type CacheLine = ((Via, RGBColor), Vec<(f64, f64)>);
+type CacheLine = ((TransportKind, RGBColor), Vec<(f64, f64)>);
 
 fn lines(run: &Run, op: Op, value: fn(&Row) -> f64) -> Vec<CacheLine> {
     let of = |(via, colour)| {
         let ours = |r: &&Row| {
-            let placement = if via == Via::Direct { Placement::InProcess } else { Placement::Separate };
+            let placement = if via == TransportKind::Direct { HostLocation::InProcess } else { HostLocation::Separate };
             (r.transport, r.placement, r.policy, r.cpus) == (via, placement, Policy::Spin, Cpus::All)
                 && (r.op, r.depth, r.queues) == (op, 1, 1)
         };

@@ -15,7 +15,7 @@ use virtiofsd::passthrough::PassthroughFs;
 const OUT_HEADER: usize = 16;
 
 /// A request queue that answers as soon as it is asked.
-pub struct Inline {
+pub struct InProcess {
     server: Arc<Server<PassthroughFs>>,
     memory: Region,
     geometry: Geometry,
@@ -24,7 +24,7 @@ pub struct Inline {
     bell: EventFd,
 }
 
-impl Inline {
+impl InProcess {
     /// One queue over `server`.
     ///
     /// # Errors
@@ -32,11 +32,11 @@ impl Inline {
     pub fn new(server: Arc<Server<PassthroughFs>>, geometry: Geometry) -> Result<Self, Error> {
         let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?;
         let bell = EventFd::new().map_err(std::io::Error::from)?;
-        Ok(Inline { server, memory, geometry, done: VecDeque::new(), bell })
+        Ok(InProcess { server, memory, geometry, done: VecDeque::new(), bell })
     }
 }
 
-impl Transport for Inline {
+impl Transport for InProcess {
     fn name(&self) -> &'static str {
         "inline"
     }

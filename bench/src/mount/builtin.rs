@@ -1,7 +1,7 @@
 //! Loads of our own, where fio is not installed: `pread` and `pwrite`, one request at a time in each thread.
 
-use super::jobs::{Io, Turn};
-use super::MountPlan;
+use super::plan::MountPlan;
+use super::turn::{Io, Turn};
 use crate::limits::histogram;
 use hdrhistogram::Histogram;
 use std::fs::{File, OpenOptions};
