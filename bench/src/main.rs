@@ -9,7 +9,7 @@ use tunnelfs_bench::mount::{self, MountPlan, Peer};
 use tunnelfs_bench::plan::{HostLocation, Load, Matrix, Op, Plan, TransportKind};
 use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
-use tunnelfs_bench::{idle, interrupt, measure, plot, report, workload};
+use tunnelfs_bench::{idle, interrupt, measure, plot, report, target, workload};
 use tunnelfs_ring::Policy;
 use tunnelfs_settings::{args, load, Loader, Settings};
 
@@ -170,7 +170,7 @@ fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Settings) -> io::Result<
     std::fs::create_dir_all(&dir)?;
     workload::make_file(&dir)?;
     let bench = Bench { dir, scratch: scratch.path().into(), settings };
-    let mut targets = measure::open(&plan, &bench)?;
+    let mut targets = target::open(&plan, &bench)?;
     let (rows, limits) = measure::measure(&plan, &mut targets)?;
     let idle = idle::watch(targets)?;
     workload::check_file(&bench.dir)?;
