@@ -19,6 +19,8 @@
 
 #[cfg(not(loom))]
 mod cpu;
+#[cfg(not(loom))]
+mod endpoint;
 mod error;
 #[cfg(not(loom))]
 mod geometry;
@@ -39,6 +41,8 @@ mod wait;
 
 #[cfg(not(loom))]
 pub use cpu::{allowed_cpus, set_affinity};
+#[cfg(not(loom))]
+pub use endpoint::{Device, Driver, Handoff, Payload, Reply, Request, Slot, SubmitError};
 pub use error::Error;
 #[cfg(not(loom))]
 pub use geometry::{Geometry, MAX_ENTRIES, MAX_SLOT_SIZE};

@@ -9,9 +9,11 @@ use crate::error::Error;
 use crate::spsc::CacheLine;
 use crate::sync::{fence, Ordering};
 #[cfg(not(loom))]
+use nix::fcntl::{fcntl, FcntlArg, OFlag};
+#[cfg(not(loom))]
 use nix::sys::eventfd::{EfdFlags, EventFd};
 #[cfg(not(loom))]
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Where the device says that it runs, relative to the driver. No more than advice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +103,21 @@ impl Eventfd {
         EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map(OwnedFd::from)
             .map_err(|e| Error::Os { what: "eventfd".into(), source: e.into() })
+    }
+
+    /// Checks that a peer's descriptor is an eventfd, and makes it non-blocking.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when it is something else: reading or writing that might block, or do harm.
+    pub fn check(fd: impl AsFd) -> Result<(), Error> {
+        let link = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+        let kind = std::fs::read_link(link).map_err(|source| Error::Os { what: "/proc/self/fd".into(), source })?;
+        if kind.as_os_str() != "anon_inode:[eventfd]" {
+            return Err(Error::Corrupt("a descriptor that is not an eventfd"));
+        }
+        fcntl(fd, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))
+            .map(drop)
+            .map_err(|e| Error::Os { what: "F_SETFL of an eventfd".into(), source: e.into() })
     }
 
     /// Signals an eventfd. Nothing is lost where its counter is full: it is readable then.

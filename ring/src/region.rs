@@ -45,6 +45,27 @@ impl Region {
         Ok(Region { map, fd })
     }
 
+    /// Maps the first `bytes` of a peer's memory.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when it is smaller, or could shrink: touching what is gone would end this process.
+    pub fn from_fd(fd: OwnedFd, bytes: usize) -> Result<Self, Error> {
+        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(|_| Error::Corrupt("memory that is not a memfd"))?;
+        if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
+            return Err(Error::Corrupt("memory that could shrink"));
+        }
+        let file = File::from(fd);
+        let size = file.metadata().map_err(|source| Error::Os { what: "fstat of the memory".into(), source })?.len();
+        if size < bytes as u64 {
+            return Err(Error::Corrupt("memory smaller than the queue"));
+        }
+        let map = MmapOptions::new()
+            .len(bytes)
+            .map_raw(&file)
+            .map_err(|source| Error::Os { what: format!("mapping {bytes} bytes of shared memory"), source })?;
+        Ok(Region { map, fd: file.into() })
+    }
+
     /// Bytes that this machine could give now, if it tells.
     pub fn available(huge_pages: bool) -> Option<usize> {
         let text = std::fs::read_to_string("/proc/meminfo").ok()?;
