@@ -133,8 +133,8 @@ impl Watch {
     fn connect(&self) -> Result<(Connection, Option<Identity>), Error> {
         let mut root = None;
         let path = &self.config.socket_path;
-        let connection = deadline::within(PATIENCE, path, || {
-            connect_again(&self.config, &self.kept, |host| {
+        let connection = deadline::within(PATIENCE, path, |opened| {
+            connect_again(&self.config, &self.kept, opened, |host| {
                 let limit = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
                 let done = call_within(host, self.init.request(), 0, 4096, limit)?;
                 if done.error() != 0 {

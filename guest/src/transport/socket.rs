@@ -2,6 +2,7 @@
 //! each payload byte crosses the socket: copied, and counted.
 
 use super::{Completion, Transport};
+use crate::deadline::Opened;
 use crate::fuse::abi::{opcode, request_opcode};
 use crate::link::GuestConfig;
 use crate::message::{reply_header, OUT_HEADER};
@@ -30,10 +31,13 @@ pub struct Driver {
 ///
 /// # Errors
 /// [`Error::Connect`] when nobody listens.
-pub fn connect(config: &GuestConfig, geometry: Geometry, kept: Option<Arc<Region>>) -> Result<Box<Driver>, Error> {
-    let path = &config.socket_path;
-    let stream =
-        UnixStream::connect(path).map_err(|source| Error::Connect { path: path.display().to_string(), source })?;
+pub(crate) fn connect(
+    config: &GuestConfig,
+    geometry: Geometry,
+    kept: Option<Arc<Region>>,
+    opened: &Opened,
+) -> Result<Box<Driver>, Error> {
+    let stream = opened.connect(&config.socket_path)?;
     let memory = match kept {
         Some(kept) => kept,
         None => Arc::new(Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?),
