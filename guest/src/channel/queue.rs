@@ -340,7 +340,7 @@ impl Queue {
 }
 
 impl Flight {
-    fn new(head: &[u8], payload_len: u32) -> Flight {
+    pub fn new(head: &[u8], payload_len: u32) -> Flight {
         let mut copy = [0; SQE_HEAD_BYTES];
         copy[..head.len()].copy_from_slice(head);
         Flight {

@@ -12,9 +12,11 @@
 //!                      connects anew and hands each queue its new transport
 //! ```
 //!
-//! Nothing of this costs a READ or WRITE anything before the first host has gone but a private copy of its header.
+//! Nothing of this costs a READ or WRITE anything before the first host has gone but a private copy of its header, and
+//! later a look into the queue's cache.rs.
 
 pub mod absent;
+pub mod cache;
 pub mod nodes;
 pub mod repeat;
 pub mod tables;
@@ -22,7 +24,7 @@ pub mod watch;
 pub mod wire;
 
 use crate::transport::Transport;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tables::Tables;
 
@@ -30,7 +32,7 @@ use tables::Tables;
 #[derive(Default)]
 pub struct Resume {
     /// What the kernel knows.
-    pub tables: Mutex<Tables>,
+    pub tables: RwLock<Tables>,
     seats: Vec<Seat>,
     /// How many hosts have gone.
     time: AtomicU64,
@@ -123,7 +125,7 @@ impl Resume {
 
     /// Another host is here.
     fn arrive(&self, transports: Vec<Box<dyn Transport>>, same_root: bool) {
-        let mut tables = self.tables.lock();
+        let mut tables = self.tables.write();
         tables.nodes.advance(same_root);
         let time = tables.nodes.time();
         self.time.store(time, Ordering::SeqCst);
