@@ -17,6 +17,7 @@
 
 pub mod absent;
 pub mod cache;
+mod lacking;
 pub mod nodes;
 pub mod repeat;
 pub mod tables;
