@@ -12,7 +12,7 @@ use crate::Error;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tunnelfs_ring::{Geometry, Policy, Region, WaitConfig};
+use tunnelfs_ring::{stay_on, Geometry, Policy, Region, WaitConfig};
 use tunnelfs_settings::{Kind, Settings};
 
 /// How to reach a host.
@@ -62,6 +62,25 @@ impl From<&Settings> for GuestConfig {
 }
 
 impl GuestConfig {
+    /// A CPU that was asked for and cannot be had would go unnoticed otherwise: the thread would run anywhere.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] names the first one.
+    fn check_cpus(&self) -> Result<(), Error> {
+        if self.cpus.is_empty() {
+            return Ok(());
+        }
+        // On a thread of its own, which is moved there: only the kernel knows what it allows.
+        let refused = |cpu: &usize| stay_on(&[*cpu]).is_err();
+        let wrong = std::thread::scope(|scope| scope.spawn(|| self.cpus.iter().copied().find(refused)).join());
+        let Ok(Some(cpu)) = wrong else { return Ok(()) };
+        let there = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+        Err(Error::Setup(format!(
+            "cpus: there is no CPU {cpu} for this process; this machine has {}: choose of these",
+            there.trim()
+        )))
+    }
+
     /// The CPU of the thread of request queue `i` of `count`.
     pub(crate) fn cpu(&self, i: usize, count: usize) -> Option<usize> {
         if self.cpus.is_empty() && self.spread == Some(count) {
@@ -148,6 +167,7 @@ pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
 /// As [`connect`], under a deadline.
 pub(crate) fn connect_under(config: &GuestConfig, opened: &Opened) -> Result<Connection, Error> {
     config.geometry.check()?;
+    config.check_cpus()?;
     let (link, kept, count) = match &config.pci {
         Some(target) => pci::open(config, target).map(|(link, count)| (link, None, count))?,
         None if config.transport == Kind::Socket => return connect_socket(config, opened),
@@ -227,4 +247,24 @@ fn connect_socket_again(
         queues.push(connect(config.geometry, region)?);
     }
     Ok(Connection { control, queues, kept: Some(Kept::Streamed(regions.to_vec())) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_that_cannot_be_had_are_refused() {
+        let mut config = GuestConfig::from(&Settings::default());
+        assert!(config.check_cpus().is_ok());
+        let here = tunnelfs_ring::allowed_cpus()[0];
+        config.cpus = vec![here, here];
+        assert!(config.check_cpus().is_ok());
+        for cpu in [1023, 1 << 20, usize::MAX] {
+            config.cpus = vec![here, cpu];
+            // Before anybody is connected to.
+            let refused = connect(&config).map(drop).unwrap_err().to_string();
+            assert!(refused.contains(&format!("no CPU {cpu}")), "{refused}");
+        }
+    }
 }
