@@ -296,7 +296,7 @@ impl Mount {
     fn leave(&mut self, error: Error) -> Result<(), Error> {
         let start = Instant::now();
         if let Some((resume, _)) = &self.resume {
-            resume.give_up();
+            resume.handover.give_up();
         }
         let ending = abort(&self.point, self.connection);
         while ending && start.elapsed() < Duration::from_secs(1) && self.workers.iter().any(|w| !w.is_finished()) {

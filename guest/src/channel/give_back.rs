@@ -159,6 +159,34 @@ mod tests {
         }
     }
 
+    fn listener(told: &Messages) -> Box<Listener> {
+        let slot = Box::leak(vec![0u64; SLOT / 8].into_boxed_slice()).as_mut_ptr().cast();
+        Box::new(Listener { told: told.clone(), done: Vec::new(), slot, fd: new_eventfd().unwrap() })
+    }
+
+    /// A queue of the host of `time`.
+    fn queue(host: Box<Listener>, resume: &Arc<Resume>, time: u64) -> Queue {
+        let mut session = Session::new(resume.clone(), 0, 1, Kept::Streamed(Vec::new()));
+        session.time = time;
+        Queue::new(host, Arc::new(QueueStats::new(1)), Some(session))
+    }
+
+    /// It rested while there was no host, and takes the next one: when that one goes it is waited for.
+    #[test]
+    fn a_queue_that_is_back_without_a_host_is_not_at_rest() {
+        let (resume, told) = (Arc::new(Resume::new(1)), Messages::default());
+        let mut queue = queue(listener(&told), &resume, 0);
+        resume.handover.leave();
+        queue.lose().unwrap();
+        queue.rest();
+        assert!(resume.handover.let_go());
+        queue.rested().unwrap();
+        resume.handover.arrive(1, vec![listener(&told)]);
+        assert!(queue.reap().unwrap().is_none());
+        resume.handover.leave();
+        assert!(!resume.handover.let_go());
+    }
+
     #[test]
     fn what_one_slot_does_not_hold_is_forgotten_too() {
         // More than two slots of nodes, which this host has all looked up.
@@ -175,12 +203,10 @@ mod tests {
         let numbers: Vec<_> = (0..count)
             .map(|node| resume.tables.read().nodes.child(ROOT, format!("f{node}").as_bytes()).unwrap())
             .collect();
-        let slot = Box::leak(vec![0u64; SLOT / 8].into_boxed_slice()).as_mut_ptr().cast::<u8>();
         let told = Messages::default();
-        let host = Listener { told: told.clone(), done: Vec::new(), slot, fd: new_eventfd().unwrap() };
-        let mut session = Session::new(resume.clone(), 0, 1, Kept::Streamed(Vec::new()));
-        session.time = 1;
-        let mut queue = Queue::new(Box::new(host), Arc::new(QueueStats::new(1)), Some(session));
+        let host = listener(&told);
+        let slot = host.slot;
+        let mut queue = queue(host, &resume, 1);
         // What one request brings, and what the tables owe beside it, as for directories that only held names.
         let known = resume.tables.write().forget(&request(FORGET, numbers[0], 1, &[], 0), &1u64.to_ne_bytes());
         assert_eq!(known.len(), 1);

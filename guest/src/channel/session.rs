@@ -90,12 +90,12 @@ impl Session {
     /// The host has been let go.
     pub fn park(&mut self) {
         (self.away, self.leaving) = (true, false);
-        self.resume.park(self.seat);
+        self.resume.handover.park(self.seat);
     }
 
     /// Whether there is a new host.
     pub fn look(&mut self) -> Result<Option<Box<dyn Transport>>, Error> {
-        match self.resume.news(self.seat) {
+        match self.resume.handover.news(self.seat) {
             News::Wait => Ok(None),
             News::Over => Err(Error::HostGone),
             News::Host(time, transport) => {
@@ -345,7 +345,7 @@ impl Queue {
     fn wait_a_while(&mut self) -> Result<(), Error> {
         match self.transport.wait_within(PollTimeout::from(500u16)) {
             Err(Error::HostSilent) => match &self.session {
-                Some(session) if session.resume.is_over() => Err(Error::HostGone),
+                Some(session) if session.resume.handover.is_over() => Err(Error::HostGone),
                 _ => Ok(()),
             },
             result => result,

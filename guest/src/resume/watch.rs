@@ -80,8 +80,8 @@ impl Watch {
             for line in alive.drain(..) {
                 let _ = shutdown(line.as_raw_fd(), Shutdown::Both);
             }
-            self.resume.leave();
-            while !self.resume.let_go() {
+            self.resume.handover.leave();
+            while !self.resume.handover.let_go() {
                 if self.unmounted_within(AGAIN / 4) {
                     return None;
                 }
@@ -90,7 +90,7 @@ impl Watch {
                 Ok(Some(next)) => next,
                 Ok(None) => return None,
                 Err(e) => {
-                    self.resume.give_up();
+                    self.resume.handover.give_up();
                     return Some(e);
                 }
             };
