@@ -94,11 +94,12 @@ pub fn once(bytes: &[u8]) {
     match kind % 4 {
         0 => agree(rest),
         1 => LISTENER.with_borrow(|(listener, config, _)| {
-            let mut driver = socket::connect(config, GEOMETRY, None).unwrap();
+            let stream = UnixStream::connect(&config.socket_path).unwrap();
+            let mut driver = socket::Driver::new(stream, config.wait, GEOMETRY, None).unwrap();
             let (host, _) = listener.accept().unwrap();
             host.set_nonblocking(true).unwrap();
             // A stream that has begun an answer would be waited for: before anything is taken off it, it ends.
-            drive(driver.as_mut(), rest, |step| answer(&host, step), || drop(host.shutdown(Shutdown::Write)));
+            drive(&mut driver, rest, |step| answer(&host, step), || drop(host.shutdown(Shutdown::Write)));
         }),
         _ => MEMORY.with(|memory| {
             // SAFETY: the region has that many bytes; the last driver is gone.

@@ -6,7 +6,7 @@ use crate::fuse::abi::{init_flag, opcode, reply_header, request_len, request_opc
 use crate::fuse::device::{self, MountOptions};
 use crate::fuse::init::{self, Agreed, Replay};
 use crate::fuse::mounts;
-use crate::link::{connect, Connection, GuestConfig, Kept};
+use crate::link::{connect_under, Connection, GuestConfig, Kept};
 use crate::message::{IN_HEADER, OUT_HEADER};
 use crate::resume::watch::{lifelines, root_of, Lifelines, Watch};
 use crate::resume::Resume;
@@ -94,7 +94,8 @@ impl Mount {
     /// [`Error`]; nothing is left mounted then.
     pub fn new(config: &MountConfig) -> Result<Mount, Error> {
         let path = &config.guest.socket_path;
-        let mount = deadline::within(PATIENCE, path, || Mount::over(connect(&config.guest)?, config));
+        let mount =
+            deadline::within(PATIENCE, path, |opened| Mount::over(connect_under(&config.guest, opened)?, config));
         mount.map_err(|e| match e {
             Error::HostGone => Error::Setup(format!(
                 "the host at {} closes the connection: does it use another transport, or speak something else?",
@@ -295,7 +296,7 @@ impl Mount {
     fn leave(&mut self, error: Error) -> Result<(), Error> {
         let start = Instant::now();
         if let Some((resume, _)) = &self.resume {
-            resume.give_up();
+            resume.handover.give_up();
         }
         let ending = abort(&self.point, self.connection);
         while ending && start.elapsed() < Duration::from_secs(1) && self.workers.iter().any(|w| !w.is_finished()) {

@@ -3,6 +3,7 @@
 //! file system is unmounted.
 
 mod classic;
+mod give_back;
 mod queue;
 mod session;
 mod uring;

@@ -124,7 +124,7 @@ impl Queue {
     /// The thread is going to wait for the kernel alone, and holds nothing of the host's.
     pub fn rest(&self) {
         if let Some(session) = &self.session {
-            session.resume.rest(session.seat);
+            session.resume.handover.rest(session.seat);
         }
     }
 
@@ -133,9 +133,13 @@ impl Queue {
     /// # Errors
     /// As [`Self::lose`].
     pub fn rested(&mut self) -> Result<(), Error> {
-        match &self.session {
-            Some(session) if !session.away && session.resume.rested(session.seat, session.time) => self.lose(),
-            _ => Ok(()),
+        let Some(session) = &self.session else { return Ok(()) };
+        // Also without a host: whoever takes the next one must not count as at rest when that one goes.
+        let lost = session.resume.handover.rested(session.seat, session.time);
+        if lost && !session.away {
+            self.lose()
+        } else {
+            Ok(())
         }
     }
 
@@ -340,7 +344,7 @@ impl Queue {
 }
 
 impl Flight {
-    fn new(head: &[u8], payload_len: u32) -> Flight {
+    pub fn new(head: &[u8], payload_len: u32) -> Flight {
         let mut copy = [0; SQE_INLINE_BYTES];
         copy[..head.len()].copy_from_slice(head);
         Flight {

@@ -1,5 +1,6 @@
 //! The bells of a device's queues, and word of the device's end.
 
+use super::device::Registers;
 use super::function::{Function, Window, Wiring, INTX_OFF};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use tunnelfs_ring::Eventfd;
 
-/// The bells; the device must not interrupt any more when this is dropped.
+/// The bells. To be dropped before the device is stopped: the watcher writes the command register too.
 pub struct Interrupts {
     bells: Arc<Vec<Bell>>,
     vectors: bool,
@@ -32,7 +33,7 @@ impl Interrupts {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn new(function: &Function, count: usize, isr: *const u8) -> Result<Self, Error> {
+    pub fn new(function: &Function, count: usize, isr: Registers) -> Result<Self, Error> {
         let (alive, life) = UnixStream::pair()?;
         let stop = Arc::new(Eventfd::new()?);
         let rings = (0..count).map(|_| Eventfd::new()).collect::<Result<Vec<_>, _>>()?;
@@ -90,13 +91,10 @@ impl Drop for Interrupts {
 
 /// The INTx line, which all queues share.
 struct CacheLine {
-    isr: *const u8,
+    isr: Registers,
     config: Window,
     file: Arc<File>,
 }
-
-// SAFETY: `isr` is a register that any thread may read; it stays mapped while the device is in use.
-unsafe impl Send for CacheLine {}
 
 /// Waits for the line, or where each queue has a vector of its own only for the device's end.
 ///
@@ -149,8 +147,7 @@ impl CacheLine {
             Err(nix::Error::EAGAIN | nix::Error::EINTR) => return Ok(()),
             Err(e) => return Err(e),
         }
-        // SAFETY: a mapped register.
-        unsafe { self.isr.read_volatile() };
+        self.isr.read::<u8>(0);
         Ok(())
     }
 
@@ -159,5 +156,36 @@ impl CacheLine {
         if let Err(e) = self.config.command(0, INTX_OFF) {
             tracing::warn!("the device's interrupt cannot be unmasked: {e}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memmap2::MmapOptions;
+    use std::io::Write;
+
+    /// The device, and with it all mappings but the watcher's own, may go first.
+    #[test]
+    fn the_watcher_keeps_the_register_page() {
+        let page = tempfile::tempfile().unwrap();
+        page.set_len(4096).unwrap();
+        let isr = Registers::new(Arc::new(MmapOptions::new().map_raw(&page).unwrap()), 64, 1);
+        let space = tempfile::tempfile().unwrap();
+        space.set_len(256).unwrap();
+        let config = Window { file: Arc::new(space), offset: 0, bytes: 256 };
+        let (line, raise) = nix::unistd::pipe().unwrap();
+        let uio = Wiring::Uio(Arc::new(File::from(line)));
+        let function = Function { config, bars: Vec::new(), interrupts: uio };
+        let interrupts = Interrupts::new(&function, 1, isr).unwrap();
+        drop(function);
+        interrupts.sleeps(0, true);
+        for _ in 0..3 {
+            File::from(raise.try_clone().unwrap()).write_all(&[1, 0, 0, 0]).unwrap();
+            let mut bell = [PollFd::new(interrupts.bell(0), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut bell, PollTimeout::from(20_000u16)).unwrap(), 1, "an interrupt rings the sleeper");
+            tunnelfs_ring::Eventfd::drain(interrupts.bell(0));
+        }
+        drop(interrupts);
     }
 }
