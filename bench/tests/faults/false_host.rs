@@ -17,6 +17,8 @@ use tunnelfs_ring::{ring_bell, Cqe, DeviceQueue, RingSetup, Sqe, CQE_HEAD_BYTES,
 pub enum Said {
     /// A `fuse_out_header` of these fields, and what follows.
     Reply { len: u32, error: i32, unique: [u8; 8], body: Vec<u8> },
+    /// No bytes, as to a FORGET.
+    Done,
     /// The connection ends.
     End,
 }
@@ -247,8 +249,13 @@ impl Queue {
     }
 
     fn reply(&mut self, head: u16, chain: &[Buffer], said: Said, honest: bool) {
-        let Said::Reply { len, error, unique, body } = said else { return self.end() };
-        let mut bytes = [&len.to_ne_bytes()[..], &error.to_ne_bytes(), &unique, &body].concat();
+        let mut bytes = match said {
+            Said::End => return self.end(),
+            Said::Done => Vec::new(),
+            Said::Reply { len, error, unique, body } => {
+                [&len.to_ne_bytes()[..], &error.to_ne_bytes(), &unique, &body].concat()
+            }
+        };
         let total = bytes.len() as u32;
         for buffer in chain.iter().filter(|b| b.write) {
             let rest = bytes.split_off(buffer.len.min(bytes.len()));
@@ -293,13 +300,18 @@ impl Queue {
     }
 
     fn complete(&mut self, sqe: &Sqe, slot: *mut u8, said: Said, honest: bool) {
-        let Said::Reply { len, error, unique, body } = said else { return self.end() };
-        let room = body.len().min(sqe.reply_max as usize);
-        // SAFETY: the slot has room for that, by `of`.
-        body[..room].iter().enumerate().for_each(|(i, byte)| unsafe { slot.add(i).write_volatile(*byte) });
-        let mut head = [0; CQE_HEAD_BYTES];
-        head[..16].copy_from_slice(&[&len.to_ne_bytes()[..], &error.to_ne_bytes(), &unique].concat());
-        let mut cqe = Cqe { tag: sqe.tag, payload_len: len.saturating_sub(16), head_len: 16, head };
+        let mut cqe = Cqe { tag: sqe.tag, payload_len: 0, head_len: 0, head: [0; CQE_HEAD_BYTES] };
+        match said {
+            Said::End => return self.end(),
+            Said::Done => {}
+            Said::Reply { len, error, unique, body } => {
+                let room = body.len().min(sqe.reply_max as usize);
+                // SAFETY: the slot has room for that, by `of`.
+                body[..room].iter().enumerate().for_each(|(i, byte)| unsafe { slot.add(i).write_volatile(*byte) });
+                cqe.head[..16].copy_from_slice(&[&len.to_ne_bytes()[..], &error.to_ne_bytes(), &unique].concat());
+                (cqe.payload_len, cqe.head_len) = (len.saturating_sub(16), 16);
+            }
+        }
         if !honest {
             (self.twist.cqe)(&mut cqe);
         }

@@ -226,8 +226,7 @@ fn speaker(lie: Lie, plain: bool, count: Arc<AtomicU64>) -> Speaker {
             return (vec![reply(80, 0, &body)], true);
         }
         if matches!(word(4), opcode::FORGET | opcode::BATCH_FORGET) {
-            // A completion without any reply, where there are completions.
-            return (Vec::new(), true);
+            return (vec![Said::Done], true);
         }
         let enosys = -libc::ENOSYS;
         let said = match lie {
@@ -308,7 +307,11 @@ fn serve(mut stream: UnixStream, speaker: &Speaker) -> io::Result<()> {
         request.resize(len, 0);
         stream.read_exact(&mut request[40..])?;
         for said in speaker(&request).0 {
-            let Said::Reply { len, error, unique, body } = said else { return Ok(()) };
+            let (len, error, unique, body) = match said {
+                Said::Reply { len, error, unique, body } => (len, error, unique, body),
+                Said::Done => continue,
+                Said::End => return Ok(()),
+            };
             stream.write_all(&[&len.to_ne_bytes()[..], &error.to_ne_bytes(), &unique, &body].concat())?;
             // The guest need not find all of it at once.
             std::thread::sleep(Duration::from_micros(50));
