@@ -3,14 +3,15 @@
 
 use crate::files::open;
 use crate::refusals::answer_init;
-use crate::rig::{errno, mount_command, soon, Guest, Host, Peer, Scratch};
+use crate::rig::{errno, mount_command, soon, Guest, Host, Peer, Scratch, Stopped, PATIENCE};
+use crate::skip;
 use nix::sys::mman::{mmap, munmap, MapFlags, ProtFlags};
-use nix::sys::signal::{kill, Signal};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// One queue, so that all requests are counted in one place.
 fn mounted(options: &[&str], words: &str) -> Option<(Scratch, Host, Guest)> {
@@ -102,7 +103,7 @@ fn requests_are_as_large_as_slots_and_kernel_allow() {
         assert_eq!(taken, (requests, requests), "{words}");
     }
     let Some(_limit) = PagesLimit::set(1024) else {
-        return println!("skipped: {PAGES_LIMIT} cannot be set; it came with Linux 6.13");
+        return skip::unsupported(format_args!("{PAGES_LIMIT} cannot be set; it came with Linux 6.13"));
     };
     assert_eq!(requests_for_4_mib(",slots=8,slot_size=4194304"), Some((1, 1)));
     // The kernel allows more than the slots have, and the slots have more than the kernel allows.
@@ -150,26 +151,37 @@ fn readdirplus() {
     assert_eq!(list_100(&["--cache=never"]), Some((0, 1, 1)));
 }
 
-/// Most requests under way at a time when `n` threads work while the host is
-/// stopped; each has a file of 1 MiB that was opened with `flags` before.
-fn sent_at_once(n: usize, words: &str, flags: i32, work: impl Fn(&Path, usize, File) + Sync) -> Option<u64> {
+/// Most requests under way at a time when `n` threads work while the host is stopped; each has a file of 1 MiB that was
+/// opened with `flags` before. Waits until there are `wanted`.
+fn sent_at_once(
+    n: usize,
+    words: &str,
+    flags: i32,
+    wanted: u64,
+    work: impl Fn(&Path, usize, File) + Sync,
+) -> Option<u64> {
     let (scratch, host, guest) = mounted(&[], words)?;
     let open = |i: usize| {
         fs::write(scratch.path(&format!("share/{i}")), vec![1; 1 << 20]).unwrap();
         OpenOptions::new().read(true).custom_flags(flags).open(guest.point.join(i.to_string())).unwrap()
     };
     let files: Vec<_> = (0..n).map(open).collect();
-    kill(host.server(), Signal::SIGSTOP).unwrap();
-    std::thread::scope(|scope| {
+    let stopped = Stopped::new(host.server());
+    let most = std::thread::scope(|scope| {
         let (point, work) = (&guest.point, &work);
         let start = |(i, file)| scope.spawn(move || work(point, i, file));
         let threads: Vec<_> = files.into_iter().enumerate().map(start).collect();
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        let begun = Instant::now();
+        let mut most = 0;
+        while most < wanted && begun.elapsed() < PATIENCE {
+            most = most_at_a_time(&guest);
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let waits = threads.iter().all(|t| !t.is_finished());
-        kill(host.server(), Signal::SIGCONT).unwrap();
+        drop(stopped);
         assert!(waits, "a stopped host answers");
+        most
     });
-    let most = most_at_a_time(&guest);
     guest.unmount();
     Some(most)
 }
@@ -177,16 +189,16 @@ fn sent_at_once(n: usize, words: &str, flags: i32, work: impl Fn(&Path, usize, F
 #[test]
 fn parallel_dirops() {
     let look = |dir: &Path, i, _| assert_eq!(errno(fs::metadata(dir.join(format!("no{i}")))), libc::ENOENT);
-    let Some(most) = sent_at_once(6, "", 0, look) else { return };
+    let Some(most) = sent_at_once(6, "", 0, 6, look) else { return };
     assert!(most >= 6, "{most} lookups in one directory at a time");
 }
 
 #[test]
 fn async_read_and_dio() {
     let read = |_: &Path, _, file: File| assert_eq!(file.read_at(pages(&mut Vec::new()), 0).unwrap(), 1 << 20);
-    let Some(most) = sent_at_once(1, ",slot_size=8192", 0, read) else { return };
+    let Some(most) = sent_at_once(1, ",slot_size=8192", 0, 8, read) else { return };
     assert!(most >= 8, "{most} requests of one reader at a time");
-    let most = sent_at_once(1, ",slot_size=65536", libc::O_DIRECT, read).unwrap();
+    let most = sent_at_once(1, ",slot_size=65536", libc::O_DIRECT, 16, read).unwrap();
     assert!(most >= 16, "{most} requests of one direct read at a time");
 }
 

@@ -13,7 +13,7 @@ use tunnelfs_bench::session::sibling;
 /// It ends in error within the patience of the guest and a little more, and says `told`.
 pub fn assert_refused(command: &mut Command, told: &str) {
     let output =
-        Command::new("timeout").arg("15").arg(command.get_program()).args(command.get_args()).output().unwrap();
+        Command::new("timeout").arg("60").arg(command.get_program()).args(command.get_args()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code().filter(|&c| c != 0 && c != 124), output.status.code(), "{command:?}: {said}");
     assert!(said.contains(told), "{command:?} says: {said}");
