@@ -1,5 +1,5 @@
 # Two commands do everything: `make bench` and `make test`.
-.PHONY: all deps deps-conformance conformance kills soak bench bench-full bench-mount test lint fuzz sanitize mutants install uninstall static vm vm-test vm-test-quick vm-boot-root vm-bench
+.PHONY: all deps deps-conformance conformance kills soak bench bench-full bench-mount test check audit lint fuzz sanitize mutants install uninstall static vm vm-test vm-test-quick vm-boot-root vm-bench
 
 all: bench
 
@@ -73,6 +73,18 @@ soak: deps deps-conformance
 kills: deps deps-conformance
 	cargo build --release --workspace
 	cargo test --release -p tunnelfs-bench --test faults kills -- --ignored --test-threads 1 --nocapture
+
+# Format, clippy, circles among files, dependencies, models, corpora and some mutants: all that is not a test of behaviour.
+# CHECKS="format clippy" runs some.
+check: deps .deps/bin/cargo-deny
+	./.ci/check $(CHECKS)
+
+# Licences, sources and advisories of the dependencies.
+audit: .deps/bin/cargo-deny
+	./.ci/audit
+
+.deps/bin/cargo-deny:
+	cargo install cargo-deny --version DENY_VERSION --locked --root .deps --quiet
 
 lint: deps
 	cargo fmt --check
