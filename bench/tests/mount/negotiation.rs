@@ -3,14 +3,15 @@
 
 use crate::files::open;
 use crate::refusals::answer_init;
-use crate::rig::{errno, mount_command, soon, Guest, Host, Peer, Scratch, Stopped, PATIENCE};
+use crate::rig::{all_threads, errno, mount_command, soon, Guest, Host, Peer, Scratch, Stopped, Unmounted, PATIENCE};
 use crate::skip;
+use nix::mount::{mount, MsFlags};
 use nix::sys::mman::{mmap, munmap, MapFlags, ProtFlags};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// One queue, so that all requests are counted in one place.
@@ -151,6 +152,39 @@ fn readdirplus() {
     assert_eq!(list_100(&["--cache=never"]), Some((0, 1, 1)));
 }
 
+/// The kernel's count of a mount's requests that are not answered.
+struct Waiting {
+    count: PathBuf,
+    _control: Unmounted,
+}
+
+impl Waiting {
+    fn new(scratch: &Scratch, guest: &Guest) -> Waiting {
+        let control = scratch.path("fusectl");
+        fs::create_dir(&control).unwrap();
+        mount(Some("none"), &control, Some("fusectl"), MsFlags::empty(), None::<&str>).unwrap();
+        // A connection's number is its device's.
+        let number = nix::sys::stat::minor(fs::metadata(&guest.point).unwrap().dev());
+        Waiting { count: control.join(format!("{number}/waiting")), _control: Unmounted(control) }
+    }
+
+    /// Waits until there are `wanted`, or a minute; and until the guest has sent on all that it can: its threads sleep.
+    fn await_sent(&self, wanted: u64, guest: &Guest) {
+        let count = || fs::read_to_string(&self.count).unwrap().trim().parse::<u64>().unwrap();
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE && count() < wanted {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        println!("{} requests, of {wanted} that are wanted", count());
+        soon("the guest sleeps", || {
+            let asleep = || all_threads(guest.pid(), 'S');
+            let first = asleep();
+            std::thread::sleep(Duration::from_millis(50));
+            (first && asleep()).then_some(())
+        });
+    }
+}
+
 /// Most requests under way at a time when `n` threads work while the host is stopped; each has a file of 1 MiB that was
 /// opened with `flags` before. Waits until there are `wanted`.
 fn sent_at_once(
@@ -166,22 +200,18 @@ fn sent_at_once(
         OpenOptions::new().read(true).custom_flags(flags).open(guest.point.join(i.to_string())).unwrap()
     };
     let files: Vec<_> = (0..n).map(open).collect();
+    let requests = Waiting::new(&scratch, &guest);
     let stopped = Stopped::new(host.server());
-    let most = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let (point, work) = (&guest.point, &work);
         let start = |(i, file)| scope.spawn(move || work(point, i, file));
         let threads: Vec<_> = files.into_iter().enumerate().map(start).collect();
-        let begun = Instant::now();
-        let mut most = 0;
-        while most < wanted && begun.elapsed() < PATIENCE {
-            most = most_at_a_time(&guest);
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        requests.await_sent(wanted, &guest);
         let waits = threads.iter().all(|t| !t.is_finished());
         drop(stopped);
         assert!(waits, "a stopped host answers");
-        most
     });
+    let most = most_at_a_time(&guest);
     guest.unmount();
     Some(most)
 }

@@ -159,14 +159,16 @@ pub fn server(host: u32) -> Pid {
 /// Stops a process, and waits until each of its threads has.
 pub fn stop(pid: Pid) {
     kill(pid, Signal::SIGSTOP).unwrap();
-    let stopped = |task: &Path| {
-        let stat = fs::read_to_string(task.join("stat")).unwrap_or_default();
-        stat.rsplit(") ").next().is_some_and(|state| state.starts_with('T'))
-    };
-    soon("every thread stops", || {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        tasks.flatten().all(|task| stopped(&task.path())).then_some(())
-    });
+    soon("every thread stops", || all_threads(pid, 'T').then_some(()));
+}
+
+/// Whether all threads of a process are in a state, as proc_pid_stat(5) has it.
+pub fn all_threads(pid: Pid, state: char) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.flatten().all(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(state))
+    })
 }
 
 /// A stopped process goes on when this is dropped, also when a test fails: nothing that waits for it could end.
