@@ -1,16 +1,16 @@
 # Two commands do everything: `make bench` and `make test`.
-.PHONY: all deps deps-conformance conformance kills soak bench bench-full bench-mount test lint fuzz sanitize mutants install uninstall static vm vm-test vm-test-quick vm-boot-root vm-bench
+.PHONY: all deps deps-conformance conformance kills soak bench bench-full bench-mount test check audit lint fuzz sanitize mutants install uninstall static vm vm-test vm-test-quick vm-boot-root vm-bench
 
 all: bench
 
-# C libraries, and stock virtiofsd 1.14.0 as a peer to measure against.
+# C libraries, python3 for the scripts, and stock virtiofsd 1.14.0 as a peer to measure against.
 deps: .deps/bin/virtiofsd
 
 .deps/c-libraries:
 	@mkdir -p .deps
-	@if ! { test -e /usr/include/cap-ng.h && test -e /usr/include/seccomp.h; }; then \
-	  echo "installing libcap-ng-dev and libseccomp-dev (as root, by apt-get)"; \
-	  apt-get update -qq && apt-get install -y -qq libcap-ng-dev libseccomp-dev; fi
+	@if ! { test -e /usr/include/cap-ng.h && test -e /usr/include/seccomp.h && which python3 >/dev/null; }; then \
+	  echo "installing libcap-ng-dev, libseccomp-dev and python3 (as root, by apt-get)"; \
+	  apt-get update -qq && apt-get install -y -qq libcap-ng-dev libseccomp-dev python3; fi
 	@touch $@
 
 .deps/bin/virtiofsd: .deps/c-libraries
@@ -53,11 +53,10 @@ bench-mount: deps .deps/bin/passthrough_hp
 .deps/bin/passthrough_hp:
 	./bench/peers/passthrough_hp.sh $@
 
-# About 5 minutes on a fresh machine, most of it compiling.
+# All tests, also when some fail; at the end what passed, failed and was skipped, and why. TESTS="mount ring" runs those
+# whose program or name has one of these words. With CI=true a test that cannot run for want of a program has failed.
 test: deps deps-conformance
-	cargo build --workspace
-	cargo test --workspace
-	RUSTFLAGS="--cfg loom" cargo test -p tunnelfs-ring --lib --release --target-dir target/loom
+	./.ci/test $(TESTS)
 
 # All of pjdfstest, fsx and the programs on every channel, transport and cache mode; as root, some hours.
 conformance: deps deps-conformance
@@ -74,6 +73,18 @@ soak: deps deps-conformance
 kills: deps deps-conformance
 	cargo build --release --workspace
 	cargo test --release -p tunnelfs-bench --test faults kills -- --ignored --test-threads 1 --nocapture
+
+# Format, clippy, circles among files, dependencies, models, corpora and some mutants: all that is not a test of behaviour.
+# CHECKS="format clippy" runs some.
+check: deps .deps/bin/cargo-deny
+	./.ci/check $(CHECKS)
+
+# Licences, sources and advisories of the dependencies.
+audit: .deps/bin/cargo-deny
+	./.ci/audit
+
+.deps/bin/cargo-deny:
+	cargo install cargo-deny --version DENY_VERSION --locked --root .deps --quiet
 
 lint: deps
 	cargo fmt --check

@@ -11,7 +11,7 @@ use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
 use tunnelfs_bench::{idle, interrupt, measure, plot, report, target, workload};
 use tunnelfs_ring::Policy;
-use tunnelfs_settings::{args, load, Loader, Settings};
+use tunnelfs_settings::{args, load, parse_bytes, Loader, Settings};
 
 /// The settings that a benchmark's command line has; the others are varied.
 const SECTIONS: &[&str] = &[
@@ -151,12 +151,7 @@ fn main() -> ExitCode {
 
 /// A size as fio has it.
 fn size(text: &str) -> Result<u32, String> {
-    let lower = text.to_lowercase();
-    let (digits, unit) = match lower.strip_suffix(['k', 'm']) {
-        Some(digits) => (digits, if lower.ends_with('k') { 1 << 10 } else { 1 << 20 }),
-        None => (lower.as_str(), 1),
-    };
-    let bytes = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(unit));
+    let bytes = parse_bytes(text).and_then(|bytes| u32::try_from(bytes).ok());
     bytes
         .filter(|b| (8..=workload::FILE_BYTES as u32 / 2).contains(b) && b % 8 == 0)
         .ok_or_else(|| format!("`{text}` must be a multiple of 8 bytes, up to {} MiB", workload::FILE_BYTES >> 21))

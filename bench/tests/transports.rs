@@ -8,6 +8,9 @@ use tunnelfs_guest::{message, transport::call};
 use tunnelfs_ring::{Policy, OP_NOOP};
 use tunnelfs_settings::Settings;
 
+/// How long what happens at once may take on a busy machine.
+const PROMPT: Duration = Duration::from_secs(15);
+
 /// A directory with the benchmark's file in it, gone with the first part.
 fn bench() -> (tempfile::TempDir, Bench) {
     let scratch = tempfile::tempdir().unwrap();
@@ -73,7 +76,7 @@ fn the_host_is_another_process_and_its_death_is_an_error_at_once() {
         let noop = message::request(OP_NOOP, 1, 9, &[], 0);
         let answer = call(session.queues[0].as_mut(), &noop, 0, 0);
         assert!(answer.is_err(), "{pair:?}");
-        assert!(start.elapsed() < Duration::from_secs(1), "{pair:?} took {:?}", start.elapsed());
+        assert!(start.elapsed() < PROMPT, "{pair:?} took {:?}", start.elapsed());
     }
 }
 

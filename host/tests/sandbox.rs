@@ -2,6 +2,9 @@
 //! this program starts itself, enters the sandbox as `tunnelfs-host` does, and
 //! tries. Needs root; the unprivileged modes become another user first.
 
+#[path = "../../bench/tests/common/skip.rs"]
+mod skip;
+
 use std::ffi::CString;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
@@ -102,7 +105,8 @@ fn main() -> ExitCode {
         inside(&words);
     }
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: the sandboxes are for root to try");
+        println!("test all ... ok");
+        skip::lacking("the sandboxes are for root to try");
         return ExitCode::SUCCESS;
     }
     let scratch = tempfile::tempdir().unwrap();
@@ -116,7 +120,7 @@ fn main() -> ExitCode {
     let program = scratch.path().join("program");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut wrong = 0;
+    let (mut good, mut wrong) = (0, 0);
     for (number, case) in CASES.iter().enumerate() {
         for what in TRIES {
             let mut command = Command::new(&program);
@@ -130,15 +134,16 @@ fn main() -> ExitCode {
             if !text.contains("inside") {
                 let told = String::from_utf8_lossy(&output.stderr).into_owned();
                 if case.user && told.contains("Unshare") {
-                    println!("skipped: {}: this system gives users no namespaces", case.name);
+                    println!("test {} ... ok", case.name);
+                    skip::note(case.name, &"this system gives users no namespaces");
+                    good += 1;
                     break;
                 }
-                println!("WRONG  {}: cannot be entered: {told}", case.name);
+                println!("{told}test {}: entering ... FAILED", case.name);
                 wrong += 1;
                 break;
             }
             let (done, must_fail) = (text.contains("done"), case.fails.contains(&what));
-            let good = done != must_fail;
             let how = if done {
                 "works"
             } else if text.contains("refused") {
@@ -146,15 +151,16 @@ fn main() -> ExitCode {
             } else {
                 "killed"
             };
-            println!("{}  {}: {what:?}: {how}", if good { "ok   " } else { "WRONG" }, case.name);
-            wrong += usize::from(!good);
+            let verdict = if done != must_fail { "ok" } else { "FAILED" };
+            println!("test {}: {what:?}, {how} ... {verdict}", case.name);
+            good += usize::from(done != must_fail);
+            wrong += usize::from(done == must_fail);
         }
     }
-    if wrong > 0 {
-        println!("{wrong} wrong");
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
+    // As the usual harness has it, for `.ci/test`.
+    let verdict = if wrong == 0 { "ok" } else { "FAILED" };
+    println!("test result: {verdict}. {good} passed; {wrong} failed");
+    ExitCode::from(u8::from(wrong > 0))
 }
 
 fn say(word: &str) {

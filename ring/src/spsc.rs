@@ -59,11 +59,25 @@ unsafe impl<T: Send> Send for Consumer<T> {}
 
 impl<T: Entry> Producer<T> {
     /// # Safety
-    /// `cells` (`entries` of them, a power of two) and `inline` must stay mapped
+    /// `cells` (`entries` of them, a power of two) and `head` must stay mapped
     /// as long as this lives, and no other producer may serve the ring.
     pub unsafe fn new(cells: *const Cell<T>, head: *const CacheLine, entries: u32) -> Self {
         debug_assert!(entries.is_power_of_two());
         Producer { cells, head, entries, tail: 0, cached_head: 0 }
+    }
+
+    /// For tests: puts the ring where it would be after `position` entries, before anybody uses it. The consumer must
+    /// do the same.
+    #[doc(hidden)]
+    pub fn start_at(&mut self, position: u32) {
+        for i in 0..self.entries {
+            // The last lap's entries: zeroed memory would be right for position 0 alone.
+            let last = position.wrapping_sub(self.entries).wrapping_add(i);
+            // SAFETY: the masked index is in range, the cells are mapped by `new`'s contract.
+            let cell = unsafe { &*self.cells.add((last & (self.entries - 1)) as usize) };
+            cell.seq.store(last.wrapping_add(1), Ordering::Relaxed);
+        }
+        (self.tail, self.cached_head) = (position, position);
     }
 
     /// Publishes one entry; `false` when the ring is full.
@@ -110,6 +124,14 @@ impl<T: Entry> Consumer<T> {
         Consumer { cells, head, entries, next: 0 }
     }
 
+    /// For tests: as [`Producer::start_at`].
+    #[doc(hidden)]
+    pub fn start_at(&mut self, position: u32) {
+        self.next = position;
+        // SAFETY: mapped by `new`'s contract.
+        unsafe { (*self.head).word.store(position, Ordering::Relaxed) };
+    }
+
     /// Whether an entry waits.
     pub fn ready(&self) -> bool {
         self.cell().seq.load(Ordering::Acquire) == self.next.wrapping_add(1)
@@ -152,14 +174,18 @@ mod model {
         head: CacheLine,
     }
 
-    #[test]
-    fn entries_arrive_whole_and_in_order() {
-        loom::model(|| {
+    /// Three entries cross a ring of two, from `position` on.
+    fn cross(position: u32) {
+        loom::model(move || {
             let ring = Arc::new(Ring { cells: (0..2).map(|_| Cell::new(0)).collect(), head: CacheLine::default() });
             // SAFETY: the `Arc`s keep the memory alive for both halves.
             let mut tx = unsafe { Producer::new(ring.cells.as_ptr(), &ring.head, 2) };
             // SAFETY: as above.
             let mut rx = unsafe { Consumer::new(ring.cells.as_ptr(), &ring.head, 2) };
+            if position != 0 {
+                tx.start_at(position);
+                rx.start_at(position);
+            }
             let other = ring.clone();
             let producer = loom::thread::spawn(move || {
                 let _alive = other;
@@ -182,5 +208,22 @@ mod model {
             assert!(rx.pop().is_none());
             producer.join().unwrap();
         });
+    }
+
+    #[test]
+    fn entries_arrive_whole_and_in_order() {
+        cross(0);
+    }
+
+    /// Positions u32::MAX - 1, u32::MAX and 0.
+    #[test]
+    fn entries_cross_the_last_position() {
+        cross(u32::MAX - 1);
+    }
+
+    /// Positions u32::MAX, 0 and 1.
+    #[test]
+    fn entries_begin_at_the_last_position() {
+        cross(u32::MAX);
     }
 }

@@ -5,16 +5,35 @@ use tunnelfs_ring::*;
 
 const GEOMETRY: Geometry = Geometry { entries: 4, slots: 4, slot_size: 8192 };
 
+/// Where the tests' rings start: at 0, and so that positions wrap at once, after a few entries, and in mid-ring.
+const STARTS: [u32; 5] = [0, u32::MAX, u32::MAX - 1, u32::MAX - 2, u32::MAX - 5];
+
 fn ends(region: &Region) -> (DriverQueue, DeviceQueue) {
+    ends_of(region, GEOMETRY)
+}
+
+fn ends_of(region: &Region, geometry: Geometry) -> (DriverQueue, DeviceQueue) {
     // SAFETY: the region is zeroed, page-aligned, large enough, and outlives both ends in each test.
     unsafe {
-        let slot = |n: u32| region.as_ptr().add(GEOMETRY.control_bytes() + (n * GEOMETRY.slot_size) as usize);
-        let slots = (0..GEOMETRY.slots).map(slot).collect();
+        let slot = |n: u32| region.as_ptr().add(geometry.control_bytes() + (n * geometry.slot_size) as usize);
+        let slots = (0..geometry.slots).map(slot).collect();
         (
-            DriverQueue::new(region.as_ptr(), GEOMETRY).unwrap(),
-            DeviceQueue::new(region.as_ptr(), slots, GEOMETRY).unwrap(),
+            DriverQueue::new(region.as_ptr(), geometry).unwrap(),
+            DeviceQueue::new(region.as_ptr(), slots, geometry).unwrap(),
         )
     }
+}
+
+/// Both ends, as they would be after `position` messages in each direction.
+fn ends_at(region: &Region, position: u32) -> (DriverQueue, DeviceQueue) {
+    let (mut guest, mut host) = ends(region);
+    if position != 0 {
+        guest.sq.start_at(position);
+        host.sq.start_at(position);
+        host.cq.start_at(position);
+        guest.cq.start_at(position);
+    }
+    (guest, host)
 }
 
 fn sqe(user_data: u32) -> Sqe {
@@ -30,30 +49,59 @@ fn sqe(user_data: u32) -> Sqe {
 
 #[test]
 fn a_full_ring_pushes_back_and_loses_nothing() {
-    let region = Region::new(GEOMETRY.bytes(), false).unwrap();
-    let (mut guest, mut host) = ends(&region);
-    for tag in 0..4 {
-        assert!(guest.sq.push(&sqe(tag)).unwrap());
+    for position in STARTS {
+        let region = Region::new(GEOMETRY.bytes(), false).unwrap();
+        let (mut guest, mut host) = ends_at(&region, position);
+        assert_eq!(host.sq.pop(), None, "nothing waits at {position}");
+        assert_eq!(guest.sq.free().unwrap(), 4, "at {position}");
+        for tag in 0..4 {
+            assert!(guest.sq.push(&sqe(tag)).unwrap());
+        }
+        assert!(!guest.sq.push(&sqe(4)).unwrap(), "a fifth entry does not fit at {position}");
+        assert_eq!(host.sq.pop(), Some(sqe(0)));
+        assert!(guest.sq.push(&sqe(4)).unwrap());
+        for tag in 1..5 {
+            assert_eq!(host.sq.pop(), Some(sqe(tag)));
+        }
+        assert_eq!(host.sq.pop(), None, "nothing is left at {position}");
     }
-    assert!(!guest.sq.push(&sqe(4)).unwrap(), "a fifth entry does not fit");
-    assert_eq!(host.sq.pop(), Some(sqe(0)));
-    assert!(guest.sq.push(&sqe(4)).unwrap());
-    for tag in 1..5 {
-        assert_eq!(host.sq.pop(), Some(sqe(tag)));
+}
+
+/// What an earlier lap has left at a place is never taken for the entry that comes there next.
+#[test]
+fn an_old_entry_is_not_taken_again() {
+    for position in STARTS {
+        let region = Region::new(GEOMETRY.bytes(), false).unwrap();
+        let (mut guest, mut host) = ends_at(&region, position);
+        for tag in 0..12 {
+            assert!(!host.sq.ready(), "{tag} entries after {position}");
+            guest.sq.push(&sqe(tag)).unwrap();
+            assert!(host.sq.ready(), "{tag} entries after {position}");
+            assert_eq!(host.sq.pop(), Some(sqe(tag)));
+            let cqe = Cqe { tag, payload_len: 0, inline_len: 16, inline: [user_data as u8; CQE_INLINE_BYTES] };
+            assert!(!guest.cq.ready() && host.cq.push(&cqe).unwrap());
+            assert_eq!(guest.cq.pop(), Some(cqe));
+        }
     }
-    assert_eq!(host.sq.pop(), None);
 }
 
 #[test]
 fn a_wild_head_is_an_error() {
-    let region = Region::new(GEOMETRY.bytes(), false).unwrap();
-    let (mut guest, _host) = ends(&region);
-    for tag in 0..4 {
-        guest.sq.push(&sqe(tag)).unwrap();
+    for position in STARTS {
+        // Before what is in the ring, and after what has been sent.
+        for wild in
+            [position.wrapping_sub(1), position.wrapping_add(5), position.wrapping_add(77), position ^ (1 << 31)]
+        {
+            let region = Region::new(GEOMETRY.bytes(), false).unwrap();
+            let (mut guest, _host) = ends_at(&region, position);
+            for tag in 0..4 {
+                guest.sq.push(&sqe(tag)).unwrap();
+            }
+            // SAFETY: the first word of the queue is the submission ring's head.
+            unsafe { region.as_ptr().cast::<u32>().write_volatile(wild) };
+            assert!(matches!(guest.sq.push(&sqe(9)), Err(Error::Corrupt(_))), "head {wild} at {position}");
+        }
     }
-    // SAFETY: the first word of the queue is the submission ring's head.
-    unsafe { region.as_ptr().cast::<u32>().write_volatile(77) };
-    assert!(matches!(guest.sq.push(&sqe(9)), Err(Error::Corrupt(_))));
 }
 
 #[test]
@@ -81,9 +129,9 @@ fn the_region_cannot_shrink() {
 
 proptest! {
     #[test]
-    fn any_interleaving_keeps_order(ops in proptest::collection::vec(any::<bool>(), 1..400)) {
+    fn any_interleaving_keeps_order(before_wrap in 0u32..200, ops in proptest::collection::vec(any::<bool>(), 1..400)) {
         let region = Region::new(GEOMETRY.bytes(), false).unwrap();
-        let (mut guest, mut host) = ends(&region);
+        let (mut guest, mut host) = ends_at(&region, 0u32.wrapping_sub(before_wrap));
         let (mut sent, mut got) = (0, 0);
         for push in ops {
             if push {
@@ -99,12 +147,62 @@ proptest! {
         }
     }
 
+    /// Sizes from all sides of each limit: half of them are accepted.
     #[test]
-    fn geometry_is_accepted_only_when_it_fits(entries in 0u32..70_000, slots in 0u32..70_000, slot_size in 0u32..20_000_000) {
+    fn geometry_is_accepted_exactly_when_it_fits((entries, slots) in counts(), slot_size in slot_sizes()) {
+        let valid = (2..=32_768).contains(&entries)
+            && entries.count_ones() == 1
+            && (1..=entries).contains(&slots)
+            && (8192..=16 << 20).contains(&slot_size)
+            && slot_size.trailing_zeros() >= 12;
         let g = Geometry { entries, slots, slot_size };
-        if g.check().is_ok() {
-            prop_assert!(entries.is_power_of_two() && slots <= entries && slot_size % 4096 == 0);
-            prop_assert!(g.control_bytes() >= 512 + entries as usize * 192);
+        prop_assert_eq!(g.check().is_ok(), valid, "{:?}", g);
+        if valid {
+            prop_assert!(g.control_bytes() >= 512 + entries as usize * 192 && g.control_bytes() % 4096 == 0);
+            prop_assert_eq!(g.bytes(), g.control_bytes() + slots as usize * slot_size as usize);
         }
     }
+
+    /// The parts of a queue do not overlap: full rings keep their entries, and leave the slots alone.
+    #[test]
+    fn rings_and_slots_lie_apart(shift in 1u32..8, part in 1u32..100) {
+        let entries = 1 << shift;
+        let g = Geometry { entries, slots: 1 + part * (entries - 1) / 100, slot_size: 8192 };
+        let region = Region::new(g.bytes(), false).unwrap();
+        let (mut guest, mut host) = ends_of(&region, g);
+        let cqe = |tag: u32| Cqe { tag, payload_len: !0, inline_len: !0, head: [0xff; CQE_INLINE_BYTES] };
+        for n in 0..entries {
+            let sqe = Sqe { head: [0xff; SQE_INLINE_BYTES], ..sqe(n) };
+            prop_assert!(guest.sq.push(&sqe).unwrap());
+            prop_assert!(host.cq.push(&cqe(n)).unwrap());
+        }
+        guest.own_wakeup.set();
+        host.own_wakeup.set();
+        for n in 0..g.slots {
+            let slot = host.slots.get(&Sqe { slot: n, ..sqe(n) }).unwrap();
+            // SAFETY: a slot of the region, which only this test uses.
+            let bytes = unsafe { std::slice::from_raw_parts(slot, g.slot_size as usize) };
+            prop_assert!(bytes.iter().all(|&b| b == 0), "slot {}", n);
+        }
+        for n in 0..entries {
+            prop_assert_eq!(host.sq.pop(), Some(Sqe { head: [0xff; SQE_INLINE_BYTES], ..sqe(n) }));
+            prop_assert_eq!(guest.cq.pop(), Some(cqe(n)));
+        }
+        prop_assert!(guest.peer_wakeup.take() && host.peer_wakeup.take());
+    }
+}
+
+/// Entries: mostly powers of two. Slots: mostly what they allow, or one more.
+fn counts() -> impl Strategy<Value = (u32, u32)> {
+    let entries = prop_oneof![8 => (0u32..17).prop_map(|shift| 1 << shift), 1 => 0u32..70_000, 1 => any::<u32>()];
+    entries.prop_flat_map(|entries| {
+        let edges = prop_oneof![Just(0), Just(1), Just(entries), Just(entries.saturating_add(1))];
+        (Just(entries), prop_oneof![4 => 1..=entries.max(1), 4 => edges, 1 => any::<u32>()])
+    })
+}
+
+/// Bytes: mostly whole pages in range.
+fn slot_sizes() -> impl Strategy<Value = u32> {
+    let edges = prop_oneof![Just(0), Just(4096), Just(8192), Just(16 << 20), Just((16 << 20) + 4096)];
+    prop_oneof![4 => (2u32..=4096).prop_map(|pages| pages * 4096), 2 => edges, 1 => 0u32..20_000_000, 1 => any::<u32>()]
 }

@@ -3,8 +3,8 @@
 //! minutes; `make conformance` runs all of it, which takes hours, and `make soak`
 //! all at random for half an hour.
 //!
-//! Needs root and `/dev/fuse`, and the programs of `make deps-conformance`; says
-//! `skipped: ...` without them.
+//! Needs root and `/dev/fuse`, and the programs of `make deps-conformance`; skips
+//! without them.
 
 mod direct;
 mod fsx;
@@ -15,6 +15,8 @@ mod programs;
 #[allow(dead_code)]
 #[path = "../mount/rig.rs"]
 mod rig;
+#[path = "../common/skip.rs"]
+mod skip;
 mod soak;
 
 use rig::{Guest, Host, Peer, Scratch};
@@ -67,7 +69,7 @@ impl Mounted {
 fn installed(name: &str) -> Option<PathBuf> {
     let found = tunnelfs_bench::session::installed(name);
     if found.is_none() {
-        println!("skipped: {name} is not installed (`make deps-conformance`)");
+        skip::lacking(format_args!("{name} is not installed (`make deps-conformance`)"));
     }
     found
 }

@@ -125,7 +125,7 @@ fn a_repository(dir: &Path, source: &Path, times: usize) {
 /// Several processes write transactions; all of them are there in the end.
 fn data_base(dir: &Path, mode: &str, times: usize) {
     if Command::new("sqlite3").arg("--version").output().is_err() {
-        return println!("skipped: sqlite3 is not installed (`make deps-conformance`)");
+        return crate::skip::lacking("sqlite3 is not installed (`make deps-conformance`)");
     }
     const WRITERS: usize = 3;
     let (file, each) = (dir.join("data"), 30 * times);

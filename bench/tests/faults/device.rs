@@ -1,7 +1,7 @@
 //! Disks that fail: a device that answers with errors, and a quota.
 
 use crate::disk::{tell, uncache, Disk};
-use crate::rig::{Guest, Host, Peer, Scratch};
+use crate::rig::{Guest, Host, Peer, Scratch, PATIENCE};
 use crate::within;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = PATIENCE;
 
 fn synced(path: &Path, data: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;

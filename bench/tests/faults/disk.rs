@@ -1,6 +1,7 @@
 //! A shared directory that is a file system of its own, on a device that can be broken and repaired.
 
 use crate::rig::{Scratch, Unmounted};
+use crate::skip;
 use nix::mount::{mount, MsFlags};
 use std::fs::File;
 use std::io;
@@ -34,11 +35,12 @@ pub fn tell(command: &mut Command) -> Option<String> {
     match command.output() {
         Ok(output) if output.status.success() => Some(String::from_utf8_lossy(&output.stdout).trim().into()),
         Ok(output) => {
-            println!("skipped: {command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            let told = String::from_utf8_lossy(&output.stderr);
+            skip::unsupported(format_args!("{command:?}: {}", told.trim()));
             None
         }
         Err(e) => {
-            println!("skipped: {command:?}: {e} (`make deps-conformance`)");
+            skip::lacking(format_args!("{command:?}: {e} (`make deps-conformance`)"));
             None
         }
     }
@@ -52,7 +54,7 @@ impl Disk {
         tell(mkfs.arg(&image))?;
         let device = Loop(tell(Command::new("losetup").args(["--find", "--show"]).arg(&image))?.into());
         if let Err(e) = mount(Some(&device.0), &share, Some(kind), MsFlags::empty(), Some(options)) {
-            println!("skipped: mounting {kind} with {options}: {e}");
+            skip::unsupported(format_args!("mounting {kind} with `{options}`: {e}"));
             return None;
         }
         Some(Disk { _mounted: Unmounted(share), device })

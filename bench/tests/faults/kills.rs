@@ -77,10 +77,10 @@ fn assert_log(path: &Path, count: u32) {
 
 fn survive(channel: &str, transport: &str, words: &str) {
     let Some(fsx_program) = tunnelfs_bench::session::installed("fsx") else {
-        return println!("skipped: fsx is not installed (`make deps-conformance`)");
+        return crate::skip::lacking("fsx is not installed (`make deps-conformance`)");
     };
     if Command::new("fio").arg("--version").output().is_err() {
-        return println!("skipped: fio is not installed");
+        return crate::skip::lacking("fio is not installed (`make deps-conformance`)");
     }
     let Some(scratch) = Scratch::for_channel(channel) else { return };
     let fsx_dir = tempfile::tempdir().unwrap();

@@ -160,7 +160,7 @@ fn every_opcode_in_a_sandbox() {
     if nix::unistd::geteuid().is_root() {
         every_opcode(Target::inside("namespace", &[]));
     } else {
-        println!("skipped: needs root");
+        crate::skip::lacking("the sandbox needs root");
     }
 }
 

@@ -8,4 +8,6 @@ mod guest;
 mod pauses;
 mod queues;
 mod rig;
+#[path = "../common/skip.rs"]
+mod skip;
 mod stream;

@@ -217,7 +217,7 @@ fn installed_programs() {
     let manager = std::os::unix::net::UnixDatagram::bind(&ready).unwrap();
     let mut host = Command::new(root.join(&program[1..]));
     let mut host = host.args(words.split(' ')).env("NOTIFY_SOCKET", &ready).spawn().unwrap();
-    manager.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+    manager.set_read_timeout(Some(crate::rig::PATIENCE)).unwrap();
     let mut said = [0; 20];
     let n = manager.recv(&mut said).unwrap();
     assert_eq!(&said[..n], b"READY=1");
@@ -272,14 +272,15 @@ fn an_idle_mount_costs_nothing() {
         let host = Host::start(&scratch, Peer::Ours);
         let guest = Guest::mount(&scratch, &host, words);
         assert_works(&scratch);
-        std::thread::sleep(std::time::Duration::from_secs(1));
         let pids = [guest.pid(), host.server()];
-        let before = pids.map(cpu_ns);
-        std::thread::sleep(std::time::Duration::from_secs(2));
-        for (pid, before) in pids.into_iter().zip(before) {
-            let used = cpu_ns(pid) - before;
-            assert!(used < 2_000_000, "{words}: process {pid} used {used} ns in 2 s");
-        }
+        // What was asked before may still end on a busy machine: some two seconds are idle ones.
+        soon(&format!("{words}: both processes use less than 2 ms in 2 s"), || {
+            let before = pids.map(cpu_ns);
+            std::thread::sleep(std::time::Duration::from_secs(2));
+            let used = [0, 1].map(|i| cpu_ns(pids[i]) - before[i]);
+            println!("{words}: used {used:?} ns in 2 s");
+            used.iter().all(|&ns| ns < 2_000_000).then_some(())
+        });
         guest.unmount();
     }
 }

@@ -1,7 +1,7 @@
 //! A mount behaves as a local directory does: over both channels to the
 //! kernel, over each transport, and when things go wrong. About two minutes.
 //!
-//! Needs root and `/dev/fuse`; says `skipped: ...` without them.
+//! Needs root and `/dev/fuse`; skips without them.
 
 mod files;
 mod helpers;
@@ -12,6 +12,8 @@ mod refusals;
 #[allow(dead_code)] // Shared: not every test program has a use for all of it.
 mod rig;
 mod rights;
+#[path = "../common/skip.rs"]
+mod skip;
 mod slow;
 
 use rig::{Guest, Host, Peer, Place, Scratch};
@@ -83,7 +85,7 @@ fn the_device_over_a_socket() {
 fn with_stock_virtiofsd(channel: &str) {
     let Some(scratch) = Scratch::for_channel(channel) else { return };
     if tunnelfs_bench::session::virtiofsd().is_none() {
-        return println!("skipped: virtiofsd is not installed (`make deps`)");
+        return skip::lacking("virtiofsd is not installed (`make deps`)");
     }
     let host = Host::start(&scratch, Peer::Virtiofsd);
     let guest = Guest::mount(&scratch, &host, &format!("channel={channel},transport=ring"));

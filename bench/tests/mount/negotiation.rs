@@ -3,14 +3,16 @@
 
 use crate::files::open;
 use crate::refusals::answer_init;
-use crate::rig::{errno, mount_command, soon, Guest, Host, Peer, Scratch};
+use crate::rig::{all_threads, errno, mount_command, soon, Guest, Host, Peer, Scratch, Stopped, Unmounted, PATIENCE};
+use crate::skip;
+use nix::mount::{mount, MsFlags};
 use nix::sys::mman::{mmap, munmap, MapFlags, ProtFlags};
-use nix::sys::signal::{kill, Signal};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// One queue, so that all requests are counted in one place.
 fn mounted(options: &[&str], words: &str) -> Option<(Scratch, Host, Guest)> {
@@ -102,7 +104,7 @@ fn requests_are_as_large_as_slots_and_kernel_allow() {
         assert_eq!(taken, (requests, requests), "{words}");
     }
     let Some(_limit) = PagesLimit::set(1024) else {
-        return println!("skipped: {PAGES_LIMIT} cannot be set; it came with Linux 6.13");
+        return skip::unsupported(format_args!("{PAGES_LIMIT} cannot be set; it came with Linux 6.13"));
     };
     assert_eq!(requests_for_4_mib(",slots=8,slot_size=4194304"), Some((1, 1)));
     // The kernel allows more than the slots have, and the slots have more than the kernel allows.
@@ -150,23 +152,63 @@ fn readdirplus() {
     assert_eq!(list_100(&["--cache=never"]), Some((0, 1, 1)));
 }
 
-/// Most requests under way at a time when `n` threads work while the host is
-/// stopped; each has a file of 1 MiB that was opened with `flags` before.
-fn sent_at_once(n: usize, words: &str, flags: i32, work: impl Fn(&Path, usize, File) + Sync) -> Option<u64> {
+/// The kernel's count of a mount's requests that are not answered.
+struct Waiting {
+    count: PathBuf,
+    _control: Unmounted,
+}
+
+impl Waiting {
+    fn new(scratch: &Scratch, guest: &Guest) -> Waiting {
+        let control = scratch.path("fusectl");
+        fs::create_dir(&control).unwrap();
+        mount(Some("none"), &control, Some("fusectl"), MsFlags::empty(), None::<&str>).unwrap();
+        // A connection's number is its device's.
+        let number = nix::sys::stat::minor(fs::metadata(&guest.point).unwrap().dev());
+        Waiting { count: control.join(format!("{number}/waiting")), _control: Unmounted(control) }
+    }
+
+    /// Waits until there are `wanted`, or a minute; and until the guest has sent on all that it can: its threads sleep.
+    fn await_sent(&self, wanted: u64, guest: &Guest) {
+        let count = || fs::read_to_string(&self.count).unwrap().trim().parse::<u64>().unwrap();
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE && count() < wanted {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        println!("{} requests, of {wanted} that are wanted", count());
+        soon("the guest sleeps", || {
+            let asleep = || all_threads(guest.pid(), 'S');
+            let first = asleep();
+            std::thread::sleep(Duration::from_millis(50));
+            (first && asleep()).then_some(())
+        });
+    }
+}
+
+/// Most requests under way at a time when `n` threads work while the host is stopped; each has a file of 1 MiB that was
+/// opened with `flags` before. Waits until there are `wanted`.
+fn sent_at_once(
+    n: usize,
+    words: &str,
+    flags: i32,
+    wanted: u64,
+    work: impl Fn(&Path, usize, File) + Sync,
+) -> Option<u64> {
     let (scratch, host, guest) = mounted(&[], words)?;
     let open = |i: usize| {
         fs::write(scratch.path(&format!("share/{i}")), vec![1; 1 << 20]).unwrap();
         OpenOptions::new().read(true).custom_flags(flags).open(guest.point.join(i.to_string())).unwrap()
     };
     let files: Vec<_> = (0..n).map(open).collect();
-    kill(host.server(), Signal::SIGSTOP).unwrap();
+    let requests = Waiting::new(&scratch, &guest);
+    let stopped = Stopped::new(host.server());
     std::thread::scope(|scope| {
         let (point, work) = (&guest.point, &work);
         let start = |(i, file)| scope.spawn(move || work(point, i, file));
         let threads: Vec<_> = files.into_iter().enumerate().map(start).collect();
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        requests.await_sent(wanted, &guest);
         let waits = threads.iter().all(|t| !t.is_finished());
-        kill(host.server(), Signal::SIGCONT).unwrap();
+        drop(stopped);
         assert!(waits, "a stopped host answers");
     });
     let most = most_at_a_time(&guest);
@@ -177,16 +219,16 @@ fn sent_at_once(n: usize, words: &str, flags: i32, work: impl Fn(&Path, usize, F
 #[test]
 fn parallel_dirops() {
     let look = |dir: &Path, i, _| assert_eq!(errno(fs::metadata(dir.join(format!("no{i}")))), libc::ENOENT);
-    let Some(most) = sent_at_once(6, "", 0, look) else { return };
+    let Some(most) = sent_at_once(6, "", 0, 6, look) else { return };
     assert!(most >= 6, "{most} lookups in one directory at a time");
 }
 
 #[test]
 fn async_read_and_dio() {
     let read = |_: &Path, _, file: File| assert_eq!(file.read_at(pages(&mut Vec::new()), 0).unwrap(), 1 << 20);
-    let Some(most) = sent_at_once(1, ",slot_size=8192", 0, read) else { return };
+    let Some(most) = sent_at_once(1, ",slot_size=8192", 0, 8, read) else { return };
     assert!(most >= 8, "{most} requests of one reader at a time");
-    let most = sent_at_once(1, ",slot_size=65536", libc::O_DIRECT, read).unwrap();
+    let most = sent_at_once(1, ",slot_size=65536", libc::O_DIRECT, 16, read).unwrap();
     assert!(most >= 16, "{most} requests of one direct read at a time");
 }
 

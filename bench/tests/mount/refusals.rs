@@ -13,7 +13,7 @@ use tunnelfs_bench::session::sibling;
 /// It ends in error within the patience of the guest and a little more, and says `told`.
 pub fn assert_refused(command: &mut Command, told: &str) {
     let output =
-        Command::new("timeout").arg("15").arg(command.get_program()).args(command.get_args()).output().unwrap();
+        Command::new("timeout").arg("60").arg(command.get_program()).args(command.get_args()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code().filter(|&c| c != 0 && c != 124), output.status.code(), "{command:?}: {said}");
     assert!(said.contains(told), "{command:?} says: {said}");
@@ -134,4 +134,40 @@ fn machines_that_cannot_mount() {
     assert_refused(&mut as_nobody(), "the socket is its owner's");
     std::os::unix::fs::chown(&host.socket, Some(12345), None).unwrap();
     assert_refused(&mut as_nobody(), "mounting needs root");
+}
+
+/// By the programs themselves: one that used only a part of the checks would go on, and panic or run wrong.
+#[test]
+fn settings_that_cannot_be() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let at = |name: &str| nowhere.path().join(name).display().to_string();
+    let host = |words: [&str; 2]| {
+        let mut command = Command::new(sibling("tunnelfs-host").unwrap());
+        command.args(["--shared-dir", &at("")]).args(words);
+        if words[0] != "--socket-path" {
+            command.args(["--socket-path", &at("socket")]);
+        }
+        command
+    };
+    let long = at(&"x".repeat(120));
+    for (words, told) in [
+        (["--thread-pool-size", "1000000"], "host.thread_pool_size = 1000000: must be from 0 to 1024"),
+        (["--cpus", "99999"], "host.cpus = [99999]: this process cannot run on CPU 99999"),
+        (["--rlimit-nofile", "9000000000000000000"], "sysctl fs.nr_open"),
+        (["--socket-path", ""], "must be the path of a UNIX socket (set by --socket-path)"),
+        (["--socket-path", &at("")], "is a directory"),
+        (["--socket-path", &long], "a UNIX socket's path may have 107 bytes"),
+        (["--tag", ""], "host.tag"),
+    ] {
+        assert_refused(&mut host(words), told);
+    }
+    for (words, told) in [
+        ("cpus=99999", "mount.cpus = [99999]: this process cannot run on CPU 99999"),
+        ("socket_path=", "must be the path of a UNIX socket (set by -o socket_path=)"),
+        ("timeout=9000000000000000000", "mount.timeout"),
+        ("slot_size=1M,slots=0", "transport.slots = 0"),
+    ] {
+        let mut command = Command::new(sibling("tunnelfs-guest").unwrap());
+        assert_refused(command.args(["mount", "-o", words]).arg(at("")), told);
+    }
 }

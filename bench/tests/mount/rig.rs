@@ -1,6 +1,7 @@
 //! Hosts, guests and scratch directories that are gone when they are dropped,
 //! also when a test fails.
 
+use crate::skip;
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
@@ -12,8 +13,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tunnelfs_bench::session::{sibling, virtiofsd};
 
-/// How long anything may take to come up or go away.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long anything may take to come up or go away. Long: others may keep the machine busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long what happens at once may take on a busy machine: less than what it would take to wait for a time limit.
+pub const PROMPT: Duration = Duration::from_secs(15);
 
 /// Polls until `done` has a value.
 pub fn soon<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
@@ -47,11 +50,11 @@ impl Scratch {
     /// `None` where nothing can be mounted.
     pub fn new() -> Option<Scratch> {
         if !nix::unistd::geteuid().is_root() {
-            println!("skipped: mounting needs root");
+            skip::lacking("mounting needs root");
             return None;
         }
         if let Err(e) = fs::File::open("/dev/fuse") {
-            println!("skipped: /dev/fuse: {e}");
+            skip::lacking(format_args!("/dev/fuse: {e}"));
             return None;
         }
         let scratch = Scratch { memory: None, dir: tempfile::tempdir().unwrap() };
@@ -77,7 +80,7 @@ impl Scratch {
         let scratch = Scratch::new()?;
         if channel == "uring" {
             if let Err(e) = switch_on_uring() {
-                println!("skipped: {URING}: {e}; FUSE-over-io_uring came with Linux 6.14");
+                skip::unsupported(format_args!("{URING}: {e}; FUSE-over-io_uring came with Linux 6.14"));
                 return None;
             }
         }
@@ -153,6 +156,37 @@ pub fn server(host: u32) -> Pid {
     Pid::from_raw(children.trim().parse().unwrap_or(host as i32))
 }
 
+/// Stops a process, and waits until each of its threads has.
+pub fn stop(pid: Pid) {
+    kill(pid, Signal::SIGSTOP).unwrap();
+    soon("every thread stops", || all_threads(pid, 'T').then_some(()));
+}
+
+/// Whether all threads of a process are in a state, as proc_pid_stat(5) has it.
+pub fn all_threads(pid: Pid, state: char) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.flatten().all(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(state))
+    })
+}
+
+/// A stopped process goes on when this is dropped, also when a test fails: nothing that waits for it could end.
+pub struct Stopped(Pid);
+
+impl Stopped {
+    pub fn new(pid: Pid) -> Stopped {
+        stop(pid);
+        Stopped(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
 /// Whether connections to the socket are accepted; asking by connecting would be a guest's visit.
 pub fn is_listening(socket: &Path) -> bool {
     let (flag, path) = (" 00010000 ", format!(" {}", socket.display()));
@@ -213,6 +247,11 @@ impl Guest {
     /// What it has written to stderr.
     pub fn output(&self) -> String {
         fs::read_to_string(&self.output).unwrap()
+    }
+
+    /// Stops the process, and waits until it has.
+    pub fn stop(&self) {
+        stop(self.pid());
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -1,10 +1,13 @@
 //! One configuration for all programs: `tunnelfs.toml`, which the command line overrides.
 
+mod limits;
 mod load;
+mod numbers;
 mod schema;
 mod words;
 
 pub use load::{Loader, SYSTEM_FILE};
+pub use numbers::parse_bytes;
 pub use schema::*;
 pub use words::{Word, WORDS};
 

@@ -1,11 +1,13 @@
 //! Defaults, then the file, then the command line; and where each value came from.
 
+use crate::limits::{self, Refusal};
+use crate::numbers;
 use crate::words::{self, Form};
-use crate::{Error, Settings, MAX_QUEUES};
+use crate::{Error, Settings};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use toml::{Table, Value};
-use tunnelfs_ring::Region;
 
 /// Where the file is looked for when none is named.
 pub const SYSTEM_FILE: &str = "/etc/tunnelfs/tunnelfs.toml";
@@ -18,6 +20,8 @@ pub struct Loader {
     file: Option<(PathBuf, String)>,
     /// Key and origin of what did not come from the file.
     overrides: Vec<(&'static str, String)>,
+    /// The tables and single keys that the program uses.
+    used: Vec<&'static str>,
 }
 
 impl Loader {
@@ -31,14 +35,20 @@ impl Loader {
             Err(e) if file.is_none() && e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::defaults()),
             text => text.map_err(|source| Error::File { path: path.into(), source })?,
         };
-        let told = |e: toml::de::Error| Error::Toml { path: path.into(), text: e.to_string() };
+        let told = |e: toml::de::Error| Error::Toml { path: path.into(), text: numbers::plain(&e.to_string()) };
         let settings = toml::from_str(&text).map_err(told)?;
         let table = toml::from_str(&text).map_err(told)?;
-        Ok(Loader { settings, table, file: Some((path.into(), text)), overrides: Vec::new() })
+        Ok(Loader { settings, table, file: Some((path.into(), text)), overrides: Vec::new(), used: Vec::new() })
     }
 
     fn defaults() -> Self {
-        Loader { settings: Settings::default(), table: Table::new(), file: None, overrides: Vec::new() }
+        Loader {
+            settings: Settings::default(),
+            table: Table::new(),
+            file: None,
+            overrides: Vec::new(),
+            used: Vec::new(),
+        }
     }
 
     /// Sets one key as the command line has it; `origin` is for messages.
@@ -50,7 +60,7 @@ impl Loader {
         self.settings = Settings::deserialize(self.table.clone()).map_err(|e| Error::Value {
             key: key.into(),
             value: shown,
-            allowed: e.message().trim().into(),
+            allowed: numbers::plain(e.message().trim()),
             origin: origin.clone(),
         })?;
         self.overrides.push((key, origin));
@@ -62,10 +72,11 @@ impl Loader {
     /// # Errors
     /// [`Error::Value`].
     pub fn command_line(&mut self, sections: &'static [&'static str], matches: &clap::ArgMatches) -> Result<(), Error> {
+        self.use_tables(sections);
         for word in words::of(sections) {
             let given = match word.form {
                 Form::Switch(meaning) => matches.get_flag(word.option).then_some(Value::Boolean(meaning)),
-                form => matches.get_one::<String>(word.option).map(|text| parse(text, form)),
+                form => matches.get_one::<String>(word.option).map(|text| parse(text, word.key, form)),
             };
             if let Some(value) = given {
                 self.set(word.key, value, format!("--{}", word.option))?;
@@ -79,6 +90,7 @@ impl Loader {
     /// # Errors
     /// [`Error::Value`].
     pub fn mount_word(&mut self, sections: &'static [&'static str], text: &str) -> Result<bool, Error> {
+        self.use_tables(sections);
         let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
         let Some(word) = words::of(sections).find(|w| w.is(name)) else { return Ok(false) };
         let origin = format!("-o {text}");
@@ -88,7 +100,7 @@ impl Loader {
                 return Err(self.refused(word.key, v, "stands alone, without a value", origin))
             }
             (_, None) => return Err(self.refused(word.key, "", "needs a value", origin)),
-            (form, Some(v)) => parse(v, form),
+            (form, Some(v)) => parse(v, word.key, form),
         };
         self.set(word.key, value, origin)?;
         Ok(true)
@@ -98,52 +110,49 @@ impl Loader {
         Error::Value { key: key.into(), value: value.into(), allowed: allowed.into(), origin }
     }
 
-    /// The settings, checked against each other.
+    fn use_tables(&mut self, sections: &'static [&'static str]) {
+        for section in sections {
+            if !self.used.contains(section) {
+                self.used.push(section);
+            }
+        }
+    }
+
+    fn uses(&self, key: &str) -> bool {
+        self.used.iter().any(|used| key.strip_prefix(used).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    }
+
+    /// Returns the settings, checked against each other and against this machine.
     ///
     /// # Errors
     /// [`Error::Value`] names the key, its value, what is allowed, and where it was set.
     pub fn finish(self) -> Result<Settings, Error> {
-        let s = &self.settings;
-        if let Err(tunnelfs_ring::Error::Geometry { key, value, allowed }) = s.transport.geometry().check() {
-            return Err(self.wrong(&format!("transport.{key}"), &value.to_string(), &allowed));
+        let checks = limits::no_nul(&self.table)
+            .and_then(|()| limits::check(&self.settings))
+            .and_then(|()| limits::check_here(&self.settings, |key| self.uses(key)));
+        match checks {
+            Ok(()) => Ok(self.settings),
+            Err(refusal) => Err(self.explain(refusal)),
         }
-        if s.transport.queues > MAX_QUEUES {
-            let allowed = format!("must be from 0 to {MAX_QUEUES}");
-            return Err(self.wrong("transport.queues", &s.transport.queues.to_string(), &allowed));
-        }
-        if !(1..=36).contains(&s.host.tag.len()) {
-            return Err(self.wrong("host.tag", &s.host.tag, "must have 1 to 36 bytes"));
-        }
-        Ok(self.settings)
     }
 
-    /// As [`Self::finish`], for a side that has the shared memory to bring.
+    /// As [`Self::finish`], for the side that brings the shared memory and finds the socket again on a reconnect.
     ///
     /// # Errors
     /// As [`Self::finish`]; also when the memory is not there.
-    pub fn finish_with_memory(self) -> Result<Settings, Error> {
-        let t = &self.settings.transport;
-        if t.kind != crate::Kind::Socket && t.geometry().check().is_ok() {
-            let wanted = t.queue_count() * t.geometry().bytes();
-            let free = Region::available(t.huge_pages);
-            if free.is_some_and(|free| wanted > free) {
-                let what = if t.huge_pages { "free 2 MiB pages" } else { "available memory" };
-                let allowed = format!(
-                    "{} queues of {} slots need {} MiB of shared memory, and this machine has {} MiB of {what}: \
-                     fewer queues, fewer slots or smaller ones",
-                    t.queue_count(),
-                    t.slots,
-                    wanted >> 20,
-                    free.unwrap_or(0) >> 20,
-                );
-                return Err(self.wrong("transport.slot_size", &t.slot_size.to_string(), &allowed));
-            }
+    pub fn finish_with_memory(mut self) -> Result<Settings, Error> {
+        if let Err(refusal) = limits::memory(&self.settings).and_then(|()| limits::from_root(&mut self.settings)) {
+            return Err(self.explain(refusal));
         }
         self.finish()
     }
 
-    fn wrong(&self, key: &str, value: &str, allowed: &str) -> Error {
-        self.refused(key, value, allowed, self.origin(key))
+    /// The value as it was written, else as it is by default; and where it comes from.
+    fn explain(&self, Refusal { key, allowed }: Refusal) -> Error {
+        let (section, name) = key.split_once('.').expect("every key has a table");
+        let value = self.table.get(section).and_then(|s| s.get(name)).or_else(|| default_of(&key));
+        let value = value.map_or_else(String::new, ToString::to_string);
+        self.refused(&key, &value, &allowed, self.origin(&key))
     }
 
     fn origin(&self, key: &str) -> String {
@@ -167,11 +176,20 @@ fn line_of(text: &str, section: &str, name: &str) -> usize {
     1 + text[..start].matches('\n').count()
 }
 
-/// A word of a command line as TOML would have it.
-fn parse(text: &str, form: Form) -> Value {
+/// A key's default value, which also tells its type.
+fn default_of(key: &str) -> Option<&'static Value> {
+    static DEFAULTS: OnceLock<Table> = OnceLock::new();
+    let table = DEFAULTS.get_or_init(|| Table::try_from(Settings::default()).expect("the defaults are plain values"));
+    let (section, name) = key.split_once('.')?;
+    table.get(section)?.get(name)
+}
+
+/// A word of a command line as TOML would have it: text stays text, also where it looks like a number.
+fn parse(text: &str, key: &str, form: Form) -> Value {
     let number = |t: &str| t.trim().parse().map_or_else(|_| Value::String(t.into()), Value::Integer);
     match form {
         Form::List(_) => Value::Array(text.split([',', ':']).filter(|t| !t.trim().is_empty()).map(number).collect()),
-        _ => number(text),
+        _ if default_of(key).is_some_and(Value::is_integer) => number(text),
+        _ => Value::String(text.into()),
     }
 }

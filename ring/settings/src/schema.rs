@@ -1,5 +1,6 @@
 //! What can be set, with its defaults: the tables of `tunnelfs.toml`.
 
+use crate::numbers;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use tunnelfs_ring::{Geometry, WaitConfig};
@@ -40,12 +41,16 @@ pub struct Transport {
     /// The UNIX socket that a host listens on and a guest connects to.
     pub socket_path: PathBuf,
     /// Request queues, 0 for one on each CPU.
+    #[serde(deserialize_with = "numbers::whole")]
     pub queues: u16,
     /// Entries of each ring.
+    #[serde(deserialize_with = "numbers::whole")]
     pub entries: u32,
     /// Payload slots of each queue.
+    #[serde(deserialize_with = "numbers::whole")]
     pub slots: u32,
     /// Bytes of a slot.
+    #[serde(deserialize_with = "numbers::bytes")]
     pub slot_size: u32,
     /// Back the shared memory with 2 MiB pages.
     pub huge_pages: bool,
@@ -159,6 +164,7 @@ pub enum Seccomp {
 pub struct Host {
     pub shared_dir: PathBuf,
     pub tag: String,
+    #[serde(deserialize_with = "numbers::whole")]
     pub thread_pool_size: usize,
     pub cpus: Vec<usize>,
     pub readonly: bool,
@@ -174,6 +180,7 @@ pub struct Host {
     pub allow_mmap: bool,
     pub killpriv_v2: bool,
     pub preserve_noatime: bool,
+    #[serde(deserialize_with = "numbers::whole")]
     pub rlimit_nofile: u64,
     pub sandbox: Sandbox,
     pub seccomp: Seccomp,
@@ -263,10 +270,12 @@ pub struct Mount {
     /// Cache writes in the guest's kernel.
     pub writeback: bool,
     /// Seconds that the host may take for an answer, 0: as long as it likes.
+    #[serde(deserialize_with = "numbers::whole")]
     pub timeout: u64,
     /// Go on with another host on the same socket when this one has gone.
     pub reconnect: bool,
     /// Seconds to wait for one.
+    #[serde(deserialize_with = "numbers::whole")]
     pub reconnect_timeout: u64,
     /// Where a daemon's log goes; if empty, to the system's log.
     pub log_file: PathBuf,

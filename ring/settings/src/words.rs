@@ -44,7 +44,12 @@ pub const WORDS: &[Word] = &[
     word("transport.queues", "num-request-queues", Value("N"), "Request queues, 0 for one on each CPU"),
     word("transport.entries", "entries", Value("N"), "Entries of each ring, a power of two"),
     word("transport.slots", "slots", Value("N"), "Payload slots of each queue, at most `entries`"),
-    word("transport.slot_size", "slot-size", Value("BYTES"), "Bytes of a slot: the largest READ or WRITE"),
+    word(
+        "transport.slot_size",
+        "slot-size",
+        Value("SIZE"),
+        "Bytes of a slot, also as 64k or 1M: the largest READ or WRITE",
+    ),
     word("transport.huge_pages", "huge-pages", Switch(true), "Back the shared memory with 2 MiB pages"),
     word("wait.policy", "wait", Value("POLICY"), "How to wait for the other side: auto, spin or park"),
     word("wait.spin_us", "spin-us", Value("US"), "How long `spin` spins before it sleeps, microseconds"),

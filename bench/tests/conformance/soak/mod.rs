@@ -39,7 +39,7 @@ fn soak(length: Duration) {
         return;
     }
     if std::process::Command::new("fio").arg("--version").output().is_err() {
-        return println!("skipped: fio is not installed (`make deps-conformance`)");
+        return crate::skip::lacking("fio is not installed (`make deps-conformance`)");
     }
     let seed = Rng::seed();
     println!("soak: {} s with SEED={seed}", length.as_secs());
