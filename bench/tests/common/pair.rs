@@ -131,7 +131,7 @@ impl Pair {
     pub fn same_value<T: PartialEq + Debug>(&self, what: &str, work: impl Fn(&Path) -> T) -> T {
         let native = work(&self.setup.path("twin"));
         let mounted = work(&self.guest.point);
-        assert_eq!(mounted, native, "{what}: the mount (left) and the native directory (right)");
+        assert!(mounted == native, "{what}:\nthe mount: {}\nnatively:  {}", clipped(&mounted), clipped(&native));
         native
     }
 
@@ -139,6 +139,15 @@ impl Pair {
     pub fn same_script(&self, script: &str) -> (Option<i32>, String) {
         self.same_value(script, |dir| shell(dir, script))
     }
+}
+
+/// What people can still read.
+fn clipped(value: &impl Debug) -> String {
+    let mut text = format!("{value:?}");
+    if text.len() > 3000 {
+        text = format!("{}...", text.chars().take(3000).collect::<String>());
+    }
+    text
 }
 
 /// Exit code and output of a script in a directory; it has a minute.
