@@ -2,7 +2,7 @@
 //! data that is not written back yet, locks, owners without root, mounts on and below it. About a minute.
 //!
 //! Each test makes the same calls in the mount and in a native directory of the same file system. Needs root and
-//! `/dev/fuse`; says `skipped: ...` without them.
+//! `/dev/fuse`; is skipped without them.
 
 #[allow(dead_code)] // Shared: not every test program has a use for all of it.
 #[path = "../common/mod.rs"]
@@ -21,3 +21,5 @@ mod owners;
 #[path = "../mount/rig.rs"]
 mod rig;
 mod sizes;
+#[path = "../common/skip.rs"]
+mod skip;

@@ -44,7 +44,7 @@ fn assert_overlays(host: &[&str], options: &str) {
     let native = overlay(&pair, &pair.native(""), "native-overlay", options);
     let (native, _native) = match native {
         Ok(mounted) => mounted,
-        Err(e) => return println!("skipped: no overlays here: {e}"),
+        Err(e) => return crate::skip::unsupported(format_args!("no overlays here: {e}")),
     };
     let (point, mounted) = overlay(&pair, &pair.guest.point, "overlay", options).expect("overlay on the mount");
     for script in WORK {

@@ -3,7 +3,7 @@
 //!
 //! Half a minute; `DIFFERENTIAL_SECONDS` makes it longer, `DIFFERENTIAL_SEED` draws other sequences, and
 //! `--ignored` runs every way of caching for minutes with sequences that are new each time. Needs root and
-//! `/dev/fuse`; says `skipped: ...` without them.
+//! `/dev/fuse`; is skipped without them.
 
 #[allow(dead_code)] // Shared: not every test program has a use for all of it.
 #[path = "../common/mod.rs"]
@@ -13,6 +13,8 @@ mod ops;
 #[allow(dead_code)]
 #[path = "../mount/rig.rs"]
 mod rig;
+#[path = "../common/skip.rs"]
+mod skip;
 mod world;
 
 use common::pair::{Pair, Setup};
@@ -122,7 +124,9 @@ fn compare((host, mount): Way, time: Duration, seed: u64, with_threads: bool) {
             let threads = prop::collection::vec(prop::collection::vec(ops::any_op(), 1..25), 3);
             runner.run(&threads, |threads| check_threads(&pair, &threads)).map_err(|e| e.to_string())
         } else {
-            runner.run(&prop::collection::vec(ops::any_op(), 1..60), |ops| check(&pair, &ops)).map_err(|e| e.to_string())
+            runner
+                .run(&prop::collection::vec(ops::any_op(), 1..60), |ops| check(&pair, &ops))
+                .map_err(|e| e.to_string())
         };
         if let Err(e) = result {
             panic!("host {host:?}, mount {mount:?}, DIFFERENTIAL_SEED={seed}: {e}");

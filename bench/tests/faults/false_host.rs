@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{fence, AtomicBool, AtomicU16, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
-use tunnelfs_ring::{ring_bell, Cqe, DeviceQueue, RingSetup, Sqe, CQE_HEAD_BYTES, OP_SETUP};
+use tunnelfs_ring::{Cqe, DeviceQueue, Eventfd, RingSetup, Sqe, CQE_INLINE_BYTES};
 
 /// What is said to one request.
 pub enum Said {
@@ -218,7 +218,7 @@ impl Queue {
         let chain = self.chain(head);
         let request: Vec<u8> =
             chain.iter().filter(|b| !b.write).flat_map(|b| self.memory.read(b.address, b.len)).collect();
-        if request.get(4..8) == Some(&OP_SETUP.to_ne_bytes()[..]) {
+        if request.get(4..8) == Some(&RingSetup::OPCODE.to_ne_bytes()[..]) {
             let done = self.set_up(&request[40..]).is_some();
             let unique = request[8..16].try_into().unwrap();
             let error = if done { 0 } else { -libc::ENOSYS };
@@ -272,7 +272,7 @@ impl Queue {
         self.used = self.used.wrapping_add(used.step);
         self.memory.index(ring + 2).store(self.used, Ordering::Release);
         fence(Ordering::SeqCst);
-        ring_bell(&self.call);
+        Eventfd::signal(&self.call);
     }
 
     fn set_up(&mut self, body: &[u8]) -> Option<()> {
@@ -300,7 +300,7 @@ impl Queue {
     }
 
     fn complete(&mut self, sqe: &Sqe, slot: *mut u8, said: Said, honest: bool) {
-        let mut cqe = Cqe { tag: sqe.tag, payload_len: 0, head_len: 0, head: [0; CQE_HEAD_BYTES] };
+        let mut cqe = Cqe { tag: sqe.tag, payload_len: 0, head_len: 0, head: [0; CQE_INLINE_BYTES] };
         match said {
             Said::End => return self.end(),
             Said::Done => {}
@@ -318,7 +318,7 @@ impl Queue {
         if let Some(ring) = &mut self.ring {
             let _ = ring.cq.push(&cqe);
             fence(Ordering::SeqCst);
-            ring_bell(&self.call);
+            Eventfd::signal(&self.call);
         }
     }
 }

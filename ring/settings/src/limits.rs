@@ -4,7 +4,7 @@ use crate::{Kind, Settings, MAX_QUEUES};
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use tunnelfs_ring::{stay_on, Region};
+use tunnelfs_ring::{set_affinity, Region};
 
 /// Longest path of a UNIX socket, bytes: `sun_path` of `struct sockaddr_un`, less the NUL at its end.
 pub(crate) const MAX_SOCKET_PATH: usize = 107;
@@ -105,7 +105,8 @@ pub(crate) fn check_here(s: &Settings, used: impl Fn(&str) -> bool) -> Checked {
 
 /// Tries each CPU, on a thread that ends at once: one that is offline or outside the process's cpuset is refused too.
 fn cpus_exist(key: &str, cpus: &[usize]) -> Checked {
-    let can = |cpu: usize| std::thread::scope(|scope| scope.spawn(|| stay_on(&[cpu]).is_ok()).join().unwrap_or(false));
+    let can =
+        |cpu: usize| std::thread::scope(|scope| scope.spawn(|| set_affinity(&[cpu]).is_ok()).join().unwrap_or(false));
     let mut tried = cpus.to_vec();
     tried.sort_unstable();
     tried.dedup();
