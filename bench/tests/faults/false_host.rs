@@ -288,9 +288,9 @@ impl Queue {
 
     fn serve_ring(&mut self) -> bool {
         let Some(sqe) = self.ring.as_mut().and_then(|ring| ring.sq.pop()) else { return false };
-        let Some(slot) = self.ring.as_ref().and_then(|ring| ring.slots.of(&sqe).ok()) else { return true };
-        let mut request = sqe.head[..sqe.head_len as usize].to_vec();
-        // SAFETY: in the slot, by `of`.
+        let Some(slot) = self.ring.as_ref().and_then(|ring| ring.slots.get(&sqe).ok()) else { return true };
+        let mut request = sqe.inline[..sqe.inline_len as usize].to_vec();
+        // SAFETY: in the slot, by `get`.
         request.extend((0..sqe.payload_len as usize).map(|i| unsafe { slot.add(i).read_volatile() }));
         let (said, honest) = (self.speaker)(&request);
         for said in said {
@@ -300,16 +300,16 @@ impl Queue {
     }
 
     fn complete(&mut self, sqe: &Sqe, slot: *mut u8, said: Said, honest: bool) {
-        let mut cqe = Cqe { tag: sqe.tag, payload_len: 0, head_len: 0, head: [0; CQE_INLINE_BYTES] };
+        let mut cqe = Cqe { user_data: sqe.user_data, payload_len: 0, inline_len: 0, inline: [0; CQE_INLINE_BYTES] };
         match said {
             Said::End => return self.end(),
             Said::Done => {}
             Said::Reply { len, error, unique, body } => {
                 let room = body.len().min(sqe.reply_max as usize);
-                // SAFETY: the slot has room for that, by `of`.
+                // SAFETY: the slot has room for that, by `get`.
                 body[..room].iter().enumerate().for_each(|(i, byte)| unsafe { slot.add(i).write_volatile(*byte) });
-                cqe.head[..16].copy_from_slice(&[&len.to_ne_bytes()[..], &error.to_ne_bytes(), &unique].concat());
-                (cqe.payload_len, cqe.head_len) = (len.saturating_sub(16), 16);
+                cqe.inline[..16].copy_from_slice(&[&len.to_ne_bytes()[..], &error.to_ne_bytes(), &unique].concat());
+                (cqe.payload_len, cqe.inline_len) = (len.saturating_sub(16), 16);
             }
         }
         if !honest {
