@@ -156,13 +156,17 @@ unsafe fn fill(filter: scmp_filter_ctx) -> io::Result<()> {
         // SAFETY: by this function's contract.
         checked(unsafe { seccomp_rule_add(filter, SCMP_ACT_ALLOW, call as c_int, 0) }, "a rule")?;
     }
+    // Limits may be looked at (`prlimit64` without new ones).
+    let no_new_limit = scmp_arg_cmp { arg: 2, op: scmp_compare::SCMP_CMP_EQ, datum_a: 0, datum_b: 0 };
     // A thread may have a working directory of its own, and nothing else.
     let own_directory =
         scmp_arg_cmp { arg: 0, op: scmp_compare::SCMP_CMP_EQ, datum_a: CLONE_FS as scmp_datum_t, datum_b: 0 };
-    // SAFETY: by this function's contract; one comparison.
+    // SAFETY: by this function's contract; one comparison each.
     unsafe {
         let unshare = SYS_unshare as c_int;
         checked(seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, unshare, 1, &own_directory), "a rule")?;
+        let limits = SYS_prlimit64 as c_int;
+        checked(seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, limits, 1, &no_new_limit), "a rule")?;
         checked(seccomp_load(filter), "loading the filter")
     }
 }

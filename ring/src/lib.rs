@@ -42,7 +42,9 @@ mod wait;
 #[cfg(not(loom))]
 pub use config::{Geometry, MAX_ENTRIES, MAX_SLOT_SIZE, MIN_SLOT_SIZE};
 #[cfg(not(loom))]
-pub use control::{RingSetup, Run, MAGIC, MAX_RUNS, NO_CPU, OP_COPIED, OP_NOOP, OP_SETUP, VERSION};
+pub use control::{
+    RingSetup, Run, JOIN_TOKEN_BYTES, MAGIC, MAX_RUNS, NO_CPU, OP_COPIED, OP_JOIN, OP_NOOP, OP_SETUP, VERSION,
+};
 #[cfg(not(loom))]
 pub use cpu::{allowed_cpus, stay_on};
 #[cfg(not(loom))]

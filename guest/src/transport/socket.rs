@@ -4,14 +4,14 @@
 use super::{Completion, Transport};
 use crate::fuse::abi::{opcode, request_opcode};
 use crate::link::GuestConfig;
-use crate::message::{reply_header, OUT_HEADER};
+use crate::message::{reply_header, request, OUT_HEADER};
 use crate::Error;
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use tunnelfs_ring::{Geometry, Region, WaitStats, Waiter, CQE_HEAD_BYTES};
+use tunnelfs_ring::{Geometry, Region, WaitStats, Waiter, CQE_HEAD_BYTES, JOIN_TOKEN_BYTES, OP_JOIN};
 
 /// A request queue over a stream socket.
 pub struct Driver {
@@ -42,7 +42,32 @@ pub fn connect(config: &GuestConfig, geometry: Geometry, kept: Option<Arc<Region
     Ok(Box::new(Driver { stream, memory, geometry, in_flight, unanswered: Vec::new(), waiter, copied: 0 }))
 }
 
+/// Random bytes that the connections of one guest have in common.
+pub type Token = [u8; JOIN_TOKEN_BYTES];
+
+/// A new guest's token.
+///
+/// # Errors
+/// [`Error::Io`] when the system has no randomness.
+pub fn new_token() -> Result<Token, Error> {
+    let mut token = [0; JOIN_TOKEN_BYTES];
+    std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut token)).map_err(Error::Io)?;
+    Ok(token)
+}
+
 impl Driver {
+    /// Tells the host to which guest this connection belongs. The first message on it.
+    ///
+    /// # Errors
+    /// [`Error::HostGone`] when the host closes the connection: it serves as many guests as it can.
+    pub fn join(mut self: Box<Self>, token: &Token) -> Result<Box<Self>, Error> {
+        let message = request(OP_JOIN, 0, 0, token, 0);
+        self.stream.write_all(&message).map_err(gone)?;
+        // A host that does not know the message answers too; it has one guest only.
+        self.stream.read_exact(&mut [0; OUT_HEADER]).map_err(gone)?;
+        Ok(self)
+    }
+
     /// Where the slots lie.
     pub fn memory(&self) -> &Arc<Region> {
         &self.memory
