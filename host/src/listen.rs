@@ -30,6 +30,8 @@ struct Place {
     lock: CString,
     /// Device and inode of the socket file.
     file: (libc::dev_t, libc::ino_t),
+    /// The process that removes the file: a sandbox makes others, which end before it.
+    owner: libc::pid_t,
 }
 
 /// The bound socket's file. It is removed with this, if it is still the same file.
@@ -52,7 +54,8 @@ pub fn bind(path: &Path, replace: bool) -> io::Result<(UnixListener, SocketFile)
     let dir = open_dir(dir).map_err(context)?;
     let mut lock = name.to_owned();
     lock.push(".lock");
-    let mut place = Place { dir, name: c_string(name)?, lock: c_string(&lock)?, file: (0, 0) };
+    let owner = nix::unistd::getpid().as_raw();
+    let mut place = Place { dir, name: c_string(name)?, lock: c_string(&lock)?, file: (0, 0), owner };
     let (listener, file) = bind_locked(path, &place, replace).map_err(context)?;
     place.file = file;
     Ok((listener, SocketFile(Some(place))))
@@ -255,7 +258,11 @@ pub extern "C" fn remove_now() {
     let place = AT_EXIT.swap(std::ptr::null_mut(), Ordering::AcqRel);
     if !place.is_null() {
         // SAFETY: from `Box::into_raw`, never freed from here on: freeing is not safe in a signal handler.
-        unsafe { &*place }.remove();
+        let place = unsafe { &*place };
+        // SAFETY: a system call without arguments.
+        if unsafe { libc::getpid() } == place.owner {
+            place.remove();
+        }
     }
 }
 
