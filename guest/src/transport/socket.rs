@@ -52,7 +52,12 @@ struct Payload {
 ///
 /// # Errors
 /// [`Error::Connect`] when nobody listens.
-pub(crate) fn connect(
+pub fn connect(config: &GuestConfig, geometry: Geometry, kept: Option<Arc<Region>>) -> Result<Box<Driver>, Error> {
+    connect_under(config, geometry, kept, &Opened::default())
+}
+
+/// As [`connect`], under a deadline.
+pub(crate) fn connect_under(
     config: &GuestConfig,
     geometry: Geometry,
     kept: Option<Arc<Region>>,
@@ -327,7 +332,7 @@ mod tests {
         config.socket_path = dir.path().join("socket");
         let listener = UnixListener::bind(&config.socket_path).unwrap();
         let geometry = Geometry { entries: slots, slots, slot_size: 8192 };
-        let driver = connect(&config, geometry, None, &Opened::default()).unwrap();
+        let driver = connect(&config, geometry, None).unwrap();
         (driver, listener.accept().unwrap().0)
     }
 
