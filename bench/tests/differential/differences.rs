@@ -1,7 +1,7 @@
 //! Where a mount may differ from a local directory, and why. Whatever is not here is an error.
 //!
 //! Not compared at all (see `world::attributes`): device and inode numbers, sizes and link counts of directories, blocks,
-//! times of accesses and of changes of state, and times that nobody has set, but for being of this time.
+//! places in directories, times of accesses and of changes of state, and times that nobody has set, but for being of this time.
 
 use crate::ops::Op;
 use crate::world::Outcome;
