@@ -7,16 +7,16 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use tunnelfs_guest::fuse::abi::reply_header;
 use tunnelfs_guest::{Completion, Error, Transport};
-use tunnelfs_host::server::{Caller, Outcome, Server};
+use tunnelfs_host::fs::Passthrough;
+use tunnelfs_host::server::{Caller, Handler, Outcome, Server};
 use tunnelfs_host::shared::Shared;
 use tunnelfs_ring::{Geometry, Region, WaitStats, CQE_HEAD_BYTES};
-use virtiofsd::passthrough::PassthroughFs;
 
 const OUT_HEADER: usize = 16;
 
 /// A request queue that answers as soon as it is asked.
 pub struct Inline {
-    server: Arc<Server<PassthroughFs>>,
+    server: Arc<Server<Passthrough>>,
     memory: Region,
     geometry: Geometry,
     done: VecDeque<Completion>,
@@ -29,7 +29,7 @@ impl Inline {
     ///
     /// # Errors
     /// When there is no memory or descriptor.
-    pub fn new(server: Arc<Server<PassthroughFs>>, geometry: Geometry) -> Result<Self, Error> {
+    pub fn new(server: Arc<Server<Passthrough>>, geometry: Geometry) -> Result<Self, Error> {
         let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?;
         let bell = EventFd::new().map_err(std::io::Error::from)?;
         Ok(Inline { server, memory, geometry, done: VecDeque::new(), bell })

@@ -4,7 +4,7 @@
 use crate::memory::Tables;
 use crate::placement::{Decision, Placement};
 use crate::pool::Pool;
-use crate::server::Server;
+use crate::handler::Handler;
 use crate::transport::ring::{Call, RingDevice, Served};
 use crate::transport::virtqueue;
 use crate::vring::{Vring, MAX_QUEUE_SIZE};
@@ -21,7 +21,6 @@ use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatu
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringT};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtiofsd::filesystem::FileSystem;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{new_event_consumer_and_notifier, EventConsumer, EventFlag, EventNotifier};
@@ -143,8 +142,8 @@ impl Exit {
 }
 
 /// One guest's device.
-pub struct Backend<F> {
-    server: Arc<Server<F>>,
+pub struct Backend<H> {
+    server: Arc<H>,
     memory: virtqueue::Memory,
     pool: Pool,
     queues: Vec<Mutex<QueueState>>,
@@ -164,12 +163,12 @@ pub struct Backend<F> {
     vrings: Mutex<Vec<Vring>>,
 }
 
-impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
+impl<H: Handler> Backend<H> {
     /// The device for the next guest.
     ///
     /// # Errors
     /// When the system has no threads or descriptors left.
-    pub fn new(settings: &Settings, server: Arc<Server<F>>, memory: virtqueue::Memory) -> io::Result<Self> {
+    pub fn new(settings: &Settings, server: Arc<H>, memory: virtqueue::Memory) -> io::Result<Self> {
         let (wait, queues) = (settings.wait, settings.transport.queue_count());
         // struct virtio_fs_config: the tag, zero-padded, then the number of request queues.
         let mut config_space = settings.host.tag.clone().into_bytes();
@@ -337,7 +336,7 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
     }
 }
 
-impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Backend<F> {
+impl<H: Handler> VhostUserBackend for Backend<H> {
     type Bitmap = ();
     type Vring = Vring;
 

@@ -6,6 +6,8 @@
 
 mod backend;
 mod extensions;
+pub mod fs;
+pub mod handler;
 mod helper;
 mod in_place;
 mod memory;

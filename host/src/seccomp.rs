@@ -6,6 +6,7 @@
 use libc::*;
 use libseccomp_sys::*;
 use std::io;
+use crate::fs::IOCTLS;
 use tunnelfs_settings::Seccomp;
 
 const ALLOWED: &[c_long] = &[
@@ -63,6 +64,8 @@ const ALLOWED: &[c_long] = &[
     SYS_write,
     SYS_writev,
     // Who creates them.
+    SYS_setfsgid,
+    SYS_setfsuid,
     SYS_capget,
     SYS_capset,
     SYS_getegid,
@@ -155,6 +158,12 @@ unsafe fn fill(filter: scmp_filter_ctx) -> io::Result<()> {
     for &call in ALLOWED.iter().chain(OLD) {
         // SAFETY: by this function's contract.
         checked(unsafe { seccomp_rule_add(filter, SCMP_ACT_ALLOW, call as c_int, 0) }, "a rule")?;
+    }
+    // What lsattr and chattr need of a file system, no other ioctl.
+    for command in IOCTLS {
+        let wanted = scmp_arg_cmp { arg: 1, op: scmp_compare::SCMP_CMP_EQ, datum_a: command.into(), datum_b: 0 };
+        // SAFETY: by this function's contract; one comparison.
+        checked(unsafe { seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, SYS_ioctl as c_int, 1, &wanted) }, "a rule")?;
     }
     // A thread may have a working directory of its own, and nothing else.
     let own_directory =

@@ -3,8 +3,10 @@
 use crate::backend::Backend;
 use crate::memory;
 use crate::sandbox;
+use crate::fs::FileSystem;
+use crate::handler::Handler;
 use crate::server::Server;
-use crate::share::{self, View};
+use crate::share::{Share, View};
 use crate::transport::socket;
 use parking_lot::Mutex;
 use std::io;
@@ -15,7 +17,6 @@ use std::time::Duration;
 use tunnelfs_settings::{Kind, Settings};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
-use virtiofsd::filesystem::FileSystem;
 use virtiofsd::oslib::ScopedUmask;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
@@ -57,25 +58,18 @@ fn open_and_serve(
     view: View,
     confine: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
-    let host = &settings.host;
-    if host.readonly {
-        let fs = share::open_read_only(host, view)?;
-        confine()?;
-        serve_fs(settings, once, listener, fs)
-    } else {
-        let fs = share::open_in(host, view)?;
-        confine()?;
-        serve_fs(settings, once, listener, fs)
-    }
+    let share = Share::new(&settings.host, view)?;
+    confine()?;
+    serve_fs(settings, once, listener, share.file_system(1)?)
 }
 
-fn serve_fs<F: FileSystem + Send + Sync + 'static>(
+fn serve_fs<F: FileSystem>(
     settings: &Settings,
     once: bool,
     listener: Listener,
     fs: F,
 ) -> io::Result<()> {
-    let server = Arc::new(Server::new(fs, settings.host.allow_direct_io));
+    let server = Arc::new(Server::new(fs));
     match settings.transport.kind {
         Kind::Socket => serve_socket(settings, once, listener, &server),
         Kind::Ring | Kind::Virtqueue => serve_vhost_user(settings, once, listener, &server),
@@ -115,14 +109,14 @@ fn tell_ready() {
     }
 }
 
-fn serve_vhost_user<F>(
+fn serve_vhost_user<H>(
     settings: &Settings,
     once: bool,
     mut listener: Listener,
-    server: &Arc<Server<F>>,
+    server: &Arc<H>,
 ) -> io::Result<()>
 where
-    F: FileSystem + Send + Sync + 'static,
+    H: Handler,
 {
     memory::survive_loss()?;
     serve_guest(settings, server, &mut listener)?;
@@ -138,9 +132,9 @@ where
 }
 
 /// Waits for a guest, and serves it until it leaves.
-fn serve_guest<F>(settings: &Settings, server: &Arc<Server<F>>, listener: &mut Listener) -> io::Result<()>
+fn serve_guest<H>(settings: &Settings, server: &Arc<H>, listener: &mut Listener) -> io::Result<()>
 where
-    F: FileSystem + Send + Sync + 'static,
+    H: Handler,
 {
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let backend = Arc::new(Backend::new(settings, server.clone(), memory.clone())?);
@@ -160,9 +154,9 @@ fn other(e: impl std::fmt::Display) -> io::Error {
     io::Error::other(e.to_string())
 }
 
-fn serve_socket<F>(settings: &Settings, once: bool, listener: Listener, server: &Arc<Server<F>>) -> io::Result<()>
+fn serve_socket<H>(settings: &Settings, once: bool, listener: Listener, server: &Arc<H>) -> io::Result<()>
 where
-    F: FileSystem + Send + Sync + 'static,
+    H: Handler,
 {
     // SAFETY: `listener` lives to the end, and takes the socket's name away then.
     let borrowed = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
@@ -197,20 +191,20 @@ where
 }
 
 /// Serves a connection on a thread of its own; the last one to end forgets what was open.
-fn serve_stream<F>(
+fn serve_stream<H>(
     stream: UnixStream,
-    server: &Arc<Server<F>>,
+    server: &Arc<H>,
     settings: &Settings,
     connections: &Arc<Mutex<usize>>,
 ) -> io::Result<std::thread::JoinHandle<()>>
 where
-    F: FileSystem + Send + Sync + 'static,
+    H: Handler,
 {
     let (server, wait, connections) = (server.clone(), settings.wait, connections.clone());
     *connections.lock() += 1;
     let counted = connections.clone();
     let thread = std::thread::Builder::new().name("connection".into()).spawn(move || {
-        if let Err(e) = socket::serve(stream, &server, wait) {
+        if let Err(e) = socket::serve(stream, &*server, wait) {
             tracing::info!("guest's socket: {e}");
         }
         let mut count = connections.lock();

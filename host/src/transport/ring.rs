@@ -1,7 +1,7 @@
 //! Device side of the ring: entries in, file I/O in place, completions out.
 
 use crate::pool::{Budget, Pool};
-use crate::server::{Caller, Helper, Outcome, Reply, Server};
+use crate::handler::{Caller, Handler, Helper, Outcome, Reply};
 use crate::shared::Shared;
 use libc::iovec;
 use parking_lot::Mutex;
@@ -10,7 +10,6 @@ use std::sync::Arc;
 use tunnelfs_ring::{
     Consumer, Cqe, DeviceQueue, Error, Producer, RingSetup, SleepFlag, SlotTable, Sqe, CQE_HEAD_BYTES, NO_CPU,
 };
-use virtiofsd::filesystem::FileSystem;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 
 /// Rings the guest's doorbell.
@@ -111,15 +110,15 @@ impl RingDevice {
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the guest broke the protocol; the ring then stays closed.
-    pub fn serve<F>(
+    pub fn serve<H>(
         &mut self,
-        server: &Arc<Server<F>>,
+        server: &Arc<H>,
         pool: &Pool,
         helper: Option<&Helper>,
         limit: u32,
     ) -> Result<Served, Error>
     where
-        F: FileSystem + Send + Sync + 'static,
+        H: Handler,
     {
         let mut served = Served::default();
         while served.requests < limit {
@@ -135,15 +134,15 @@ impl RingDevice {
     }
 
     /// Returns the payload bytes that were moved at once.
-    fn serve_one<F>(
+    fn serve_one<H>(
         &self,
         sqe: Sqe,
-        server: &Arc<Server<F>>,
+        server: &Arc<H>,
         pool: &Pool,
         helper: Option<&Helper>,
     ) -> Result<u64, Error>
     where
-        F: FileSystem + Send + Sync + 'static,
+        H: Handler,
     {
         let ptr = self.slots.of(&sqe)?;
         let input = [iovec { iov_base: ptr.cast(), iov_len: sqe.payload_len as usize }];

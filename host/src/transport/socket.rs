@@ -2,16 +2,14 @@
 //! separate process without shared memory would have them. Payloads are
 //! copied into and out of private buffers, and counted.
 
-use crate::server::{Caller, Outcome, Server};
+use crate::handler::{Caller, Handler, Outcome};
 use crate::shared::Shared;
 use libc::iovec;
 use memmap2::MmapMut;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
 use tunnelfs_ring::{WaitConfig, Waiter, MAX_SLOT_SIZE, PAGE};
-use virtiofsd::filesystem::FileSystem;
 
 const IN_HEADER: usize = 40;
 const OUT_HEADER: usize = 16;
@@ -41,7 +39,7 @@ impl Buffer {
 ///
 /// # Errors
 /// The socket's error, or `InvalidData` when the guest breaks the framing.
-pub fn serve<F: FileSystem + Sync>(mut stream: UnixStream, server: &Server<F>, wait: WaitConfig) -> io::Result<()> {
+pub fn serve<H: Handler>(mut stream: UnixStream, server: &H, wait: WaitConfig) -> io::Result<()> {
     let mut waiter = Waiter::new(wait);
     let (mut input, mut output) = (Buffer::new(WRITE_HEAD)?, Buffer::new(OUT_HEADER)?);
     let output = output.get();
@@ -62,7 +60,7 @@ pub fn serve<F: FileSystem + Sync>(mut stream: UnixStream, server: &Server<F>, w
         output[4..8].copy_from_slice(&reply.error.to_ne_bytes());
         output[8..16].copy_from_slice(&input[8..16]);
         // The kernel copied the request in and copies the reply out: two trips that shared memory saves.
-        server.copied.fetch_add((input.len() - head_len + reply.in_place) as u64, Ordering::Relaxed);
+        server.count_copied((input.len() - head_len + reply.in_place) as u64);
         stream.write_all(&output[..len])?;
     }
 }

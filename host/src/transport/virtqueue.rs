@@ -2,7 +2,7 @@
 //! a request in readable buffers and room for the reply in writable ones.
 
 use crate::pool::Pool;
-use crate::server::{Caller, Outcome, Server};
+use crate::handler::{Caller, Handler, Outcome};
 use crate::shared::{Shared, SharedBuf};
 use crate::vring::Vring;
 use libc::iovec;
@@ -11,7 +11,6 @@ use std::sync::Arc;
 use tunnelfs_ring::{RingSetup, OP_SETUP};
 use vhost_user_backend::VringT;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
-use virtiofsd::filesystem::FileSystem;
 use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap};
 
 /// `fuse_in_header`, and `fuse_out_header`, bytes.
@@ -38,15 +37,15 @@ pub fn ready(vring: &Vring, memory: &Memory) -> bool {
 
 /// Serves the chains that wait; returns whether there were any. `setup` gets
 /// a ring's set-up message and answers whether the ring was accepted.
-pub fn serve<F>(
+pub fn serve<H>(
     vring: &Vring,
     memory: &Memory,
-    server: &Arc<Server<F>>,
+    server: &Arc<H>,
     pool: &Pool,
     setup: &mut dyn FnMut(RingSetup) -> io::Result<()>,
 ) -> io::Result<bool>
 where
-    F: FileSystem + Send + Sync + 'static,
+    H: Handler,
 {
     let snapshot: Arc<GuestMemoryMmap> = memory.memory().clone().into_inner();
     // The guest may add chains as fast as they are served: after each lap the caller looks round.
@@ -66,16 +65,16 @@ where
     Ok(true)
 }
 
-fn serve_chain<F>(
+fn serve_chain<H>(
     vring: &Vring,
     head_index: u16,
     snapshot: &Arc<GuestMemoryMmap>,
     (input, output): (SharedBuf, SharedBuf),
-    server: &Arc<Server<F>>,
+    server: &Arc<H>,
     pool: &Pool,
     setup: &mut dyn FnMut(RingSetup) -> io::Result<()>,
 ) where
-    F: FileSystem + Send + Sync + 'static,
+    H: Handler,
 {
     let mut head = [0; HEAD];
     // SAFETY: `gather` has checked each buffer against the memory, which `snapshot` keeps mapped.
