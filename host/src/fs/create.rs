@@ -158,8 +158,9 @@ impl Passthrough {
                 return Err(e);
             }
         }
-        let path = self.path_of(place.dir.as_fd(), name, file.as_fd())?;
-        self.opened(path, &place, name, file, flags, count)
+        let st = sys::stat(file.as_fd())?;
+        let path = self.path_of(place.dir.as_fd(), name, file.as_fd(), &st)?;
+        self.opened(path, &st, &place, name, file, flags, count)
     }
 
     /// Whether creating alone does not do.
@@ -168,30 +169,37 @@ impl Passthrough {
     }
 
     /// An O_PATH descriptor of an open file, by its name as long as that is its own.
-    fn path_of(&self, dir: BorrowedFd<'_>, name: &CStr, file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    fn path_of(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        file: BorrowedFd<'_>,
+        st: &libc::statx,
+    ) -> io::Result<OwnedFd> {
         if let Ok(path) = sys::open_at(dir, name, libc::O_PATH | libc::O_NOFOLLOW, 0) {
-            if sys::same_inode(&sys::stat(path.as_fd())?, &sys::stat(file)?) {
+            if sys::same_inode(&sys::stat(path.as_fd())?, st) {
                 return Ok(path);
             }
         }
         self.reopen(file, libc::O_PATH)
     }
 
+    #[allow(clippy::too_many_arguments)] // All that has been opened, and where.
     fn opened(
         &self,
         path: OwnedFd,
+        st: &libc::statx,
         place: &Place<'_>,
         name: &CStr,
         file: OwnedFd,
         flags: i32,
         count: handles::Counted,
     ) -> io::Result<CreateOut> {
-        let st = sys::stat(file.as_fd())?;
         // What was there already may be anything.
         if u32::from(st.stx_mode) & libc::S_IFMT != libc::S_IFREG {
             return Err(errno(libc::ESTALE));
         }
-        let (inode, entry) = self.enter(path, &place.parent, name)?;
+        let (inode, entry) = self.enter_with(path, st, &place.parent, name)?;
         match self.inodes.hold(&inode) {
             Ok(held) => {
                 let fh = self.handles.add(file, held, flags, count);
@@ -224,6 +232,7 @@ impl Passthrough {
         })?;
         self.complete(&place, file.as_fd(), mode)?;
         let path = self.reopen(file.as_fd(), libc::O_PATH)?;
-        self.opened(path, &place, c"", file, flags, count)
+        let st = sys::stat(file.as_fd())?;
+        self.opened(path, &st, &place, c"", file, flags, count)
     }
 }

@@ -73,6 +73,27 @@ struct Thread {
     fixed_up: bool,
 }
 
+impl Thread {
+    /// After it has become somebody else.
+    fn keep_capabilities(&self) -> io::Result<()> {
+        if self.fixed_up {
+            self.capabilities.set()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Becomes itself again.
+    fn come_back(&self, groups: bool) -> io::Result<()> {
+        set_ids(self.uid, self.gid)?;
+        if groups {
+            set_groups(&[])?;
+        }
+        // Becoming root has raised what had been lowered.
+        self.keep_capabilities()
+    }
+}
+
 thread_local! {
     static THREAD: RefCell<Option<Thread>> = const { RefCell::new(None) };
 }
@@ -169,8 +190,8 @@ pub fn set_umask(umask: u32) -> io::Result<()> {
 /// A thread that acts for a caller, until it is dropped.
 #[derive(Debug)]
 pub struct Acting {
-    /// The user and group to go back to; `None`: nothing has changed.
-    back: Option<(u32, u32)>,
+    /// Whether there is somebody to become again.
+    back: bool,
     groups: bool,
 }
 
@@ -181,40 +202,36 @@ impl Acting {
     /// `EPERM` when the thread may not.
     pub fn for_caller(ctx: &Context, groups: &[u32]) -> io::Result<Acting> {
         with(|own| {
-            if (own.uid, own.gid) == (ctx.uid, ctx.gid) && groups.is_empty() {
-                return Ok(Acting { back: None, groups: false });
+            // Idmapped mounts tell the caller of what creates something alone.
+            let unknown = ctx.uid == u32::MAX;
+            // A guest's root is this process, whoever that is.
+            let uid = if ctx.uid == 0 { own.uid } else { ctx.uid };
+            let gid = if ctx.gid == 0 { own.gid } else { ctx.gid };
+            if unknown || (own.uid, own.gid) == (uid, gid) && groups.is_empty() {
+                return Ok(Acting { back: false, groups: false });
             }
             if !(own.capabilities.has(SETUID) && own.capabilities.has(SETGID)) {
-                // Without root only oneself, whom a guest's root stands for.
-                let own_self = ctx.uid == own.uid || ctx.uid == 0;
-                return if own_self { Ok(Acting { back: None, groups: false }) } else { Err(errno(libc::EPERM)) };
+                // Without root, nobody else.
+                return if uid == own.uid { Ok(Acting { back: false, groups: false }) } else { Err(errno(libc::EPERM)) };
             }
-            let mut acting = Acting { back: Some((own.uid, own.gid)), groups: false };
-            if !groups.is_empty() {
-                set_groups(groups)?;
-                acting.groups = true;
+            // Some user namespaces have no supplementary groups: a setgid bit may get lost there, no more.
+            let grouped = !groups.is_empty() && set_groups(groups).is_ok();
+            let begun = set_ids(uid, gid).and_then(|()| own.keep_capabilities());
+            if let Err(e) = begun {
+                own.come_back(grouped)?;
+                return Err(e);
             }
-            set_ids(ctx.uid, ctx.gid)?;
-            if own.fixed_up && ctx.uid != 0 {
-                own.capabilities.set()?;
-            }
-            Ok(acting)
+            Ok(Acting { back: true, groups: grouped })
         })
     }
 }
 
 impl Drop for Acting {
     fn drop(&mut self) {
-        let Some((uid, gid)) = self.back else { return };
-        let restored = with(|own| {
-            set_ids(uid, gid)?;
-            if self.groups {
-                set_groups(&[])?;
-            }
-            // Becoming root raises what had been lowered.
-            if own.fixed_up { own.capabilities.set() } else { Ok(()) }
-        });
-        if let Err(e) = restored {
+        if !self.back {
+            return;
+        }
+        if let Err(e) = with(|own| own.come_back(self.groups)) {
             tracing::error!("a thread cannot become itself again after acting for a guest's user: {e}");
         }
     }

@@ -29,7 +29,8 @@ impl Passthrough {
     pub(super) fn open_flags(&self, flags: u32) -> i32 {
         let flags = flags as i32;
         let mut kept = flags & (libc::O_ACCMODE | libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC);
-        if self.config.direct_io {
+        // A page that is written back need not be aligned, and any of the file's handles may be taken for it.
+        if self.config.direct_io && !self.agreed(init::WRITEBACK_CACHE) {
             kept |= flags & libc::O_DIRECT;
         }
         if self.config.keep_noatime {
@@ -94,7 +95,12 @@ impl Passthrough {
             (false, false) => 0,
         };
         kill_privileges(kill)?;
-        let written = data.write_to(handle.as_fd(), args.size as usize, args.offset, how)?;
+        let write = |how| data.write_to(handle.as_fd(), args.size as usize, args.offset, how);
+        let written = match write(how) {
+            // An older kernel, which has no way to write elsewhere than at the end.
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) && how == RWF_NOAPPEND => write(0)?,
+            other => other?,
+        };
         self.written(&handle, kill)?;
         Ok(written)
     }
@@ -165,6 +171,10 @@ impl Passthrough {
     }
 
     pub(super) fn lseek(&self, node: u64, args: &LseekIn) -> io::Result<u64> {
+        // The guest's kernel does not write back what it has before it asks: without an answer it takes all for data.
+        if self.agreed(init::WRITEBACK_CACHE) {
+            return Err(errno(libc::ENOSYS));
+        }
         // Others than these the kernel answers itself, and they would move a directory's position.
         if !matches!(args.whence as i32, libc::SEEK_DATA | libc::SEEK_HOLE) {
             return Err(errno(libc::EINVAL));

@@ -4,6 +4,7 @@
 //! Structures are those of the protocol (`tunnelfs_fuse_abi`). All that comes from the guest has been copied and
 //! checked for its form: names have no `/` and are neither `.` nor `..`, unless it says otherwise.
 
+mod attributes;
 mod credentials;
 mod create;
 mod dir;
