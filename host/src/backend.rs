@@ -1,10 +1,10 @@
 //! The vhost-user-fs back end: one thread a queue, which waits for its kick
 //! and does the work itself (a hand-over to another thread costs a wake).
 
+use crate::handler::Handler;
 use crate::memory::Tables;
 use crate::placement::{Decision, Placement};
 use crate::pool::Pool;
-use crate::handler::Handler;
 use crate::transport::ring::{Call, RingDevice, Served};
 use crate::transport::virtqueue;
 use crate::vring::{Vring, MAX_QUEUE_SIZE};

@@ -84,12 +84,12 @@ mod tests {
     #[test]
     fn broken_extensions_are_refused() {
         let broken: [&[u32]; 7] = [
-            &[16, EXT_GROUPS, 2, 7],                   // a group is missing
-            &[16, EXT_GROUPS, u32::MAX, 7],            // so are many
-            &[24, EXT_GROUPS, 1, 7],                   // cut off
-            &[4, EXT_GROUPS, 1, 7],                    // shorter than its header
-            &[16, 1, 1, 7],                        // a security context without a name
-            &[16, 40, 1, 7],                       // nothing that is known
+            &[16, EXT_GROUPS, 2, 7],                       // a group is missing
+            &[16, EXT_GROUPS, u32::MAX, 7],                // so are many
+            &[24, EXT_GROUPS, 1, 7],                       // cut off
+            &[4, EXT_GROUPS, 1, 7],                        // shorter than its header
+            &[16, 1, 1, 7],                                // a security context without a name
+            &[16, 40, 1, 7],                               // nothing that is known
             &[16, EXT_GROUPS, 1, 7, 16, EXT_GROUPS, 1, 7], // twice
         ];
         for words in broken {

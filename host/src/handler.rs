@@ -5,8 +5,9 @@ use crate::shared::Shared;
 use std::io;
 use zerocopy::{Immutable, IntoBytes};
 
-/// Bytes that the largest fixed-size reply needs (`fuse_statx_out`).
-pub const MAX_FIXED_REPLY: usize = 288;
+/// Bytes that the largest reply of a fixed size needs (CREATE: an entry and an open file). STATX's, which is larger and
+/// seldom, goes to the guest's buffer.
+pub const MAX_FIXED_REPLY: usize = 144;
 
 /// What a request came to.
 pub struct Reply {

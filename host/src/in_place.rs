@@ -1,8 +1,8 @@
 //! File I/O straight between a file and the guest's buffers.
 
+use crate::handler::{Caller, Helper};
 use crate::patience::{Nowait, Patience};
 use crate::request::einval;
-use crate::handler::{Caller, Helper};
 use crate::shared::Shared;
 use libc::{EOPNOTSUPP, RWF_NOWAIT};
 use std::io;
@@ -263,4 +263,32 @@ fn device(f: BorrowedFd<'_>) -> Option<u64> {
 /// Whether the file's data is always in memory, so that I/O never waits for a device.
 fn in_memory(f: BorrowedFd<'_>) -> bool {
     nix::sys::statfs::fstatfs(f).is_ok_and(|st| st.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Moves bytes 100 at a time; the third call fails.
+    fn failing(way: Way, error: i32) -> io::Result<usize> {
+        let mut bytes = [0u8; 1000];
+        let iovs = [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
+        // SAFETY: the iovec lies in `bytes`.
+        let shared = unsafe { Shared::new(&iovs) };
+        transfer(shared, 0, 1000, 0, way, |_, at| {
+            if at < 200 {
+                return 100;
+            }
+            // SAFETY: the thread's own errno.
+            unsafe { *libc::__errno_location() = error };
+            -1
+        })
+    }
+
+    #[test]
+    fn a_read_that_fails_half_way_is_no_end_of_file() {
+        assert_eq!(failing(Way::Out, libc::EIO).unwrap_err().raw_os_error(), Some(libc::EIO));
+        assert_eq!(failing(Way::In, libc::ENOSPC).unwrap(), 200);
+        assert!(failing(Way::In, libc::EAGAIN).is_err(), "done again by who may wait");
+    }
 }

@@ -3,10 +3,10 @@
 //! The list is virtiofsd's, whose own function takes no additions, and what
 //! placing threads and streaming messages need beside it.
 
+use crate::fs::IOCTLS;
 use libc::*;
 use libseccomp_sys::*;
 use std::io;
-use crate::fs::IOCTLS;
 use tunnelfs_settings::Seccomp;
 
 const ALLOWED: &[c_long] = &[

@@ -1,10 +1,10 @@
 //! Listens, and serves one guest after the other. Whatever one guest does, the next one is served.
 
 use crate::backend::Backend;
-use crate::memory;
-use crate::sandbox;
 use crate::fs::FileSystem;
 use crate::handler::Handler;
+use crate::memory;
+use crate::sandbox;
 use crate::server::Server;
 use crate::share::{Share, View};
 use crate::transport::socket;
@@ -63,12 +63,7 @@ fn open_and_serve(
     serve_fs(settings, once, listener, share.file_system(1)?)
 }
 
-fn serve_fs<F: FileSystem>(
-    settings: &Settings,
-    once: bool,
-    listener: Listener,
-    fs: F,
-) -> io::Result<()> {
+fn serve_fs<F: FileSystem>(settings: &Settings, once: bool, listener: Listener, fs: F) -> io::Result<()> {
     let server = Arc::new(Server::new(fs));
     match settings.transport.kind {
         Kind::Socket => serve_socket(settings, once, listener, &server),
@@ -109,12 +104,7 @@ fn tell_ready() {
     }
 }
 
-fn serve_vhost_user<H>(
-    settings: &Settings,
-    once: bool,
-    mut listener: Listener,
-    server: &Arc<H>,
-) -> io::Result<()>
+fn serve_vhost_user<H>(settings: &Settings, once: bool, mut listener: Listener, server: &Arc<H>) -> io::Result<()>
 where
     H: Handler,
 {

@@ -84,7 +84,7 @@ impl<F: FileSystem> Server<F> {
             Opcode::BatchForget => return self.batch_forget(r).map(|()| None),
             Opcode::Interrupt => return self.interrupt(r).map(|()| None),
             Opcode::Getattr => self.getattr(r),
-            Opcode::Statx => self.statx(r),
+            Opcode::Statx => self.statx(r, out),
             Opcode::Setattr => fs.setattr(ctx, node, &r.object()?).map(|a| Reply::with(&a)),
             Opcode::Readlink => bytes(out, &fs.readlink(ctx, node)?),
             Opcode::Symlink => self.symlink(r),
@@ -187,10 +187,10 @@ impl<F: FileSystem> Server<F> {
         self.fs.getattr(&r.context(), r.header.nodeid, fh).map(|a| Reply::with(&a))
     }
 
-    fn statx(&self, r: &mut Request<'_>) -> io::Result<Reply> {
+    fn statx(&self, r: &mut Request<'_>, out: Shared<'_>) -> io::Result<Reply> {
         let StatxIn { getattr_flags, fh, sx_flags, sx_mask, .. } = r.object()?;
         let fh = (getattr_flags & flags::GETATTR_FH != 0).then_some(fh);
-        self.fs.statx(&r.context(), r.header.nodeid, fh, sx_flags, sx_mask).map(|a| Reply::with(&a))
+        bytes(out, self.fs.statx(&r.context(), r.header.nodeid, fh, sx_flags, sx_mask)?.as_bytes())
     }
 
     fn symlink(&self, r: &mut Request<'_>) -> io::Result<Reply> {

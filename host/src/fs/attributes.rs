@@ -39,12 +39,7 @@ impl Passthrough {
     pub(super) fn attr_out(&self, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<AttrOut> {
         let attr = self.attr(st, fd)?;
         let timeout = self.attr_timeout(attr.mode);
-        Ok(AttrOut {
-            attr_valid: timeout.as_secs(),
-            attr_valid_nsec: timeout.subsec_nanos(),
-            dummy: 0,
-            attr,
-        })
+        Ok(AttrOut { attr_valid: timeout.as_secs(), attr_valid_nsec: timeout.subsec_nanos(), dummy: 0, attr })
     }
 
     /// How long attributes are good. A program's setuid and setgid bits go with any write, of which the guest's kernel
@@ -103,7 +98,12 @@ impl Passthrough {
             dev_minor: st.stx_dev_minor,
             ..Statx::default()
         };
-        Ok(StatxOut { attr_valid: timeout.as_secs(), attr_valid_nsec: timeout.subsec_nanos(), stat, ..StatxOut::default() })
+        Ok(StatxOut {
+            attr_valid: timeout.as_secs(),
+            attr_valid_nsec: timeout.subsec_nanos(),
+            stat,
+            ..StatxOut::default()
+        })
     }
 
     pub(super) fn setattr(&self, node: u64, set: &SetattrIn) -> io::Result<AttrOut> {

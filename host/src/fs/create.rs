@@ -20,13 +20,7 @@ struct Place<'a> {
 }
 
 impl Passthrough {
-    fn place<'a>(
-        &self,
-        ctx: &'a Context,
-        node: u64,
-        umask: u32,
-        extensions: &'a Extensions,
-    ) -> io::Result<Place<'a>> {
+    fn place<'a>(&self, ctx: &'a Context, node: u64, umask: u32, extensions: &'a Extensions) -> io::Result<Place<'a>> {
         self.changes()?;
         let (parent, dir) = self.inodes.open(node)?;
         // Without DONT_MASK the guest's kernel has applied it.
@@ -51,7 +45,8 @@ impl Passthrough {
     fn complete(&self, place: &Place<'_>, file: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
         let name = FdName::new(file);
         if self.config.ids.owners == Owners::Attribute {
-            let parent = self.config.ids.of(&sys::stat(place.dir.as_fd())?, FdName::new(place.dir.as_fd()).as_c_str())?;
+            let parent =
+                self.config.ids.of(&sys::stat(place.dir.as_fd())?, FdName::new(place.dir.as_fd()).as_c_str())?;
             let inherits = parent.mode & libc::S_ISGID != 0;
             let is_dir = mode & libc::S_IFMT == libc::S_IFDIR;
             let mode = mode & !place.umask | if inherits && is_dir { libc::S_ISGID } else { 0 };
@@ -169,13 +164,7 @@ impl Passthrough {
     }
 
     /// An O_PATH descriptor of an open file, by its name as long as that is its own.
-    fn path_of(
-        &self,
-        dir: BorrowedFd<'_>,
-        name: &CStr,
-        file: BorrowedFd<'_>,
-        st: &libc::statx,
-    ) -> io::Result<OwnedFd> {
+    fn path_of(&self, dir: BorrowedFd<'_>, name: &CStr, file: BorrowedFd<'_>, st: &libc::statx) -> io::Result<OwnedFd> {
         if let Ok(path) = sys::open_at(dir, name, libc::O_PATH | libc::O_NOFOLLOW, 0) {
             if sys::same_inode(&sys::stat(path.as_fd())?, st) {
                 return Ok(path);
@@ -227,9 +216,8 @@ impl Passthrough {
         }
         flags |= args.flags as i32 & libc::O_EXCL;
         let mode = libc::S_IFREG | args.mode & 0o7777;
-        let file = self.as_caller(&place, mode, |dir, mode| {
-            sys::open_at(dir, c".", flags | libc::O_TMPFILE, mode & 0o7777)
-        })?;
+        let file =
+            self.as_caller(&place, mode, |dir, mode| sys::open_at(dir, c".", flags | libc::O_TMPFILE, mode & 0o7777))?;
         self.complete(&place, file.as_fd(), mode)?;
         let path = self.reopen(file.as_fd(), libc::O_PATH)?;
         let st = sys::stat(file.as_fd())?;

@@ -212,7 +212,11 @@ impl Acting {
             }
             if !(own.capabilities.has(SETUID) && own.capabilities.has(SETGID)) {
                 // Without root, nobody else.
-                return if uid == own.uid { Ok(Acting { back: false, groups: false }) } else { Err(errno(libc::EPERM)) };
+                return if uid == own.uid {
+                    Ok(Acting { back: false, groups: false })
+                } else {
+                    Err(errno(libc::EPERM))
+                };
             }
             // Some user namespaces have no supplementary groups: a setgid bit may get lost there, no more.
             let grouped = !groups.is_empty() && set_groups(groups).is_ok();
@@ -299,7 +303,12 @@ mod tests {
                 fs::write(&path, "x").unwrap();
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o4755)).unwrap();
                 kill_privileges(kill).unwrap();
-                fs::OpenOptions::new().append(true).open(&path).map(|mut f| io::Write::write(&mut f, b"y")).unwrap().unwrap();
+                fs::OpenOptions::new()
+                    .append(true)
+                    .open(&path)
+                    .map(|mut f| io::Write::write(&mut f, b"y"))
+                    .unwrap()
+                    .unwrap();
                 assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, left, "{kill}");
             }
             kill_privileges(true).unwrap();

@@ -69,7 +69,9 @@ impl Passthrough {
         let held = self.inodes.hold(&inode)?;
         let file = match self.reopen(held.pin.as_fd(), flags) {
             // A file that this process may only write.
-            Err(e) if e.raw_os_error() == Some(libc::EACCES) && args.flags as i32 & libc::O_ACCMODE == libc::O_WRONLY => {
+            Err(e)
+                if e.raw_os_error() == Some(libc::EACCES) && args.flags as i32 & libc::O_ACCMODE == libc::O_WRONLY =>
+            {
                 flags = flags & !libc::O_ACCMODE | libc::O_WRONLY;
                 self.reopen(held.pin.as_fd(), flags)?
             }

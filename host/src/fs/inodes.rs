@@ -286,8 +286,11 @@ impl Inodes {
         if matches!(*place, Place::Handle(_)) {
             *place = Place::Pinned(pin.clone());
             drop(place);
-            self.clock.lock().push_back(inode.id);
-            self.make_room();
+            // On another mount only what is open has a descriptor, for as long as it is.
+            if inode.key.mount == self.root.key.mount {
+                self.clock.lock().push_back(inode.id);
+                self.make_room();
+            }
         }
     }
 

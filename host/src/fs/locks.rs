@@ -158,9 +158,7 @@ impl Locks {
     }
 
     fn until_done(&self, wait: Option<u64>, mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
-        let busy = |result: &io::Result<()>| {
-            matches!(result, Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)))
-        };
+        let busy = |result: &io::Result<()>| matches!(result, Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)));
         let first = attempt();
         let Some(unique) = wait else {
             return if busy(&first) { Err(errno(libc::EAGAIN)) } else { first };

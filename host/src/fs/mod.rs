@@ -5,13 +5,13 @@
 //! checked for its form: names have no `/` and are neither `.` nor `..`, unless it says otherwise.
 
 mod attributes;
-mod credentials;
 mod create;
+mod credentials;
 mod dir;
+mod files;
 mod forgotten;
 mod handles;
 mod inodes;
-mod files;
 mod locks;
 mod mounts;
 mod names;
@@ -19,6 +19,8 @@ mod numbers;
 mod owners;
 mod passthrough;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod xattr;
 
 pub use crate::in_place::InPlace;

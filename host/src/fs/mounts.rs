@@ -65,7 +65,9 @@ impl Mounts {
     /// A look-up has crossed to a mount.
     pub fn found(&self, mount: u64, parent: Arc<Inode>, dir: BorrowedFd<'_>, name: &CStr, file: BorrowedFd<'_>) {
         // Back up through `..`, or a mount that is known at this place.
-        if mount == self.root_id || self.root.is_none() || name.to_bytes().starts_with(b".") && name.to_bytes().len() < 3
+        if mount == self.root_id
+            || self.root.is_none()
+            || name.to_bytes().starts_with(b".") && name.to_bytes().len() < 3
         {
             return;
         }

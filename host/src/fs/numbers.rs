@@ -35,11 +35,11 @@ impl Numbers {
     /// The number for the inode `ino` of a device.
     pub fn of(&self, device: u64, ino: u64) -> u64 {
         if device == self.root {
-            return if ino >> BITS < OTHERS { ino } else { self.from_table(device, ino) };
+            return if ino >> BITS < OTHERS { ino } else { self.in_table(device, ino) };
         }
         match self.prefix(device) {
             Some(prefix) if ino >> BITS == 0 => prefix << BITS | ino,
-            _ => self.from_table(device, ino),
+            _ => self.in_table(device, ino),
         }
     }
 
@@ -55,7 +55,7 @@ impl Numbers {
         Some(*prefixes.entry(device).or_insert(next))
     }
 
-    fn from_table(&self, device: u64, ino: u64) -> u64 {
+    fn in_table(&self, device: u64, ino: u64) -> u64 {
         let mut table = self.table.lock();
         let next = table.len() as u64;
         let low = match table.get(&(device, ino)) {

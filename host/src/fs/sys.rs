@@ -218,9 +218,7 @@ pub fn copy_range(from: BorrowedFd<'_>, at: u64, to: BorrowedFd<'_>, to_at: u64,
     // The kernel takes at most MAX_RW_COUNT at a time.
     let len = len.min(i64::MAX as u64) as usize;
     // SAFETY: borrowed descriptors and two offsets.
-    let n = unsafe {
-        libc::copy_file_range(from.as_raw_fd(), &raw mut at, to.as_raw_fd(), &raw mut to_at, len, 0)
-    };
+    let n = unsafe { libc::copy_file_range(from.as_raw_fd(), &raw mut at, to.as_raw_fd(), &raw mut to_at, len, 0) };
     check(n).map(|n| n as usize)
 }
 

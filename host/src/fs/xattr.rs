@@ -120,7 +120,7 @@ impl Passthrough {
 
     /// An attribute that the guest's security module gives a new file.
     pub(super) fn set_label(&self, path: &CStr, name: &CStr, value: &[u8]) -> io::Result<()> {
-        sys::set_xattr(path, &*self.xattr(name)?, value, 0)
+        sys::set_xattr(path, &self.xattr(name)?, value, 0)
     }
 
     pub(super) fn getxattr(&self, node: u64, name: &CStr, size: u32) -> io::Result<XattrReply> {

@@ -1,7 +1,7 @@
 //! Device side of the ring: entries in, file I/O in place, completions out.
 
-use crate::pool::{Budget, Pool};
 use crate::handler::{Caller, Handler, Helper, Outcome, Reply};
+use crate::pool::{Budget, Pool};
 use crate::shared::Shared;
 use libc::iovec;
 use parking_lot::Mutex;
@@ -134,13 +134,7 @@ impl RingDevice {
     }
 
     /// Returns the payload bytes that were moved at once.
-    fn serve_one<H>(
-        &self,
-        sqe: Sqe,
-        server: &Arc<H>,
-        pool: &Pool,
-        helper: Option<&Helper>,
-    ) -> Result<u64, Error>
+    fn serve_one<H>(&self, sqe: Sqe, server: &Arc<H>, pool: &Pool, helper: Option<&Helper>) -> Result<u64, Error>
     where
         H: Handler,
     {

@@ -1,8 +1,8 @@
 //! Device side of a plain split virtqueue, as virtio-fs has it: each chain is
 //! a request in readable buffers and room for the reply in writable ones.
 
-use crate::pool::Pool;
 use crate::handler::{Caller, Handler, Outcome};
+use crate::pool::Pool;
 use crate::shared::{Shared, SharedBuf};
 use crate::vring::Vring;
 use libc::iovec;

@@ -67,7 +67,12 @@ pub const WORDS: &[Word] = &[
     word("host.inode_file_handles", "inode-file-handles", Value("WHEN"), "File handles: never, prefer or mandatory"),
     word("host.readdirplus", "no-readdirplus", Switch(false), "No READDIRPLUS"),
     word("host.allow_direct_io", "allow-direct-io", Switch(true), "Honour O_DIRECT of the guest's programs"),
-    word("host.allow_mmap", "allow-mmap", Switch(true), "Shared mappings although cache is never or metadata [default]"),
+    word(
+        "host.allow_mmap",
+        "allow-mmap",
+        Switch(true),
+        "Shared mappings although cache is never or metadata [default]",
+    ),
     word("host.allow_mmap", "no-allow-mmap", Switch(false), "No shared mappings where cache is never or metadata"),
     word("host.killpriv_v2", "killpriv-v2", Switch(true), "Drop setuid bits on writes and truncation [default]"),
     word("host.killpriv_v2", "no-killpriv-v2", Switch(false), "Leave setuid bits to the guest's kernel"),
