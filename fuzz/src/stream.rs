@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
+use tunnelfs_host::handler::Handler;
 use tunnelfs_host::transport::socket;
 use tunnelfs_ring::WaitConfig;
 
@@ -30,6 +31,6 @@ pub fn once(bytes: &[u8]) {
     host.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
     guest.write_all(&frames).unwrap();
     guest.shutdown(Shutdown::Write).unwrap();
-    let _ = socket::serve(host, &SERVER, WaitConfig::default());
+    let _ = socket::serve(host, &*SERVER, WaitConfig::default());
     SERVER.reset();
 }
