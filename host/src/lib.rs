@@ -6,6 +6,7 @@
 
 mod backend;
 mod extensions;
+pub mod fs;
 mod gate;
 pub mod handler;
 mod helper;

@@ -1,10 +1,9 @@
 //! Serves one queue: its virtqueue, and its ring once the guest has asked for one.
 
 use crate::backend::Device;
-use crate::handler::Handler;
+use crate::handler::{Handler, Outcome};
 use crate::placement::{Decision, Placement};
 use crate::request::interrupted_unique;
-use crate::server::Outcome;
 use crate::takeover::{Duty, Lane};
 use crate::transport::ring::{Call, RingDevice, Served};
 use crate::transport::virtqueue::{self, Next};
