@@ -2,7 +2,7 @@
 
 use crate::plan::{Load, Op};
 use crate::session::{open_file, thread_cpu, Bench, OpenFile};
-use crate::workload::{check, fill, Tally, Template};
+use crate::workload::{check, fill, Sample, Template};
 use std::io;
 use std::time::{Duration, Instant};
 use tunnelfs_host::server::{Caller, Outcome, Server};
@@ -49,7 +49,7 @@ impl Direct {
     fn buffer(&self, slot: u32) -> *mut u8 {
         let slot = slot % self.geometry.slots;
         // SAFETY: there is memory for that many.
-        unsafe { self.memory.ptr().add(slot as usize * self.geometry.slot_size as usize) }
+        unsafe { self.memory.as_ptr().add(slot as usize * self.geometry.slot_size as usize) }
     }
 
     /// `payload` and `room` are at most a slot's bytes.
@@ -70,7 +70,7 @@ impl Direct {
     ///
     /// # Errors
     /// The file system's, or wrong bytes.
-    pub fn run(&mut self, load: Load, time: Duration, tally: &mut Tally) -> io::Result<()> {
+    pub fn run(&mut self, load: Load, time: Duration, sample: &mut Sample) -> io::Result<()> {
         let mut template = Template::new(load, self.file);
         let (payload, room) = template.lengths();
         let (begin, cpu, mut ops) = (Instant::now(), thread_cpu(), 0);
@@ -86,7 +86,7 @@ impl Direct {
             }
             let start = Instant::now();
             let outcome = self.call(head, buffer, payload, room);
-            tally.latency.saturating_record(start.elapsed().as_nanos() as u64);
+            sample.latency.saturating_record(start.elapsed().as_nanos() as u64);
             match outcome {
                 Outcome::Reply(reply) if reply.error == 0 && (payload > 0 || reply.in_place == load.size as usize) => {}
                 _ => return Err(io::Error::other("the direct call failed")),
@@ -97,8 +97,8 @@ impl Direct {
             }
             ops += 1;
         }
-        tally.turn(ops, begin.elapsed());
-        tally.guest_cpu += thread_cpu() - cpu;
+        sample.turn(ops, begin.elapsed());
+        sample.guest_cpu += thread_cpu() - cpu;
         Ok(())
     }
 }

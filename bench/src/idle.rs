@@ -1,9 +1,9 @@
 //! What a pair costs while nothing is asked of it.
 
-use crate::measure::Target;
 use crate::plan::{Cpus, Pair};
+use crate::record::Idle;
 use crate::session::{process_cpu, thread_run_time};
-use serde::Serialize;
+use crate::target::Target;
 use std::io;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -11,18 +11,6 @@ use std::time::{Duration, Instant};
 /// How long pairs are left alone before it counts, and how long it counts.
 const QUIET: Duration = Duration::from_secs(1);
 const WATCH: Duration = Duration::from_secs(2);
-
-/// One idle pair.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Idle {
-    /// Which one.
-    #[serde(flatten)]
-    pub pair: Pair,
-    /// Share of one core that the waiting guest takes.
-    pub guest_cpu: f64,
-    /// Share of one core that the host's process takes.
-    pub host_cpu: f64,
-}
 
 /// Watches all pairs with a separate host at once, each with a guest's thread that waits for completions; uses them up.
 ///

@@ -2,17 +2,19 @@
 //! limits of the machine, all in one interleaved run.
 
 pub mod direct;
-pub mod held;
 pub mod idle;
-pub mod inline;
+pub mod in_process;
 pub mod interrupt;
 pub mod limits;
 pub mod measure;
 pub mod mount;
 pub mod plan;
 pub mod plot;
+pub mod progress;
 pub mod ratios;
 pub mod record;
 pub mod report;
+pub mod resources;
 pub mod session;
+pub mod target;
 pub mod workload;

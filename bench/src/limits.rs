@@ -7,7 +7,7 @@ use std::hint::spin_loop;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{allowed_cpus, drain, new_eventfd, ring_bell, stay_on};
+use tunnelfs_ring::{allowed_cpus, set_affinity, Eventfd};
 
 /// The limits that transports are held against.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -66,7 +66,7 @@ fn round_trip(there: &AtomicU32, back: &AtomicU32) -> u64 {
     let mut batches = histogram();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let _ = stay_on(&[second]);
+            let _ = set_affinity(&[second]);
             for i in 0..BATCH * BATCHES {
                 while there.load(Ordering::Acquire) != 2 * i + 1 {
                     spin_loop();
@@ -75,7 +75,7 @@ fn round_trip(there: &AtomicU32, back: &AtomicU32) -> u64 {
             }
         });
         let timed = scope.spawn(|| {
-            let _ = stay_on(&[first]);
+            let _ = set_affinity(&[first]);
             let mut batches = histogram();
             for batch in 0..BATCHES {
                 let start = Instant::now();
@@ -96,28 +96,28 @@ fn round_trip(there: &AtomicU32, back: &AtomicU32) -> u64 {
 
 fn eventfd() -> u64 {
     const ROUNDS: u32 = 500;
-    let (Ok(there), Ok(back)) = (new_eventfd(), new_eventfd()) else { return 0 };
+    let (Ok(there), Ok(back)) = (Eventfd::new(), Eventfd::new()) else { return 0 };
     let all = allowed_cpus();
     let mut times = histogram();
     let sleep = |fd: &std::os::fd::OwnedFd| {
         let mut fds = [nix::poll::PollFd::new(fd.as_fd(), nix::poll::PollFlags::POLLIN)];
         let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE);
-        drain(fd);
+        Eventfd::drain(fd);
     };
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let _ = stay_on(&[all[all.len() - 1]]);
+            let _ = set_affinity(&[all[all.len() - 1]]);
             for _ in 0..ROUNDS {
                 sleep(&there);
-                ring_bell(&back);
+                Eventfd::signal(&back);
             }
         });
         let timed = scope.spawn(|| {
-            let _ = stay_on(&[all[0]]);
+            let _ = set_affinity(&[all[0]]);
             let mut times = histogram();
             for _ in 0..ROUNDS {
                 let start = Instant::now();
-                ring_bell(&there);
+                Eventfd::signal(&there);
                 sleep(&back);
                 times.saturating_record(start.elapsed().as_nanos() as u64);
             }

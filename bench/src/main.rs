@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use tunnelfs_bench::mount::{self, MountPlan, Peer};
-use tunnelfs_bench::plan::{Load, Matrix, Op, Placement, Plan, Via};
+use tunnelfs_bench::plan::{HostLocation, Load, Matrix, Op, Plan, TransportKind};
 use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
-use tunnelfs_bench::{idle, interrupt, measure, plot, report, workload};
+use tunnelfs_bench::{idle, interrupt, measure, plot, report, target, workload};
 use tunnelfs_ring::Policy;
 use tunnelfs_settings::{args, load, parse_bytes, Loader, Settings};
 
@@ -57,10 +57,10 @@ struct MatrixArgs {
     quick: bool,
     /// Only these transports
     #[arg(long, value_enum, value_delimiter = ',')]
-    transport: Vec<Via>,
+    transport: Vec<TransportKind>,
     /// Only hosts here
     #[arg(long, value_enum, value_delimiter = ',')]
-    placement: Vec<Placement>,
+    placement: Vec<HostLocation>,
     /// Only these wait policies
     #[arg(long, value_delimiter = ',')]
     policy: Vec<Policy>,
@@ -165,7 +165,7 @@ fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Settings) -> io::Result<
     std::fs::create_dir_all(&dir)?;
     workload::make_file(&dir)?;
     let bench = Bench { dir, scratch: scratch.path().into(), settings };
-    let mut targets = measure::open(&plan, &bench)?;
+    let mut targets = target::open(&plan, &bench)?;
     let (rows, limits) = measure::measure(&plan, &mut targets)?;
     let idle = idle::watch(targets)?;
     workload::check_file(&bench.dir)?;
@@ -223,11 +223,11 @@ fn plan(args: &MatrixArgs, matrix: Matrix, settings: &Settings) -> io::Result<Pl
     plan.pairs.retain(|p| {
         wanted(&args.transport, &p.transport)
             && wanted(&args.placement, &p.placement)
-            && (wanted(&args.policy, &p.policy) || p.transport == Via::Direct)
+            && (wanted(&args.policy, &p.policy) || p.transport == TransportKind::Direct)
     });
-    if plan.pairs.iter().any(|p| p.transport == Via::Virtiofsd) && session::virtiofsd().is_none() {
+    if plan.pairs.iter().any(|p| p.transport == TransportKind::Virtiofsd) && session::virtiofsd().is_none() {
         eprintln!("stock virtiofsd is left out: `make deps` installs it");
-        plan.pairs.retain(|p| p.transport != Via::Virtiofsd);
+        plan.pairs.retain(|p| p.transport != TransportKind::Virtiofsd);
     }
     plan.loads.retain(|l| wanted(&args.ops, &l.op));
     vary(&mut plan.loads, &args.depths, |l, &depth| l.depth = depth);

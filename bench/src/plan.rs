@@ -7,7 +7,7 @@ use tunnelfs_ring::Policy;
 /// What carries the messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Via {
+pub enum TransportKind {
     /// The shared-memory ring.
     Ring,
     /// A plain split virtqueue.
@@ -23,7 +23,7 @@ pub enum Via {
 /// Where the host runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Placement {
+pub enum HostLocation {
     /// A process of its own.
     Separate,
     /// The host library in the guest's process.
@@ -60,9 +60,9 @@ pub enum Cpus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Pair {
     /// What carries the messages.
-    pub transport: Via,
+    pub transport: TransportKind,
     /// Where the host runs.
-    pub placement: Placement,
+    pub placement: HostLocation,
     /// How both sides wait.
     pub policy: Policy,
     /// Where both run.
@@ -107,7 +107,7 @@ pub enum Matrix {
 }
 
 const POLICIES: [Policy; 3] = [Policy::Spin, Policy::Park, Policy::Auto];
-const OURS: [Via; 3] = [Via::Ring, Via::Virtqueue, Via::Socket];
+const OURS: [TransportKind; 3] = [TransportKind::Ring, TransportKind::Virtqueue, TransportKind::Socket];
 
 impl Plan {
     /// The planned matrix; `quick` is a smaller one, of less than a minute.
@@ -126,17 +126,17 @@ impl Plan {
 
 /// All pairs that are compared.
 pub fn pairs(quick: bool) -> Vec<Pair> {
-    use {Cpus::*, Placement::*};
+    use {Cpus::*, HostLocation::*};
     let pair = |transport, placement, policy, cpus| Pair { transport, placement, policy, cpus };
-    let mut pairs = vec![pair(Via::Direct, InProcess, Policy::Spin, All)];
+    let mut pairs = vec![pair(TransportKind::Direct, InProcess, Policy::Spin, All)];
     for policy in POLICIES {
         let small = quick && policy != Policy::Auto;
         pairs.extend(OURS.map(|via| pair(via, Separate, policy, All)));
         if !small {
             pairs.extend(OURS.map(|via| pair(via, InProcess, policy, All)));
-            pairs.push(pair(Via::Virtiofsd, Separate, policy, All));
+            pairs.push(pair(TransportKind::Virtiofsd, Separate, policy, All));
         }
-        let shared: &[Via] = if small { &[Via::Ring] } else { &OURS };
+        let shared: &[TransportKind] = if small { &[TransportKind::Ring] } else { &OURS };
         pairs.extend(shared.iter().map(|&via| pair(via, Separate, policy, One)));
     }
     pairs

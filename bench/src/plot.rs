@@ -1,14 +1,19 @@
 //! The plots of a run.
 
-use crate::plan::{Cpus, Op, Placement, Via};
+use crate::plan::{Cpus, HostLocation, Op, TransportKind};
 use crate::record::{Row, Run};
 use plotters::prelude::*;
 use std::io;
 use std::path::Path;
 use tunnelfs_ring::Policy;
 
-const SERIES: [(Via, RGBColor); 5] =
-    [(Via::Ring, RED), (Via::Virtqueue, BLUE), (Via::Socket, GREEN), (Via::Virtiofsd, MAGENTA), (Via::Direct, BLACK)];
+const SERIES: [(TransportKind, RGBColor); 5] = [
+    (TransportKind::Ring, RED),
+    (TransportKind::Virtqueue, BLUE),
+    (TransportKind::Socket, GREEN),
+    (TransportKind::Virtiofsd, MAGENTA),
+    (TransportKind::Direct, BLACK),
+];
 
 /// Draws what the run has beside `page`; the files' names.
 ///
@@ -33,21 +38,21 @@ pub fn draw(run: &Run, page: &Path) -> io::Result<Vec<String>> {
     Ok(drawn)
 }
 
-type Line = ((Via, RGBColor), Vec<(f64, f64)>);
+type CacheLine = ((TransportKind, RGBColor), Vec<(f64, f64)>);
 
-fn lines(run: &Run, op: Op, value: fn(&Row) -> f64) -> Vec<Line> {
+fn lines(run: &Run, op: Op, value: fn(&Row) -> f64) -> Vec<CacheLine> {
     let of = |(via, colour)| {
         let ours = |r: &&Row| {
-            let placement = if via == Via::Direct { Placement::InProcess } else { Placement::Separate };
+            let placement = if via == TransportKind::Direct { HostLocation::InProcess } else { HostLocation::Separate };
             (r.transport, r.placement, r.policy, r.cpus) == (via, placement, Policy::Spin, Cpus::All)
                 && (r.op, r.depth, r.queues) == (op, 1, 1)
         };
         ((via, colour), run.rows.iter().filter(ours).map(|r| (f64::from(r.size) / 1024.0, value(r))).collect())
     };
-    SERIES.map(of).into_iter().filter(|line: &Line| !line.1.is_empty()).collect()
+    SERIES.map(of).into_iter().filter(|line: &CacheLine| !line.1.is_empty()).collect()
 }
 
-fn chart(file: &Path, title: &str, unit: &str, lines: &[Line]) -> Result<(), Box<dyn std::error::Error>> {
+fn chart(file: &Path, title: &str, unit: &str, lines: &[CacheLine]) -> Result<(), Box<dyn std::error::Error>> {
     let points = || lines.iter().flat_map(|line| &line.1);
     let range = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)))

@@ -1,14 +1,14 @@
 //! What the project is held to: ratios of cases within one run.
 
-use crate::plan::{Cpus, Op, Placement, Via};
+use crate::plan::{Cpus, HostLocation, Op, TransportKind};
 use crate::record::{Row, Run};
 use serde::Serialize;
 use tunnelfs_ring::Policy;
 
-/// What is wanted of a ratio.
+/// What is bound of a ratio.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Wanted {
+pub enum Bound {
     /// Lower is better.
     AtMost(f64),
     /// Higher is better.
@@ -23,15 +23,15 @@ pub struct Ratio {
     /// The ratio.
     pub value: f64,
     /// The target.
-    pub wanted: Wanted,
+    pub bound: Bound,
 }
 
 impl Ratio {
     /// Whether the target is reached.
     pub fn reached(&self) -> bool {
-        match self.wanted {
-            Wanted::AtMost(limit) => self.value <= limit,
-            Wanted::AtLeast(limit) => self.value >= limit,
+        match self.bound {
+            Bound::AtMost(limit) => self.value <= limit,
+            Bound::AtLeast(limit) => self.value >= limit,
         }
     }
 }
@@ -40,8 +40,14 @@ impl Ratio {
 struct Cases<'a>(&'a [Row]);
 
 impl<'a> Cases<'a> {
-    fn find(&self, via: Via, policy: Policy, cpus: Cpus, (op, size, depth): (Op, u32, u32)) -> Option<&'a Row> {
-        let placement = if via == Via::Direct { Placement::InProcess } else { Placement::Separate };
+    fn find(
+        &self,
+        via: TransportKind,
+        policy: Policy,
+        cpus: Cpus,
+        (op, size, depth): (Op, u32, u32),
+    ) -> Option<&'a Row> {
+        let placement = if via == TransportKind::Direct { HostLocation::InProcess } else { HostLocation::Separate };
         self.0.iter().find(|r| {
             (r.transport, r.placement, r.policy, r.cpus) == (via, placement, policy, cpus)
                 && (r.op, r.size, r.depth, r.queues) == (op, size, depth, 1)
@@ -55,60 +61,61 @@ const READ_1M: (Op, u32, u32) = (Op::Read, 1 << 20, 8);
 
 /// The targets' ratios, as far as the run has their rows.
 pub fn ratios(run: &Run) -> Vec<Ratio> {
-    use {Cpus::*, Policy::*, Wanted::*};
+    use {Bound::*, Cpus::*, Policy::*};
     let cases = Cases(&run.rows);
     let p50 = |via, policy, cpus, case| cases.find(via, policy, cpus, case).map(|r| r.p50_ns as f64);
     let rate = |via, policy, case| cases.find(via, policy, All, case).map(|r| r.ops_per_s);
     let line = Some(run.limits.cacheline_rtt_ns as f64).filter(|ns| *ns > 0.0);
     let mut out = Vec::new();
-    let mut add = |what: &str, value: Option<f64>, limit: Option<f64>, wanted| {
+    let mut add = |what: &str, value: Option<f64>, limit: Option<f64>, bound| {
         if let (Some(value), Some(limit)) = (value, limit) {
-            out.push(Ratio { what: what.into(), value: value / limit, wanted });
+            out.push(Ratio { what: what.into(), value: value / limit, bound });
         }
     };
-    let ring_noop = p50(Via::Ring, Spin, All, NOOP);
+    let ring_noop = p50(TransportKind::Ring, Spin, All, NOOP);
     add("no-op p50, spin: ring / cache-line round trip", ring_noop, line, AtMost(2.0));
     let lines = Some(run.limits.two_line_rtt_ns as f64).filter(|ns| *ns > 0.0);
     add("the same / round trip on two lines", ring_noop, lines, AtMost(2.0));
     for policy in [Spin, Park, Auto] {
-        let (ring, virtqueue) = (p50(Via::Ring, policy, All, NOOP), p50(Via::Virtqueue, policy, All, NOOP));
+        let (ring, virtqueue) =
+            (p50(TransportKind::Ring, policy, All, NOOP), p50(TransportKind::Virtqueue, policy, All, NOOP));
         add(&format!("no-op p50, {policy}: ring / virtqueue"), ring, virtqueue, AtMost(0.5));
     }
-    let bound = p50(Via::Direct, Spin, All, READ_4K).zip(line).map(|(direct, line)| direct + 3.0 * line);
+    let bound = p50(TransportKind::Direct, Spin, All, READ_4K).zip(line).map(|(direct, line)| direct + 3.0 * line);
     add(
         "READ 4 KiB p50, spin: ring / (direct call + 3 round trips)",
-        p50(Via::Ring, Spin, All, READ_4K),
+        p50(TransportKind::Ring, Spin, All, READ_4K),
         bound,
         AtMost(1.0),
     );
-    let (ring, direct) = (rate(Via::Ring, Spin, READ_1M), rate(Via::Direct, Spin, READ_1M));
+    let (ring, direct) = (rate(TransportKind::Ring, Spin, READ_1M), rate(TransportKind::Direct, Spin, READ_1M));
     add("READ 1 MiB depth 8 bandwidth, spin: ring / direct call", ring, direct, AtLeast(0.95));
-    let (socket, ring) = (p50(Via::Socket, Auto, All, NOOP), p50(Via::Ring, Auto, All, NOOP));
+    let (socket, ring) = (p50(TransportKind::Socket, Auto, All, NOOP), p50(TransportKind::Ring, Auto, All, NOOP));
     add("no-op p50, auto, a spare core: socket / ring", socket, ring, AtLeast(20.0));
-    let (socket, ring) = (p50(Via::Socket, Auto, One, NOOP), p50(Via::Ring, Auto, One, NOOP));
+    let (socket, ring) = (p50(TransportKind::Socket, Auto, One, NOOP), p50(TransportKind::Ring, Auto, One, NOOP));
     add("no-op p50, auto, both on one core: socket / ring", socket, ring, AtLeast(1.0));
     out.extend(auto_ratios(&cases));
     out.extend(run.idle.iter().map(|idle| Ratio {
         what: format!("idle {:?}, {}: share of a core", idle.pair.transport, idle.pair.policy),
         value: idle.guest_cpu + idle.host_cpu,
-        wanted: AtMost(0.001),
+        bound: AtMost(0.001),
     }));
     out
 }
 
 /// `auto` against the better of `spin` and `park`, for each load of the ring.
 fn auto_ratios(cases: &Cases<'_>) -> Vec<Ratio> {
-    let ring = cases.0.iter().filter(|r| r.transport == Via::Ring && r.placement == Placement::Separate);
+    let ring = cases.0.iter().filter(|r| r.transport == TransportKind::Ring && r.placement == HostLocation::Separate);
     let autos = ring.filter(|r| r.policy == Policy::Auto && r.queues == 1);
     let ratio = |auto: &Row| {
         let case = (auto.op, auto.size, auto.depth);
-        let other = |policy| cases.find(Via::Ring, policy, auto.cpus, case).map(|r| r.ops_per_s);
+        let other = |policy| cases.find(TransportKind::Ring, policy, auto.cpus, case).map(|r| r.ops_per_s);
         let best = other(Policy::Spin)?.max(other(Policy::Park)?);
         let place = if auto.cpus == Cpus::One { "one core" } else { "a spare core" };
         Some(Ratio {
             what: format!("{}, {place}: auto / better of spin and park", auto.load_name()),
             value: auto.ops_per_s / best,
-            wanted: Wanted::AtLeast(0.9),
+            bound: Bound::AtLeast(0.9),
         })
     };
     autos.filter_map(ratio).collect()

@@ -1,9 +1,8 @@
 //! A run as data: where it was made, with what, and one row per case.
 
-use crate::idle::Idle;
 use crate::limits::Limits;
-use crate::plan::{Cpus, Load, Op, Pair, Placement, Via};
-use crate::workload::Tally;
+use crate::plan::{Cpus, HostLocation, Load, Op, Pair, TransportKind};
+use crate::workload::Sample;
 use serde::Serialize;
 use tunnelfs_ring::Policy;
 use tunnelfs_settings::Settings;
@@ -39,12 +38,24 @@ pub struct Run {
     pub idle: Vec<Idle>,
 }
 
+/// One idle pair.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Idle {
+    /// Which one.
+    #[serde(flatten)]
+    pub pair: Pair,
+    /// Share of one core that the waiting guest takes.
+    pub guest_cpu: f64,
+    /// Share of one core that the host's process takes.
+    pub host_cpu: f64,
+}
+
 /// One case.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[allow(missing_docs)]
 pub struct Row {
-    pub transport: Via,
-    pub placement: Placement,
+    pub transport: TransportKind,
+    pub placement: HostLocation,
     pub policy: Policy,
     pub cpus: Cpus,
     pub op: Op,
@@ -65,10 +76,10 @@ pub struct Row {
 
 impl Row {
     /// The row of a finished case.
-    pub fn new(pair: Pair, load: Load, tally: &Tally) -> Self {
-        let ops = tally.ops.max(1) as f64;
-        let ops_per_s = tally.rate();
-        let quantile = |q| tally.latency.value_at_quantile(q);
+    pub fn new(pair: Pair, load: Load, sample: &Sample) -> Self {
+        let ops = sample.ops.max(1) as f64;
+        let ops_per_s = sample.rate();
+        let quantile = |q| sample.latency.value_at_quantile(q);
         Row {
             transport: pair.transport,
             placement: pair.placement,
@@ -78,16 +89,16 @@ impl Row {
             size: load.size,
             depth: load.depth,
             queues: load.queues,
-            ops: tally.ops,
+            ops: sample.ops,
             ops_per_s,
             bytes_per_s: ops_per_s * f64::from(load.size),
             p50_ns: quantile(0.5),
             p99_ns: quantile(0.99),
             p999_ns: quantile(0.999),
-            max_ns: tally.latency.max(),
-            guest_cpu_ns_per_op: tally.guest_cpu.as_nanos() as f64 / ops,
-            host_cpu_ns_per_op: tally.host_cpu.as_nanos() as f64 / ops,
-            copied_bytes_per_op: tally.copied as f64 / ops,
+            max_ns: sample.latency.max(),
+            guest_cpu_ns_per_op: sample.guest_cpu.as_nanos() as f64 / ops,
+            host_cpu_ns_per_op: sample.host_cpu.as_nanos() as f64 / ops,
+            copied_bytes_per_op: sample.copied as f64 / ops,
         }
     }
 }

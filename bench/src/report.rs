@@ -1,7 +1,7 @@
 //! A run for people.
 
-use crate::plan::{Cpus, Placement, Via};
-use crate::ratios::{ratios, Ratio, Wanted};
+use crate::plan::{Cpus, HostLocation, TransportKind};
+use crate::ratios::{ratios, Bound, Ratio};
 use crate::record::{Row, Run};
 use std::fmt::Write;
 use tunnelfs_ring::Policy;
@@ -23,28 +23,28 @@ pub fn page(run: &Run, plots: &[String]) -> String {
 
 /// The targets, and what has come of them.
 pub fn ratio_table(ratios: &[Ratio]) -> String {
-    let mut out = String::from("## Ratios\n\n| what | ratio | wanted | reached |\n|---|--:|--:|---|\n");
+    let mut out = String::from("## Ratios\n\n| what | ratio | bound | reached |\n|---|--:|--:|---|\n");
     for ratio in ratios {
-        let Ratio { what, value, wanted } = ratio;
-        let wanted = match wanted {
-            Wanted::AtMost(limit) => format!("at most {limit}"),
-            Wanted::AtLeast(limit) => format!("at least {limit}"),
+        let Ratio { what, value, bound } = ratio;
+        let bound = match bound {
+            Bound::AtMost(limit) => format!("at most {limit}"),
+            Bound::AtLeast(limit) => format!("at least {limit}"),
         };
         let reached = if ratio.reached() { "yes" } else { "**no**" };
         let digits = if *value < 0.01 { 4 } else { 2 };
-        let _ = writeln!(out, "| {what} | {value:.digits$} | {wanted} | {reached} |");
+        let _ = writeln!(out, "| {what} | {value:.digits$} | {bound} | {reached} |");
     }
     out
 }
 
 /// The columns that people compare first, under `auto`.
-const COLUMNS: [(&str, Via, Placement); 6] = [
-    ("ring", Via::Ring, Placement::Separate),
-    ("virtqueue", Via::Virtqueue, Placement::Separate),
-    ("socket", Via::Socket, Placement::Separate),
-    ("virtiofsd", Via::Virtiofsd, Placement::Separate),
-    ("ring, in-process", Via::Ring, Placement::InProcess),
-    ("direct call", Via::Direct, Placement::InProcess),
+const COLUMNS: [(&str, TransportKind, HostLocation); 6] = [
+    ("ring", TransportKind::Ring, HostLocation::Separate),
+    ("virtqueue", TransportKind::Virtqueue, HostLocation::Separate),
+    ("socket", TransportKind::Socket, HostLocation::Separate),
+    ("virtiofsd", TransportKind::Virtiofsd, HostLocation::Separate),
+    ("ring, in-process", TransportKind::Ring, HostLocation::InProcess),
+    ("direct call", TransportKind::Direct, HostLocation::InProcess),
 ];
 
 /// p50 of single requests, and rates of many, by transport.
@@ -64,13 +64,13 @@ fn side_by_side(run: &Run) -> String {
         }
     }
     for load in loads {
-        let cell = |(_, via, placement): (&str, Via, Placement)| {
-            let policy = if via == Via::Direct { Policy::Spin } else { Policy::Auto };
-            let wanted = (via, placement, policy, Cpus::All);
+        let cell = |(_, via, placement): (&str, TransportKind, HostLocation)| {
+            let policy = if via == TransportKind::Direct { Policy::Spin } else { Policy::Auto };
+            let bound = (via, placement, policy, Cpus::All);
             let row = run
                 .rows
                 .iter()
-                .find(|r| r.load() == load.load() && (r.transport, r.placement, r.policy, r.cpus) == wanted);
+                .find(|r| r.load() == load.load() && (r.transport, r.placement, r.policy, r.cpus) == bound);
             row.map_or("".into(), |r| match (r.depth, r.queues) {
                 (1, 1) => format!("{:.2} µs", r.p50_ns as f64 / 1e3),
                 _ => format!("{:.1} k/s", r.ops_per_s / 1e3),
@@ -89,7 +89,7 @@ fn all_cases(run: &Run) -> String {
     );
     for r in &run.rows {
         let us = |ns: u64| ns as f64 / 1e3;
-        let placement = if r.placement == Placement::Separate { "separate" } else { "in-process" };
+        let placement = if r.placement == HostLocation::Separate { "separate" } else { "in-process" };
         let _ = writeln!(
             out,
             "| {} | {:?} | {placement} | {} | {:?} | {:.1} | {:.0} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.0} |",

@@ -1,6 +1,6 @@
 //! A guest and its host, ready to be measured; both are gone when it is dropped.
 
-use crate::plan::{Cpus, Pair, Placement, Via};
+use crate::plan::{Cpus, HostLocation, Pair, TransportKind};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 pub use tunnelfs_guest::fuse::abi::opcode;
 use tunnelfs_guest::{connect, message, transport::call, GuestConfig, Transport};
-use tunnelfs_ring::{allowed_cpus, stay_on};
-use tunnelfs_settings::{Kind, Sandbox, Seccomp, Settings};
+use tunnelfs_ring::{allowed_cpus, set_affinity};
+use tunnelfs_settings::{self as settings, Sandbox, Seccomp, Settings};
 
 /// Name of the file that is read and written.
 pub const FILE: &str = "data";
@@ -52,9 +52,9 @@ impl Bench {
     fn settings_of(&self, pair: &Pair, socket: &Path) -> Settings {
         let mut settings = self.settings.clone();
         settings.transport.kind = match pair.transport {
-            Via::Ring => Kind::Ring,
-            Via::Socket => Kind::Socket,
-            _ => Kind::Virtqueue,
+            TransportKind::Ring => settings::Kind::Ring,
+            TransportKind::Socket => settings::Kind::Socket,
+            _ => settings::Kind::Virtqueue,
         };
         settings.transport.socket_path = socket.into();
         settings.wait.policy = pair.policy;
@@ -77,14 +77,14 @@ impl Session {
         let settings = bench.settings_of(pair, &socket);
         let all = allowed_cpus();
         if pair.cpus == Cpus::One {
-            stay_on(&all[..1]).map_err(io::Error::other)?;
+            set_affinity(&all[..1]).map_err(io::Error::other)?;
         }
         let host = match (pair.transport, pair.placement) {
-            (Via::Virtiofsd, _) => start_virtiofsd(&socket, &bench.dir).map(Host::Process),
-            (_, Placement::Separate) => start_host(&settings, &socket).map(Host::Process),
-            (_, Placement::InProcess) => Ok(Host::Thread(Some(start_thread(settings.clone())))),
+            (TransportKind::Virtiofsd, _) => start_virtiofsd(&socket, &bench.dir).map(Host::Process),
+            (_, HostLocation::Separate) => start_host(&settings, &socket).map(Host::Process),
+            (_, HostLocation::InProcess) => Ok(Host::Thread(Some(start_thread(settings.clone())))),
         };
-        stay_on(&all).map_err(io::Error::other)?;
+        set_affinity(&all).map_err(io::Error::other)?;
         let mut host = host?;
         let mut queues = connect_soon(&GuestConfig::from(&settings), &mut host)?;
         let file = open_file(|head| reply_word(queues[0].as_mut(), head)).map_err(io::Error::other)?;

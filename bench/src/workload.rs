@@ -8,13 +8,13 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tunnelfs_guest::{message, Transport};
-use tunnelfs_ring::{Slots, OP_COPIED, OP_NOOP};
+use tunnelfs_ring::{SlotPool, OP_COPIED, OP_NOOP};
 
 /// Bytes of the file that is read and written.
 pub const FILE_BYTES: u64 = 64 << 20;
 
 /// What a case came to, over all its turns.
-pub struct Tally {
+pub struct Sample {
     /// Latencies, nanoseconds.
     pub latency: Histogram<u64>,
     /// Operations done.
@@ -29,7 +29,7 @@ pub struct Tally {
     pub copied: u64,
 }
 
-impl Tally {
+impl Sample {
     /// A turn is over: `ops` operations in `time`.
     pub fn turn(&mut self, ops: u64, time: Duration) {
         self.ops += ops;
@@ -44,11 +44,11 @@ impl Tally {
     }
 }
 
-impl Default for Tally {
+impl Default for Sample {
     fn default() -> Self {
         let latency = histogram();
         let zero = Duration::ZERO;
-        Tally { latency, ops: 0, rates: Vec::new(), guest_cpu: zero, host_cpu: zero, copied: 0 }
+        Sample { latency, ops: 0, rates: Vec::new(), guest_cpu: zero, host_cpu: zero, copied: 0 }
     }
 }
 
@@ -166,11 +166,11 @@ struct Flight {
     start: Instant,
 }
 
-/// Runs `load` for `time`, one thread a queue, and adds it to `tally`.
+/// Runs `load` for `time`, one thread a queue, and adds it to `sample`.
 ///
 /// # Errors
 /// The transport's, a negative answer, or wrong bytes.
-pub fn run(session: &mut Session, load: Load, time: Duration, tally: &mut Tally) -> io::Result<()> {
+pub fn run(session: &mut Session, load: Load, time: Duration, sample: &mut Sample) -> io::Result<()> {
     let file = session.file;
     let host_copied_before = host_copied(session.queues[0].as_mut());
     let cpu_before = session.process_cpu();
@@ -185,35 +185,35 @@ pub fn run(session: &mut Session, load: Load, time: Duration, tally: &mut Tally)
     };
     let cpu = session.process_cpu().saturating_sub(cpu_before);
     let guest_cpu: Duration = turns.iter().map(|turn| turn.guest_cpu).sum();
-    tally.host_cpu += if session.host_pid().is_some() { cpu } else { cpu.saturating_sub(guest_cpu) };
-    tally.copied += host_copied(session.queues[0].as_mut()) - host_copied_before;
-    tally.rates.push(turns.iter().map(Tally::rate).sum());
+    sample.host_cpu += if session.host_pid().is_some() { cpu } else { cpu.saturating_sub(guest_cpu) };
+    sample.copied += host_copied(session.queues[0].as_mut()) - host_copied_before;
+    sample.rates.push(turns.iter().map(Sample::rate).sum());
     for turn in turns {
-        tally.ops += turn.ops;
-        tally.latency.add(&turn.latency).map_err(io::Error::other)?;
-        tally.guest_cpu += turn.guest_cpu;
-        tally.copied += turn.copied;
+        sample.ops += turn.ops;
+        sample.latency.add(&turn.latency).map_err(io::Error::other)?;
+        sample.guest_cpu += turn.guest_cpu;
+        sample.copied += turn.copied;
     }
     Ok(())
 }
 
 /// One queue's part of a load, by the calling thread.
-fn drive(t: &mut dyn Transport, file: OpenFile, load: Load, time: Duration) -> io::Result<Tally> {
-    let (mut tally, mut ops) = (Tally::default(), 0);
+fn drive(t: &mut dyn Transport, file: OpenFile, load: Load, time: Duration) -> io::Result<Sample> {
+    let (mut sample, mut ops) = (Sample::default(), 0);
     let mut template = Template::new(load, file);
     let depth = load.depth.min(t.slots());
     let mut flights: Vec<Option<Flight>> = (0..depth).map(|_| None).collect();
-    let mut slots = Slots::new(depth);
+    let mut slots = SlotPool::new(depth);
     let (start, cpu, copied) = (Instant::now(), thread_cpu(), t.copied());
     loop {
         let stop = start.elapsed() >= time;
-        while let Some(slot) = (!stop).then(|| slots.take()).flatten() {
+        while let Some(slot) = (!stop).then(|| slots.alloc()).flatten() {
             if !submit(t, &mut template, slot, &mut flights)? {
-                slots.give(slot);
+                slots.free(slot);
                 break;
             }
         }
-        if slots.free() == depth as usize {
+        if slots.available() == depth as usize {
             break;
         }
         let done = loop {
@@ -224,15 +224,15 @@ fn drive(t: &mut dyn Transport, file: OpenFile, load: Load, time: Duration) -> i
         };
         let flight = flights.get_mut(done.slot as usize).and_then(Option::take);
         let flight = flight.ok_or_else(|| io::Error::other("completion of an idle slot"))?;
-        tally.latency.saturating_record(flight.start.elapsed().as_nanos() as u64);
+        sample.latency.saturating_record(flight.start.elapsed().as_nanos() as u64);
         accept(t, &load, &done, flight.offset)?;
-        slots.give(done.slot);
+        slots.free(done.slot);
         ops += 1;
     }
-    tally.turn(ops, start.elapsed());
-    tally.guest_cpu = thread_cpu() - cpu;
-    tally.copied = t.copied() - copied;
-    Ok(tally)
+    sample.turn(ops, start.elapsed());
+    sample.guest_cpu = thread_cpu() - cpu;
+    sample.copied = t.copied() - copied;
+    Ok(sample)
 }
 
 fn submit(

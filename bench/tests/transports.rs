@@ -1,9 +1,9 @@
 //! Every transport, placement and policy against real files.
 
 use std::time::{Duration, Instant};
-use tunnelfs_bench::plan::{pairs, Cpus, Load, Op, Pair, Placement, Via};
+use tunnelfs_bench::plan::{pairs, Cpus, HostLocation, Load, Op, Pair, TransportKind};
 use tunnelfs_bench::session::{Bench, Session};
-use tunnelfs_bench::workload::{self, Tally};
+use tunnelfs_bench::workload::{self, Sample};
 use tunnelfs_guest::{message, transport::call};
 use tunnelfs_ring::{Policy, OP_NOOP};
 use tunnelfs_settings::Settings;
@@ -23,14 +23,14 @@ fn bench() -> (tempfile::TempDir, Bench) {
     (scratch, bench)
 }
 
-fn separate(transport: Via, policy: Policy) -> Pair {
-    Pair { transport, placement: Placement::Separate, policy, cpus: Cpus::All }
+fn separate(transport: TransportKind, policy: Policy) -> Pair {
+    Pair { transport, placement: HostLocation::Separate, policy, cpus: Cpus::All }
 }
 
 #[test]
 fn messages_of_every_size_arrive_intact() {
     let (_scratch, bench) = bench();
-    for (i, pair) in pairs(false).iter().filter(|p| p.transport != Via::Direct).enumerate() {
+    for (i, pair) in pairs(false).iter().filter(|p| p.transport != TransportKind::Direct).enumerate() {
         let mut session = Session::open(&bench, pair, i).unwrap();
         for (op, size, depth, queues) in [
             (Op::Noop, 0, 1, 1),
@@ -49,13 +49,13 @@ fn messages_of_every_size_arrive_intact() {
             if queues as usize > session.queues.len() {
                 continue;
             }
-            let mut tally = Tally::default();
+            let mut tally = Sample::default();
             let load = Load { op, size, depth, queues };
             workload::run(&mut session, load, Duration::from_millis(20), &mut tally)
                 .unwrap_or_else(|e| panic!("{pair:?} {load:?}: {e}"));
             assert!(tally.ops > 0);
             match pair.transport {
-                Via::Socket => assert!(tally.copied >= tally.ops * u64::from(size), "{pair:?} {load:?}"),
+                TransportKind::Socket => assert!(tally.copied >= tally.ops * u64::from(size), "{pair:?} {load:?}"),
                 _ => assert_eq!(tally.copied, 0, "{pair:?} {load:?}"),
             }
         }
@@ -66,7 +66,8 @@ fn messages_of_every_size_arrive_intact() {
 #[test]
 fn the_host_is_another_process_and_its_death_is_an_error_at_once() {
     let (_scratch, bench) = bench();
-    for (i, transport) in [Via::Ring, Via::Virtqueue, Via::Socket].into_iter().enumerate() {
+    for (i, transport) in [TransportKind::Ring, TransportKind::Virtqueue, TransportKind::Socket].into_iter().enumerate()
+    {
         let pair = separate(transport, Policy::Auto);
         let mut session = Session::open(&bench, &pair, i).unwrap();
         assert_ne!(session.host_pid().unwrap(), std::process::id());
@@ -82,7 +83,7 @@ fn the_host_is_another_process_and_its_death_is_an_error_at_once() {
 #[test]
 fn a_ring_is_negotiated() {
     let (_scratch, bench) = bench();
-    let pair = separate(Via::Ring, Policy::Park);
+    let pair = separate(TransportKind::Ring, Policy::Park);
     let session = Session::open(&bench, &pair, 0).unwrap();
     assert_eq!(session.queues[0].name(), "ring");
 }
@@ -90,9 +91,9 @@ fn a_ring_is_negotiated() {
 #[test]
 fn more_than_the_ring_holds_is_pushed_back() {
     let (_scratch, bench) = bench();
-    let pair = separate(Via::Ring, Policy::Auto);
+    let pair = separate(TransportKind::Ring, Policy::Auto);
     let mut session = Session::open(&bench, &pair, 0).unwrap();
-    let mut tally = Tally::default();
+    let mut tally = Sample::default();
     let load = Load { op: Op::Noop, size: 0, depth: 1000, queues: 1 };
     workload::run(&mut session, load, Duration::from_millis(50), &mut tally).unwrap();
     assert!(tally.ops > 32);

@@ -11,7 +11,7 @@ use tunnelfs_guest::fuse::init;
 use tunnelfs_guest::link::{Carver, GuestConfig, Link, QueueMemory};
 use tunnelfs_guest::message::request;
 use tunnelfs_guest::transport::{ring, socket, virtqueue, Transport};
-use tunnelfs_ring::{new_eventfd, Geometry, Region, WaitConfig};
+use tunnelfs_ring::{Eventfd, Geometry, Region, WaitConfig};
 use tunnelfs_settings::{Kind, Settings};
 
 const GEOMETRY: Geometry = Geometry { entries: 4, slots: 4, slot_size: 8192 };
@@ -26,14 +26,14 @@ struct Anything {
 impl Anything {
     fn new() -> Anything {
         let region = Region::new(Carver::measure(&[GEOMETRY], usize::MAX / 2 + 1), false).unwrap();
-        let end = |_: usize| Some(region.bytes());
-        let memory = QueueMemory::new(&mut Carver::new(region.ptr(), &end), GEOMETRY, u16::MAX).unwrap();
-        Anything { region, memory, bell: new_eventfd().unwrap() }
+        let end = |_: usize| Some(region.len());
+        let memory = QueueMemory::new(&mut Carver::new(region.as_ptr(), &end), GEOMETRY, u16::MAX).unwrap();
+        Anything { region, memory, bell: Eventfd::new().unwrap() }
     }
 
     /// Bytes before the slots.
     fn shared(&self) -> usize {
-        self.memory.slot(0).0 as usize - self.region.ptr() as usize
+        self.memory.slot(0).0 as usize - self.region.as_ptr() as usize
     }
 
     fn put<T>(&self, at: *mut u8, value: T) {
@@ -94,15 +94,16 @@ pub fn once(bytes: &[u8]) {
     match kind % 4 {
         0 => agree(rest),
         1 => LISTENER.with_borrow(|(listener, config, _)| {
-            let mut driver = socket::connect(config, GEOMETRY, None).unwrap();
+            let stream = UnixStream::connect(&config.socket_path).unwrap();
+            let mut driver = socket::Driver::new(stream, config.wait, GEOMETRY, None).unwrap();
             let (host, _) = listener.accept().unwrap();
             host.set_nonblocking(true).unwrap();
             // A stream that has begun an answer would be waited for: before anything is taken off it, it ends.
-            drive(driver.as_mut(), rest, |step| answer(&host, step), || drop(host.shutdown(Shutdown::Write)));
+            drive(&mut driver, rest, |step| answer(&host, step), || drop(host.shutdown(Shutdown::Write)));
         }),
         _ => MEMORY.with(|memory| {
             // SAFETY: the region has that many bytes; the last driver is gone.
-            unsafe { memory.region.ptr().write_bytes(0, memory.shared()) };
+            unsafe { memory.region.as_ptr().write_bytes(0, memory.shared()) };
             let plain = virtqueue::Driver::new(memory.clone(), 0, WaitConfig::default());
             let mut driver: Box<dyn Transport> = Box::new(plain);
             if kind % 4 == 3 {
@@ -114,7 +115,7 @@ pub fn once(bytes: &[u8]) {
                 let at = u16::from_ne_bytes([a, b]) as usize * 4 % memory.shared();
                 // Half of all at the start of a page, where indices are.
                 let at = if c % 2 == 0 { at } else { at & !0xf80 };
-                memory.put(memory.region.ptr().wrapping_add(at), u32::from_ne_bytes([c / 2, d, e, f]));
+                memory.put(memory.region.as_ptr().wrapping_add(at), u32::from_ne_bytes([c / 2, d, e, f]));
             };
             drive(driver.as_mut(), rest, scribble, || {});
         }),

@@ -1,34 +1,71 @@
-//! A host that does not answer must not hang whoever mounts.
+//! A host that does not answer must not hang the thread that mounts.
 
-use crate::link::local::connections;
 use crate::Error;
-use nix::sys::socket::{shutdown, Shutdown};
+use nix::sys::socket::{
+    connect, setsockopt, shutdown, socket, sockopt, AddressFamily, Shutdown, SockFlag, SockType, UnixAddr,
+};
+use nix::sys::time::TimeVal;
+use parking_lot::Mutex;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{channel, RecvTimeoutError};
 use std::time::Duration;
 
-/// Between two cuts, when the first was not enough.
+/// Between two cuts, for connections that were made after the first.
 const AGAIN: Duration = Duration::from_millis(100);
+/// How long connect(2) may wait for room in a listener's backlog.
+const BACKLOG: Duration = Duration::from_secs(5);
 
-/// Calls `work`, and cuts the connections that it has made to the host when it takes longer than `limit`.
+/// The connections made under a deadline: these, and no other descriptors of the process, are shut down when it passes.
+#[derive(Default)]
+pub struct Opened(Mutex<Vec<OwnedFd>>);
+
+impl Opened {
+    /// Connects to the host at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Connect`].
+    pub fn connect(&self, path: &Path) -> Result<UnixStream, Error> {
+        self.open(path).map_err(|source| Error::Connect { path: path.display().to_string(), source })
+    }
+
+    fn open(&self, path: &Path) -> io::Result<UnixStream> {
+        let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        // connect(2) waits for room in the backlog as long as a send may wait.
+        setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(BACKLOG.as_secs() as i64, 0))?;
+        connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(0, 0))?;
+        self.0.lock().push(fd.try_clone()?);
+        Ok(fd.into())
+    }
+
+    fn cut(&self) {
+        for fd in self.0.lock().iter() {
+            let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
+        }
+    }
+}
+
+/// Calls `work`, and shuts down the connections that it has opened when it takes longer than `limit`.
 ///
 /// # Errors
 /// Those of `work`, or that the host at `path` does not answer.
-pub fn within<T>(limit: Duration, path: &Path, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    let before = connections();
+pub fn within<T>(limit: Duration, path: &Path, work: impl FnOnce(&Opened) -> Result<T, Error>) -> Result<T, Error> {
+    let opened = Opened::default();
     let (working, done) = channel::<()>();
     std::thread::scope(|scope| {
+        let cut = || opened.cut();
         let watch = scope.spawn(move || {
             let (mut wait, mut late) = (limit, false);
             while done.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
-                for (fd, _) in connections().iter().filter(|c| !before.contains(c)) {
-                    let _ = shutdown(*fd, Shutdown::Both);
-                }
+                cut();
                 (wait, late) = (AGAIN, true);
             }
             late
         });
-        let result = work();
+        let result = work(&opened);
         drop(working);
         match (result, watch.join()) {
             (Err(_), Ok(true)) => Err(Error::Setup(format!(
@@ -39,4 +76,44 @@ pub fn within<T>(limit: Duration, path: &Path, work: impl FnOnce() -> Result<T, 
             (result, _) => result,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn only_the_connections_of_the_work_are_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut before = UnixStream::connect(&path).unwrap();
+        let (mut theirs, _) = listener.accept().unwrap();
+        let mut meanwhile = None;
+        let result = within(Duration::from_millis(50), &path, |opened| {
+            let mut ours = opened.connect(&path)?;
+            // Another thread of the process connects to the same path.
+            meanwhile = Some(UnixStream::connect(&path)?);
+            assert_eq!(ours.read(&mut [0]).unwrap(), 0, "shut down");
+            Err::<(), _>(Error::HostGone)
+        });
+        assert!(result.unwrap_err().to_string().contains("does not answer within"));
+        theirs.write_all(b"x").unwrap();
+        before.read_exact(&mut [0]).unwrap();
+        let (_ours, mut other) = (listener.accept().unwrap(), listener.accept().unwrap().0);
+        other.write_all(b"y").unwrap();
+        meanwhile.unwrap().read_exact(&mut [0]).unwrap();
+    }
+
+    #[test]
+    fn what_comes_in_time_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut ours = within(Duration::from_secs(60), &path, |opened| opened.connect(&path)).unwrap();
+        listener.accept().unwrap().0.write_all(b"x").unwrap();
+        ours.read_exact(&mut [0]).unwrap();
+    }
 }

@@ -6,7 +6,7 @@ use crate::fuse::abi::{init_flag, opcode, reply_header, request_len, request_opc
 use crate::fuse::device::{self, MountOptions};
 use crate::fuse::init::{self, Agreed, Replay};
 use crate::fuse::mounts;
-use crate::link::{connect, Connection, GuestConfig, Kept};
+use crate::link::{connect_under, Connection, GuestConfig, Kept};
 use crate::message::{IN_HEADER, OUT_HEADER};
 use crate::resume::watch::{lifelines, root_of, Lifelines, Watch};
 use crate::resume::Resume;
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{new_eventfd, ring_bell, Policy};
+use tunnelfs_ring::{Eventfd, Policy};
 use tunnelfs_settings::{Channel, Settings};
 
 /// How long a host may take until everything is mounted.
@@ -94,7 +94,8 @@ impl Mount {
     /// [`Error`]; nothing is left mounted then.
     pub fn new(config: &MountConfig) -> Result<Mount, Error> {
         let path = &config.guest.socket_path;
-        let mount = deadline::within(PATIENCE, path, || Mount::over(connect(&config.guest)?, config));
+        let mount =
+            deadline::within(PATIENCE, path, |opened| Mount::over(connect_under(&config.guest, opened)?, config));
         mount.map_err(|e| match e {
             Error::HostGone => Error::Setup(format!(
                 "the host at {} closes the connection: does it use another transport, or speak something else?",
@@ -111,7 +112,7 @@ impl Mount {
     pub fn over(mut connection: Connection, config: &MountConfig) -> Result<Mount, Error> {
         let device = Arc::new(device::open_device()?);
         device::mount_on(&device, &config.point, &config.options)?;
-        let ended = Arc::new(new_eventfd()?);
+        let ended = Arc::new(Eventfd::new()?);
         let mut mount = Mount {
             point: config.point.clone(),
             workers: Vec::new(),
@@ -168,7 +169,7 @@ impl Mount {
                 tracing::error!("{why}: giving up");
                 *told.lock() = Some(why);
                 abort(&point, connection);
-                ring_bell(&*ended);
+                Eventfd::signal(&*ended);
             }
         };
         std::thread::Builder::new().name("next-host".into()).spawn(work)?;
@@ -212,7 +213,7 @@ impl Mount {
         let ended = self.ended.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             let result = worker.run();
-            ring_bell(&*ended);
+            Eventfd::signal(&*ended);
             result
         })?;
         self.workers.push(thread);
@@ -227,7 +228,7 @@ impl Mount {
         let (point, connection, ended) = (self.point.clone(), self.connection, self.ended.clone());
         let give_up = move || {
             abort(&point, connection);
-            ring_bell(&*ended);
+            Eventfd::signal(&*ended);
         };
         self.watchdog = Some(Watchdog::start(timeout, queues, give_up)?);
         Ok(())
@@ -277,7 +278,7 @@ impl Mount {
             if let Some(why) = no_host {
                 return self.leave(why);
             }
-            // The bell is rung a moment before a worker has ended.
+            // The bell is kicks a moment before a worker has ended.
             let Some(done) = self.workers.iter().position(JoinHandle::is_finished) else {
                 std::thread::sleep(Duration::from_millis(2));
                 continue;
@@ -295,7 +296,7 @@ impl Mount {
     fn leave(&mut self, error: Error) -> Result<(), Error> {
         let start = Instant::now();
         if let Some((resume, _)) = &self.resume {
-            resume.give_up();
+            resume.handover.give_up();
         }
         let ending = abort(&self.point, self.connection);
         while ending && start.elapsed() < Duration::from_secs(1) && self.workers.iter().any(|w| !w.is_finished()) {

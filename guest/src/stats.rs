@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{Policy, WaitStats};
+use tunnelfs_ring::{Counters, Policy};
 
 struct Operation {
     failed: u64,
@@ -18,9 +18,9 @@ struct Operation {
 #[derive(Default)]
 struct Counts {
     operations: BTreeMap<u32, Operation>,
-    waits: WaitStats,
+    waits: Counters,
     copied: u64,
-    /// Slots in use, seen whenever an answer came: the most, and their sum.
+    /// SlotPool in use, seen whenever an answer came: the most, and their sum.
     in_use_max: usize,
     in_use_sum: u64,
 }
@@ -60,7 +60,7 @@ impl QueueStats {
     /// Counts an answered request, while `in_use` slots were in use.
     pub fn record(&self, opcode: u32, error: i32, took: Duration, in_use: usize, by: &dyn Transport) {
         let mut counts = self.counts.lock();
-        counts.waits = by.wait_stats();
+        counts.waits = by.wait_counters();
         counts.copied = by.copied();
         counts.in_use_max = counts.in_use_max.max(in_use);
         counts.in_use_sum += in_use as u64;
@@ -78,11 +78,11 @@ pub fn table<'a>(policy: Policy, queues: impl Iterator<Item = (&'a str, u32, &'a
     let mut out = String::new();
     for (i, (transport, slots, stats)) in queues.enumerate() {
         let counts = stats.counts.lock();
-        let WaitStats { spun, parked, rung } = counts.waits;
+        let Counters { spun, parked, kicks } = counts.waits;
         let (most, done) = (counts.in_use_max, counts.operations.values().map(|op| op.latency.len()).sum::<u64>());
         let mean = counts.in_use_sum as f64 / done.max(1) as f64;
         let _ = writeln!(out, "queue {i}: {transport}, {slots} slots, of which {mean:.1} in use, at most {most}");
-        let _ = writeln!(out, "  waits for the host by policy {policy}: {spun} spun, {parked} parked; {rung} kicks");
+        let _ = writeln!(out, "  waits for the host by policy {policy}: {spun} spun, {parked} parked; {kicks} kicks");
         let _ = writeln!(out, "  payload copied in user space: {} bytes", counts.copied);
         for (&number, op) in &counts.operations {
             let us = |q| op.latency.value_at_quantile(q) as f64 / 1e3;

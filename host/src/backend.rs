@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
-use tunnelfs_ring::{stay_on, Error, Policy, RingSetup, WaitConfig, Waiter};
+use tunnelfs_ring::{set_affinity, Error, Parker, PeerCpu, Policy, RingSetup, SpinMode, WaitConfig};
 use tunnelfs_settings::{Kind, Settings};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringT};
@@ -38,7 +38,7 @@ const PAUSED: Duration = Duration::from_millis(5);
 /// What one queue's thread owns.
 struct QueueState {
     ring: Option<RingDevice>,
-    waiter: Waiter,
+    parker: Parker,
     placement: Option<Placement>,
     /// Whose ring it is.
     driver: u32,
@@ -46,7 +46,9 @@ struct QueueState {
 
 impl QueueState {
     fn new(wait: WaitConfig) -> Self {
-        QueueState { ring: None, waiter: Waiter::new(wait), placement: None, driver: 0 }
+        let mut parker = Parker::new(wait);
+        parker.set_mode(SpinMode::Yield);
+        QueueState { ring: None, parker, placement: None, driver: 0 }
     }
 
     /// Takes over the ring that the guest asks for; `decision`: look for the best core too.
@@ -62,10 +64,10 @@ impl QueueState {
             let _ = bell.signal_used_queue();
         });
         let ring = RingDevice::new(setup, memory, call, &vring.handed_over)?;
-        let wait = self.waiter.config();
+        let wait = self.parker.config();
         self.placement = ring.guest_cpu.zip(decision).and_then(|(cpu, d)| Placement::new(cpu, d.clone(), wait));
         self.ring = Some(ring);
-        self.tell_place();
+        self.publish_cpu();
         Ok(())
     }
 
@@ -79,40 +81,39 @@ impl QueueState {
 
     fn stop_ring(&mut self) {
         (self.ring, self.placement) = (None, None);
+        self.publish_cpu();
     }
 
-    /// Spins for the ring as the policy has it. Where the guest runs is not always known: its core may be this one.
+    /// Spins for the ring as the policy says.
     fn spin(&mut self) -> bool {
         let Some(ring) = &self.ring else { return false };
-        let ready = || ring.ready();
-        if ring.guest_cpu.is_some() {
-            self.waiter.spin(ready)
-        } else {
-            self.waiter.spin_sharing(ready)
-        }
+        self.parker.spin(|| ring.ready())
     }
 
-    /// Both sides wait as the thread's place has it.
-    fn tell_place(&mut self) {
-        if let (Some(ring), Some(placement)) = (&self.ring, &self.placement) {
-            let hint = placement.place().hint();
-            ring.sleep_flag().give_hint(hint);
-            self.waiter.advise(hint);
-        }
+    /// Tells the guest where this thread runs, and waits accordingly: a guest whose CPU is unknown may need this core.
+    fn publish_cpu(&mut self) {
+        let Some(ring) = &self.ring else { return self.parker.set_mode(SpinMode::Yield) };
+        let cpu = self.placement.as_ref().map_or(PeerCpu::Unknown, |placement| placement.place().peer_cpu());
+        ring.own_wakeup().set_peer_cpu(cpu);
+        self.parker.set_mode(match cpu {
+            PeerCpu::Same => SpinMode::Handoff,
+            _ if ring.guest_cpu.is_some() => SpinMode::Busy,
+            _ => SpinMode::Yield,
+        });
     }
 
     /// Asks the guest to ring from now on; whether there is something to serve already.
     fn announce_sleep(&self) -> bool {
         self.ring.as_ref().is_some_and(|ring| {
-            ring.sleep_flag().announce();
+            ring.own_wakeup().set();
             ring.ready()
         })
     }
 
     fn awake(&mut self) {
-        self.waiter.awake();
+        self.parker.unparked();
         if let Some(ring) = &self.ring {
-            ring.sleep_flag().clear();
+            ring.own_wakeup().clear();
         }
     }
 }
@@ -224,7 +225,7 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
                 // Thread 0 has the control queue.
                 let cpu = thread.checked_sub(1).and_then(|queue| self.cpus.get(queue % self.cpus.len().max(1)));
                 if let Some(&cpu) = cpu {
-                    stay_on(&[cpu]).unwrap_or_else(|e| tracing::warn!("host.cpus: {e}"));
+                    set_affinity(&[cpu]).unwrap_or_else(|e| tracing::warn!("host.cpus: {e}"));
                 }
             });
         });
@@ -275,7 +276,7 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
         let _ = vring.disable_notification();
         while !self.halted() && queue.ring.is_none() {
             let ready = || virtqueue::ready(vring, &self.memory);
-            if self.serve_virtqueue(vring, queue)? || queue.waiter.spin_sharing(ready) && vring.serving().is_some() {
+            if self.serve_virtqueue(vring, queue)? || queue.parker.spin(ready) && vring.serving().is_some() {
                 continue;
             }
             if !vring.enable_notification().unwrap_or(false) {
@@ -318,7 +319,7 @@ impl<F: FileSystem + Send + Sync + 'static> Backend<F> {
             Served::default()
         });
         if queue.placement.as_mut().is_some_and(|p| p.served(served)) {
-            queue.tell_place();
+            queue.publish_cpu();
         }
         served.requests > 0
     }

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use tunnelfs_ring::{stay_on, WaitConfig, Waiter};
+use tunnelfs_ring::{set_affinity, Parker, WaitConfig};
 
 /// What is done with each part, by its number.
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
@@ -93,8 +93,8 @@ impl Helper {
         let desk = Arc::new(Desk::default());
         let its = desk.clone();
         let thread = thread::Builder::new().name("helper".into()).spawn(move || {
-            let _ = stay_on(&cpus);
-            its.serve(Waiter::new(wait));
+            let _ = set_affinity(&cpus);
+            its.serve(Parker::new(wait));
         })?;
         Ok(Helper { desk, thread: Some(thread) })
     }
@@ -118,7 +118,7 @@ impl Helper {
     }
 
     fn wake(&self) {
-        // The doorbell rule: published before, looked at now (see tunnelfs_ring::SleepFlag).
+        // The doorbell rule: published before, looked at now (see tunnelfs_ring::NeedWakeup).
         fence(Ordering::SeqCst);
         if self.desk.asleep.swap(false, Ordering::AcqRel) {
             if let Some(thread) = &self.thread {
@@ -144,18 +144,18 @@ impl Desk {
         self.number.fetch_add(1, Ordering::Release);
     }
 
-    fn serve(&self, mut waiter: Waiter) {
+    fn serve(&self, mut parker: Parker) {
         let mut seen = 0;
         while !self.stopping.load(Ordering::Acquire) {
             let news = || self.number.load(Ordering::Acquire) != seen || self.stopping.load(Ordering::Acquire);
-            if !waiter.spin_sharing(news) {
+            if !parker.spin(news) {
                 self.asleep.store(true, Ordering::Release);
                 fence(Ordering::SeqCst);
                 while !news() && self.asleep.load(Ordering::Acquire) {
                     thread::park();
                 }
                 self.asleep.store(false, Ordering::Release);
-                waiter.awake();
+                parker.unparked();
             }
             seen = self.number.load(Ordering::Acquire);
             let job = self.job.lock().take();

@@ -16,7 +16,7 @@ use std::cell::OnceCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{allowed_cpus, stay_on, Hint, WaitConfig};
+use tunnelfs_ring::{allowed_cpus, set_affinity, PeerCpu, WaitConfig};
 
 /// Length of one measurement.
 const WINDOW: Duration = Duration::from_millis(20);
@@ -50,10 +50,10 @@ const PLACES: [[Place; 2]; 2] = [[Place::Beside, Place::Shared], [Place::Helped,
 
 impl Place {
     /// What the guest should know.
-    pub fn hint(self) -> Hint {
+    pub fn peer_cpu(self) -> PeerCpu {
         match self {
-            Place::Beside => Hint::Spin,
-            Place::Shared | Place::Helped => Hint::Share,
+            Place::Beside => PeerCpu::Other,
+            Place::Shared | Place::Helped => PeerCpu::Same,
         }
     }
 }
@@ -229,8 +229,8 @@ impl Placement {
 
     fn move_to(&self, place: Place) {
         let moved = match place {
-            Place::Beside => stay_on(&self.others()),
-            Place::Shared | Place::Helped => stay_on(&[self.home]),
+            Place::Beside => set_affinity(&self.others()),
+            Place::Shared | Place::Helped => set_affinity(&[self.home]),
         };
         // Refused, the thread stays where it is: slower, not wrong.
         if let Err(e) = moved {
@@ -241,7 +241,7 @@ impl Placement {
 
 impl Drop for Placement {
     fn drop(&mut self) {
-        let _ = stay_on(&self.allowed);
+        let _ = set_affinity(&self.allowed);
     }
 }
 

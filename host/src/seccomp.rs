@@ -4,7 +4,11 @@
 //! placing threads and streaming messages need beside it.
 
 use libc::*;
-use libseccomp_sys::*;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+use std::collections::BTreeMap;
 use std::io;
 use tunnelfs_settings::Seccomp;
 
@@ -122,47 +126,30 @@ const OLD: &[c_long] = &[SYS_epoll_create, SYS_epoll_wait, SYS_getdents, SYS_ope
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[c_long] = &[];
 
-/// Refuses all other system calls, as `what` has it, for this thread and those that it starts.
+/// Refuses all other system calls, as `what` says, for this thread and those that it starts.
 ///
 /// # Errors
-/// When the system has no seccomp.
+/// When the system has no seccomp, or none for this architecture.
 pub fn enable(what: Seccomp) -> io::Result<()> {
     let action = match what {
         Seccomp::None => return Ok(()),
-        Seccomp::Kill => SCMP_ACT_KILL_PROCESS,
-        Seccomp::Log => SCMP_ACT_LOG,
-        Seccomp::Trap => SCMP_ACT_TRAP,
+        Seccomp::Kill => SeccompAction::KillProcess,
+        Seccomp::Log => SeccompAction::Log,
+        Seccomp::Trap => SeccompAction::Trap,
     };
-    // SAFETY: a filter of this function alone, released at its end.
-    unsafe {
-        let filter = seccomp_init(action);
-        if filter.is_null() {
-            return Err(io::Error::other("seccomp: no filter can be made"));
-        }
-        let result = fill(filter);
-        seccomp_release(filter);
-        result
-    }
+    let apply = || {
+        let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+        let filter: BpfProgram = SeccompFilter::new(rules()?, action, SeccompAction::Allow, arch)?.try_into()?;
+        seccompiler::apply_filter(&filter)
+    };
+    apply().map_err(|e: seccompiler::Error| io::Error::other(format!("seccomp: {e}; see --seccomp none")))
 }
 
-/// # Safety
-/// `filter` must be a live filter.
-unsafe fn fill(filter: scmp_filter_ctx) -> io::Result<()> {
-    let checked = |code: c_int, what: &str| match code {
-        0 => Ok(()),
-        e => Err(io::Error::other(format!("seccomp: {what}: {}", io::Error::from_raw_os_error(-e)))),
-    };
-    for &call in ALLOWED.iter().chain(OLD) {
-        // SAFETY: by this function's contract.
-        checked(unsafe { seccomp_rule_add(filter, SCMP_ACT_ALLOW, call as c_int, 0) }, "a rule")?;
-    }
-    // A thread may have a working directory of its own, and nothing else.
-    let own_directory =
-        scmp_arg_cmp { arg: 0, op: scmp_compare::SCMP_CMP_EQ, datum_a: CLONE_FS as scmp_datum_t, datum_b: 0 };
-    // SAFETY: by this function's contract; one comparison.
-    unsafe {
-        let unshare = SYS_unshare as c_int;
-        checked(seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, unshare, 1, &own_directory), "a rule")?;
-        checked(seccomp_load(filter), "loading the filter")
-    }
+/// The allowed calls: an empty list of rules allows a call with any arguments.
+fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+    let mut rules: BTreeMap<i64, _> = ALLOWED.iter().chain(OLD).map(|&call| (call, Vec::new())).collect();
+    // A thread may unshare its working directory, and nothing else.
+    let own_directory = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, CLONE_FS as u64)?;
+    rules.insert(SYS_unshare, vec![SeccompRule::new(vec![own_directory])?]);
+    Ok(rules)
 }

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::Duration;
-use tunnelfs_ring::ring_bell;
+use tunnelfs_ring::Eventfd;
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error, QueueT};
 
@@ -172,7 +172,7 @@ impl VringT<Memory> for Vring {
     fn signal_used_queue(&self) -> io::Result<()> {
         let call = self.call.lock().clone();
         if let Some(call) = call {
-            ring_bell(&*call);
+            Eventfd::signal(&*call);
         }
         Ok(())
     }

@@ -230,7 +230,7 @@ fn attempt(what: Try, secret: &Path, parent: i32, port: u16) -> io::Result<()> {
         // SAFETY: as above.
         Unshare => sys(unsafe { libc::unshare(libc::CLONE_NEWNS) }.into()),
         Serve => {
-            tunnelfs_ring::stay_on(&tunnelfs_ring::allowed_cpus()).map_err(io::Error::other)?;
+            tunnelfs_ring::set_affinity(&tunnelfs_ring::allowed_cpus()).map_err(io::Error::other)?;
             // SAFETY: as above.
             sys(unsafe { libc::unshare(libc::CLONE_FS) }.into())
         }

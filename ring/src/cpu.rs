@@ -1,6 +1,6 @@
 //! Which CPUs a thread runs on.
 
-use crate::Error;
+use crate::error::Error;
 use nix::sched::{sched_getaffinity, sched_setaffinity, CpuSet};
 use nix::unistd::Pid;
 
@@ -14,7 +14,7 @@ pub fn allowed_cpus() -> Vec<usize> {
 ///
 /// # Errors
 /// [`Error::Os`] when there is no such CPU, or it is not for this process.
-pub fn stay_on(cpus: &[usize]) -> Result<(), Error> {
+pub fn set_affinity(cpus: &[usize]) -> Result<(), Error> {
     let mut set = CpuSet::new();
     let mut stay = || {
         cpus.iter().try_for_each(|&cpu| set.set(cpu))?;

@@ -6,6 +6,15 @@ pub enum Error {
     /// The peer broke the protocol; the queue must not be used any more.
     #[error("the peer corrupted the ring: {0}")]
     Corrupt(&'static str),
+    /// The peer's process has ended, or has dropped its end.
+    #[error("the peer has gone away")]
+    PeerGone,
+    /// Nothing came in time.
+    #[error("the peer did not answer in time")]
+    TimedOut,
+    /// Bytes outside of a payload buffer, or a message longer than an entry.
+    #[error("bytes outside of the buffer")]
+    OutOfRange,
     /// A geometry that the layout cannot carry.
     #[error("{key} = {value}: {allowed}")]
     Geometry {

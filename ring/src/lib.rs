@@ -1,37 +1,37 @@
-//! Submission and completion rings in memory that two mutually distrusting
-//! processes share. This crate knows nothing of FUSE, files or sockets.
+//! Submission and completion rings in memory that two processes share and neither trusts. The crate knows nothing of
+//! FUSE, files or sockets.
 //!
 //! ```text
 //! one queue in the region (all offsets in bytes, from `Geometry`)
-//! +-----------+-----------+--------------+--------------+----------+----------+-------+
-//! | sq head   | cq head   | host sleeps  | guest sleeps | SQEs     | CQEs     | slots |
-//! | 128, host | 128,guest | 128, both    | 128, both    | 128 each | 64 each  | pages |
-//! +-----------+-----------+--------------+--------------+----------+----------+-------+
+//! +------------+------------+---------------+---------------+----------+---------+-------+
+//! | sq head    | cq head    | device wakeup | driver wakeup | SQEs     | CQEs    | slots |
+//! | 128,device | 128,driver | 128, both     | 128, both     | 128 each | 64 each | pages |
+//! +------------+------------+---------------+---------------+----------+---------+-------+
 //! ```
-//! The control part (all but the slots) is in one piece; a slot may lie anywhere.
+//! The control part (all but the slots) lies in one piece; a slot may lie anywhere.
 //!
-//! The *guest* submits and reaps, the *host* consumes and completes. Each entry
-//! carries its own sequence number, so that publishing one is a single release
-//! store into the very line that carries the message, and finding it one
-//! acquire load. The consumer's head only serves flow control.
+//! The *driver* submits and reaps, the *device* consumes and completes. An entry carries its own sequence number: one
+//! release store into the entry's first cache line publishes it, and one acquire load finds it. The consumer's head
+//! only serves flow control.
 //!
-//! Neither side trusts the other: positions are kept privately, an entry is
-//! copied out once and only the copy is looked at, and a head that lies out of
-//! range is an error ([`Error::Corrupt`]), never an index.
+//! Neither side trusts the other. Each keeps its positions privately. It copies an entry out once and looks only at the
+//! copy. A head out of range is an error ([`Error::Corrupt`]), never an index.
 
 #[cfg(not(loom))]
-mod config;
-#[cfg(not(loom))]
-mod control;
-#[cfg(not(loom))]
 mod cpu;
-mod doorbell;
+#[cfg(not(loom))]
+mod endpoint;
 mod error;
+#[cfg(not(loom))]
+mod geometry;
 mod layout;
+mod notify;
 #[cfg(not(loom))]
 mod queue;
 #[cfg(not(loom))]
 mod region;
+#[cfg(not(loom))]
+mod setup;
 #[cfg(not(loom))]
 mod slots;
 mod spsc;
@@ -40,23 +40,25 @@ mod sync;
 mod wait;
 
 #[cfg(not(loom))]
-pub use config::{Geometry, MAX_ENTRIES, MAX_SLOT_SIZE, MIN_SLOT_SIZE};
+pub use cpu::{allowed_cpus, set_affinity};
 #[cfg(not(loom))]
-pub use control::{RingSetup, Run, MAGIC, MAX_RUNS, NO_CPU, OP_COPIED, OP_NOOP, OP_SETUP, VERSION};
-#[cfg(not(loom))]
-pub use cpu::{allowed_cpus, stay_on};
-#[cfg(not(loom))]
-pub use doorbell::{drain, new_eventfd, ring_bell};
-pub use doorbell::{Hint, SleepFlag};
+pub use endpoint::{Device, Driver, Handoff, Payload, Reply, Request, Slot, SubmitError};
 pub use error::Error;
-pub use layout::{Cqe, Sqe, CQE_HEAD_BYTES, NO_SLOT, PAGE, SQE_HEAD_BYTES};
 #[cfg(not(loom))]
-pub use queue::{DeviceQueue, DriverQueue, SlotTable};
+pub use geometry::{Geometry, MAX_ENTRIES, MAX_SLOT_SIZE};
+pub use layout::{Cqe, Sqe, CQE_INLINE_BYTES, NO_SLOT, PAGE, SQE_INLINE_BYTES};
+#[cfg(not(loom))]
+pub use notify::Eventfd;
+pub use notify::{NeedWakeup, PeerCpu};
+#[cfg(not(loom))]
+pub use queue::{DeviceQueue, DriverQueue};
 #[cfg(not(loom))]
 pub use region::Region;
 #[cfg(not(loom))]
-pub use slots::Slots;
-pub use spsc::{Cell, Consumer, Line, Producer};
+pub use setup::{RingSetup, SlotRun, CPU_UNKNOWN, MAGIC, MAX_RUNS, OP_COPIED, OP_NOOP, VERSION};
+#[cfg(not(loom))]
+pub use slots::{SlotPool, SlotTable};
+pub use spsc::{CacheLine, Cell, Consumer, Producer};
 pub use sync::Entry;
 #[cfg(not(loom))]
-pub use wait::{offer_core, Policy, WaitConfig, WaitStats, Waiter};
+pub use wait::{hand_off, Counters, Parker, Policy, SpinMode, Wait, WaitConfig};

@@ -1,15 +1,17 @@
-//! Both ends of one queue: the halves of its rings, its flags, its slots.
+//! The raw ends of one queue: the halves of its rings, its wake-up flags, its slots.
 
-use crate::layout::{Cqe, Sqe, NO_SLOT};
-use crate::spsc::{Cell, Consumer, Line, Producer};
-use crate::{Error, Geometry, SleepFlag};
-use std::ptr::NonNull;
+use crate::error::Error;
+use crate::geometry::Geometry;
+use crate::layout::{Cqe, Sqe};
+use crate::notify::NeedWakeup;
+use crate::slots::SlotTable;
+use crate::spsc::{CacheLine, Cell, Consumer, Producer};
 
 struct Parts {
-    sq: (*const Cell<Sqe>, *const Line),
-    cq: (*const Cell<Cqe>, *const Line),
-    host_sleeps: SleepFlag,
-    guest_sleeps: SleepFlag,
+    sq: (*const Cell<Sqe>, *const CacheLine),
+    cq: (*const Cell<Cqe>, *const CacheLine),
+    device_wakeup: NeedWakeup,
+    driver_wakeup: NeedWakeup,
 }
 
 /// # Safety
@@ -20,49 +22,39 @@ unsafe fn parts(base: *mut u8, g: &Geometry) -> Parts {
         Parts {
             sq: (base.add(g.sqes()).cast(), base.add(g.sq_head()).cast()),
             cq: (base.add(g.cqes()).cast(), base.add(g.cq_head()).cast()),
-            host_sleeps: SleepFlag::new(base.add(g.host_sleeps()).cast()),
-            guest_sleeps: SleepFlag::new(base.add(g.guest_sleeps()).cast()),
+            device_wakeup: NeedWakeup::new(base.add(g.device_wakeup()).cast()),
+            driver_wakeup: NeedWakeup::new(base.add(g.driver_wakeup()).cast()),
         }
     }
 }
 
-/// The guest's end: submits and reaps.
+/// The driver's end: submits and reaps.
 #[derive(Debug)]
 pub struct DriverQueue {
-    /// Submissions to the host.
+    /// Submissions to the device.
     pub sq: Producer<Sqe>,
-    /// Completions from the host.
+    /// Completions from the device.
     pub cq: Consumer<Cqe>,
-    /// Whether the host must be rung after a submission.
-    pub peer_sleeps: SleepFlag,
-    /// This side's own flag.
-    pub own_sleep: SleepFlag,
+    /// Whether the device must be kicked after a submission.
+    pub peer_wakeup: NeedWakeup,
+    /// This side's own flag: set while it sleeps.
+    pub own_wakeup: NeedWakeup,
 }
 
-/// The host's end: consumes and completes.
+/// The device's end: consumes and completes.
 #[derive(Debug)]
 pub struct DeviceQueue {
-    /// Submissions from the guest.
+    /// Submissions from the driver.
     pub sq: Consumer<Sqe>,
-    /// Completions to the guest.
+    /// Completions to the driver.
     pub cq: Producer<Cqe>,
-    /// Whether the guest must be rung after a completion.
-    pub peer_sleeps: SleepFlag,
-    /// This side's own flag.
-    pub own_sleep: SleepFlag,
-    /// Where the payloads lie.
+    /// Whether the driver must be called after a completion.
+    pub peer_wakeup: NeedWakeup,
+    /// This side's own flag: set while it sleeps.
+    pub own_wakeup: NeedWakeup,
+    /// The payload slots.
     pub slots: SlotTable,
 }
-
-/// The payload slots as the host sees them: every number is checked.
-#[derive(Debug)]
-pub struct SlotTable {
-    slots: Vec<*mut u8>,
-    slot_size: u32,
-}
-
-// SAFETY: the pointers are only handed out as such.
-unsafe impl Send for SlotTable {}
 
 impl DriverQueue {
     /// # Safety
@@ -79,8 +71,8 @@ impl DriverQueue {
             Ok(DriverQueue {
                 sq: Producer::new(p.sq.0, p.sq.1, geometry.entries),
                 cq: Consumer::new(p.cq.0, p.cq.1, geometry.entries),
-                peer_sleeps: p.host_sleeps,
-                own_sleep: p.guest_sleeps,
+                peer_wakeup: p.device_wakeup,
+                own_wakeup: p.driver_wakeup,
             })
         }
     }
@@ -105,32 +97,10 @@ impl DeviceQueue {
             Ok(DeviceQueue {
                 sq: Consumer::new(p.sq.0, p.sq.1, geometry.entries),
                 cq: Producer::new(p.cq.0, p.cq.1, geometry.entries),
-                peer_sleeps: p.guest_sleeps,
-                own_sleep: p.host_sleeps,
-                slots: SlotTable { slots, slot_size: geometry.slot_size },
+                peer_wakeup: p.driver_wakeup,
+                own_wakeup: p.device_wakeup,
+                slots: SlotTable::new(slots, geometry.slot_size),
             })
         }
-    }
-}
-
-impl SlotTable {
-    /// Where the slot that a submission names starts (dangling for
-    /// [`NO_SLOT`]); all lengths of the submission are within their bounds then.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] when the number or a length is out of range.
-    pub fn of(&self, sqe: &Sqe) -> Result<*mut u8, Error> {
-        let (size, start) = match self.slots.get(sqe.slot as usize) {
-            Some(&start) => (self.slot_size, start),
-            None if sqe.slot == NO_SLOT => (0, NonNull::dangling().as_ptr()),
-            None => return Err(Error::Corrupt("slot number out of range")),
-        };
-        if sqe.payload_len > size || sqe.reply_max > size {
-            return Err(Error::Corrupt("payload longer than its slot"));
-        }
-        if sqe.head_len as usize > sqe.head.len() {
-            return Err(Error::Corrupt("header longer than its entry"));
-        }
-        Ok(start)
     }
 }

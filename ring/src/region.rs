@@ -1,6 +1,6 @@
 //! The memory that both sides map: a sealed memfd.
 
-use crate::Error;
+use crate::error::Error;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{fcntl, FcntlArg, SealFlag};
 use nix::sys::memfd::{memfd_create, MFdFlags};
@@ -27,7 +27,7 @@ impl Region {
             move |e: nix::Error| Error::Os { what, source: e.into() }
         };
         let mut flags = MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC;
-        let mut unit = crate::PAGE;
+        let mut unit = crate::layout::PAGE;
         if huge_pages {
             flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
             unit = HUGE_PAGE;
@@ -45,6 +45,27 @@ impl Region {
         Ok(Region { map, fd })
     }
 
+    /// Maps the first `bytes` of a peer's memory.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when it is smaller, or could shrink: touching what is gone would end this process.
+    pub fn from_fd(fd: OwnedFd, bytes: usize) -> Result<Self, Error> {
+        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(|_| Error::Corrupt("memory that is not a memfd"))?;
+        if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
+            return Err(Error::Corrupt("memory that could shrink"));
+        }
+        let file = File::from(fd);
+        let size = file.metadata().map_err(|source| Error::Os { what: "fstat of the memory".into(), source })?.len();
+        if size < bytes as u64 {
+            return Err(Error::Corrupt("memory smaller than the queue"));
+        }
+        let map = MmapOptions::new()
+            .len(bytes)
+            .map_raw(&file)
+            .map_err(|source| Error::Os { what: format!("mapping {bytes} bytes of shared memory"), source })?;
+        Ok(Region { map, fd: file.into() })
+    }
+
     /// Bytes that this machine could give now, if it tells.
     pub fn available(huge_pages: bool) -> Option<usize> {
         let text = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -60,12 +81,13 @@ impl Region {
     }
 
     /// Where the region lies in this process.
-    pub fn ptr(&self) -> *mut u8 {
+    pub fn as_ptr(&self) -> *mut u8 {
         self.map.as_mut_ptr()
     }
 
-    /// Bytes mapped.
-    pub fn bytes(&self) -> usize {
+    /// Returns the bytes mapped.
+    #[allow(clippy::len_without_is_empty)] // A region is never empty.
+    pub fn len(&self) -> usize {
         self.map.len()
     }
 
@@ -73,7 +95,7 @@ impl Region {
     ///
     /// # Errors
     /// [`Error::Os`] when the process has no descriptor left.
-    pub fn file(&self) -> Result<File, Error> {
+    pub fn try_clone_file(&self) -> Result<File, Error> {
         self.fd
             .try_clone()
             .map(File::from)

@@ -4,16 +4,16 @@
 //! storing `p + 1` into its sequence word: a word left from an earlier lap
 //! differs by a multiple of the ring's size, and zeroed memory is position -1.
 
+use crate::error::Error;
 use crate::sync::{AtomicU32, Body, Entry, Ordering};
-use crate::Error;
 
 /// A shared word alone on its pair of cache lines (the prefetcher fetches pairs).
 #[derive(Debug, Default)]
 #[repr(C, align(128))]
-pub struct Line {
+pub struct CacheLine {
     pub(crate) word: AtomicU32,
-    /// Of the "host sleeps" line: a [`Hint`](crate::Hint).
-    pub(crate) hint: AtomicU32,
+    /// Of the device's wake-up line: where the device runs, a `PeerCpu`.
+    pub(crate) peer_cpu: AtomicU32,
 }
 
 /// One ring entry: the sequence word and the message behind it.
@@ -36,17 +36,17 @@ impl<T: Entry> Cell<T> {
 #[derive(Debug)]
 pub struct Producer<T> {
     cells: *const Cell<T>,
-    head: *const Line,
+    head: *const CacheLine,
     entries: u32,
     tail: u32,
-    head_seen: u32,
+    cached_head: u32,
 }
 
 /// The half that finds entries and publishes its head.
 #[derive(Debug)]
 pub struct Consumer<T> {
     cells: *const Cell<T>,
-    head: *const Line,
+    head: *const CacheLine,
     entries: u32,
     next: u32,
 }
@@ -59,11 +59,11 @@ unsafe impl<T: Send> Send for Consumer<T> {}
 
 impl<T: Entry> Producer<T> {
     /// # Safety
-    /// `cells` (`entries` of them, a power of two) and `head` must stay mapped
+    /// `cells` (`entries` of them, a power of two) and `inline` must stay mapped
     /// as long as this lives, and no other producer may serve the ring.
-    pub unsafe fn new(cells: *const Cell<T>, head: *const Line, entries: u32) -> Self {
+    pub unsafe fn new(cells: *const Cell<T>, head: *const CacheLine, entries: u32) -> Self {
         debug_assert!(entries.is_power_of_two());
-        Producer { cells, head, entries, tail: 0, head_seen: 0 }
+        Producer { cells, head, entries, tail: 0, cached_head: 0 }
     }
 
     /// For tests: puts the ring where it would be after `position` entries, before anybody uses it. The consumer must
@@ -77,7 +77,7 @@ impl<T: Entry> Producer<T> {
             let cell = unsafe { &*self.cells.add((last & (self.entries - 1)) as usize) };
             cell.seq.store(last.wrapping_add(1), Ordering::Relaxed);
         }
-        (self.tail, self.head_seen) = (position, position);
+        (self.tail, self.cached_head) = (position, position);
     }
 
     /// Publishes one entry; `false` when the ring is full.
@@ -104,22 +104,22 @@ impl<T: Entry> Producer<T> {
     /// # Errors
     /// [`Error::Corrupt`] when the consumer's head lies out of range.
     pub fn free(&mut self) -> Result<u32, Error> {
-        if self.tail.wrapping_sub(self.head_seen) >= self.entries {
+        if self.tail.wrapping_sub(self.cached_head) >= self.entries {
             // SAFETY: mapped by `new`'s contract.
             let head = unsafe { (*self.head).word.load(Ordering::Acquire) };
             if self.tail.wrapping_sub(head) > self.entries {
                 return Err(Error::Corrupt("head out of range"));
             }
-            self.head_seen = head;
+            self.cached_head = head;
         }
-        Ok(self.entries - self.tail.wrapping_sub(self.head_seen))
+        Ok(self.entries - self.tail.wrapping_sub(self.cached_head))
     }
 }
 
 impl<T: Entry> Consumer<T> {
     /// # Safety
     /// As for [`Producer::new`]; `T` must be valid for any bit pattern.
-    pub unsafe fn new(cells: *const Cell<T>, head: *const Line, entries: u32) -> Self {
+    pub unsafe fn new(cells: *const Cell<T>, head: *const CacheLine, entries: u32) -> Self {
         debug_assert!(entries.is_power_of_two());
         Consumer { cells, head, entries, next: 0 }
     }
@@ -164,20 +164,20 @@ mod model {
 
     // SAFETY: one integer; a model copies it as a whole.
     unsafe impl Entry for u32 {
-        fn short(&self) -> bool {
+        fn fits_first_line(&self) -> bool {
             true
         }
     }
 
     struct Ring {
         cells: Vec<Cell<u32>>,
-        head: Line,
+        head: CacheLine,
     }
 
     /// Three entries cross a ring of two, from `position` on.
     fn cross(position: u32) {
         loom::model(move || {
-            let ring = Arc::new(Ring { cells: (0..2).map(|_| Cell::new(0)).collect(), head: Line::default() });
+            let ring = Arc::new(Ring { cells: (0..2).map(|_| Cell::new(0)).collect(), head: CacheLine::default() });
             // SAFETY: the `Arc`s keep the memory alive for both halves.
             let mut tx = unsafe { Producer::new(ring.cells.as_ptr(), &ring.head, 2) };
             // SAFETY: as above.

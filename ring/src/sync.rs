@@ -12,7 +12,7 @@ pub(crate) use std::sync::atomic::{fence, AtomicU32, Ordering};
 /// then whole 8-byte words, for that is how it is copied.
 pub unsafe trait Entry: Copy {
     /// Whether all that counts lies in the entry's first cache line.
-    fn short(&self) -> bool;
+    fn fits_first_line(&self) -> bool;
 }
 
 /// A cell whose content is only ever copied in and out.
@@ -48,12 +48,11 @@ impl<T: Entry> Body<T> {
 }
 
 /// Bytes of a body that share the first cache line with the sequence word.
-#[cfg(not(loom))]
-const FIRST_LINE: usize = 60;
+pub(crate) const FIRST_LINE: usize = 60;
 
 #[cfg(not(loom))]
 impl<T: Entry> Body<T> {
-    /// Copies the content out; each byte is read once. What `short` says does not count stays zero.
+    /// Copies the content out; each byte is read once. What `fits_first_line` says does not count stays zero.
     ///
     /// # Safety
     /// The cell must be mapped.
@@ -63,19 +62,19 @@ impl<T: Entry> Body<T> {
         // SAFETY: mapped by the caller's promise; an `Entry` is valid for any bits.
         unsafe {
             copy_words(from, to, 0, size_of::<T>().min(FIRST_LINE));
-            if size_of::<T>() > FIRST_LINE && !value.assume_init_ref().short() {
+            if size_of::<T>() > FIRST_LINE && !value.assume_init_ref().fits_first_line() {
                 copy_words(from, to, FIRST_LINE, size_of::<T>());
             }
             value.assume_init()
         }
     }
 
-    /// Copies `value` in, without what `short` says does not count.
+    /// Copies `value` in, without what `fits_first_line` says does not count.
     ///
     /// # Safety
     /// The cell must be mapped and writable.
     pub(crate) unsafe fn set(&self, value: &T) {
-        let end = if value.short() { size_of::<T>().min(FIRST_LINE) } else { size_of::<T>() };
+        let end = if value.fits_first_line() { size_of::<T>().min(FIRST_LINE) } else { size_of::<T>() };
         let (from, to) = ((&raw const *value).cast::<u8>(), self.0.get().cast::<u8>());
         // SAFETY: mapped and writable by the caller's promise.
         unsafe {
@@ -104,7 +103,7 @@ unsafe fn copy_words(from: *const u8, to: *mut u8, start: usize, end: usize) {
     while at < end {
         // SAFETY: inside both; in shared memory the words behind the first four bytes are aligned to 8,
         // in private memory any alignment may be.
-        unsafe { word(to.add(at)).write_volatile(word(from.add(at).cast_mut()).read_volatile()) };
+        unsafe { unaligned(to.add(at)).write_volatile(unaligned(from.add(at).cast_mut()).read_volatile()) };
         at += 8;
     }
 }
@@ -113,9 +112,9 @@ unsafe fn copy_words(from: *const u8, to: *mut u8, start: usize, end: usize) {
 #[cfg(not(loom))]
 #[derive(Clone, Copy)]
 #[repr(C, packed(4))]
-struct Word(u64);
+struct UnalignedU64(u64);
 
 #[cfg(not(loom))]
-fn word(p: *mut u8) -> *mut Word {
+fn unaligned(p: *mut u8) -> *mut UnalignedU64 {
     p.cast()
 }

@@ -1,10 +1,8 @@
-//! How a side waits for the other: it spins for a bounded time, then sleeps.
+//! How one side waits for the other: it spins for a bounded time, then sleeps.
 //!
-//! A wake across cores costs some 25 us each way, a spin nothing but the core.
-//! Which is right depends on whether the peer has a core of its own, and that
-//! changes with the load: `auto` learns it from whether its spins pay off.
+//! A wake-up across cores costs up to 25 us each way; a spin costs the core. Which is better depends on whether the peer
+//! has a core of its own, and that changes with the load. `auto` learns it from how its spins end.
 
-use crate::Hint;
 use crossbeam_utils::Backoff;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -63,113 +61,149 @@ impl Default for WaitConfig {
     }
 }
 
-/// What the waits came to.
+/// How the waits of one [`Parker`] ended.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct WaitStats {
+pub struct Counters {
     /// Waits that ended while spinning.
     pub spun: u64,
     /// Waits that had to sleep.
     pub parked: u64,
-    /// Times that the peer had to be rung.
-    pub rung: u64,
+    /// Times that the peer slept and had to be notified.
+    pub kicks: u64,
 }
 
-/// After this many spins in a row that found nothing, or too late, `auto` sleeps at once.
-const GIVE_UP: u32 = 4;
-/// Bounds of how many short sleeps `auto` sees before it tries to spin again.
-const RETRY: std::ops::RangeInclusive<u32> = 2..=4096;
-/// Between two looks at the clock.
+/// Failed spins in a row after which `auto` sleeps at once.
+const MAX_FAILED_SPINS: u32 = 4;
+/// Short sleeps that `auto` must see before it spins again: the first bound, and the last.
+const RETRY_AFTER_SLEEPS: std::ops::RangeInclusive<u32> = 2..=4096;
+/// Looks between two reads of the clock.
 const LOOKS_PER_CLOCK: u32 = 64;
-/// How often who shares a core lets the other one have it before going to sleep.
-const OFFERS: u32 = 2;
-/// Who does not get its core back for so long had better slept, and been woken.
-const AWAY: Duration = Duration::from_micros(200);
+/// Calls of sched_yield(2) before a sleep, under [`SpinMode::Handoff`].
+const HANDOFF_YIELDS: u32 = 2;
+/// A yield that takes longer than this counts as a failed spin: sleeping would have been cheaper.
+const MAX_YIELD: Duration = Duration::from_micros(200);
 
-/// One side's waiting on one queue.
-///
-/// ```text
-/// while !found { if !waiter.spin(ready) { announce; look again; sleep; waiter.awake() } }
-/// ```
+/// What a spin does between two looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SpinMode {
+    /// Nothing: the peer has a core of its own.
+    #[default]
+    Busy,
+    /// Calls sched_yield(2), because the peer may need this core (a vCPU thread, say). Under `auto` a yield longer than
+    /// 200 us counts as a failed spin.
+    Yield,
+    /// The peer runs on this core. `auto` yields twice, then sleeps; the other policies spin as under `Busy`.
+    Handoff,
+}
+
+/// One kind of wait, as [`Parker::wait`] needs it.
+pub trait Wait {
+    /// What a sleep can fail with.
+    type Error;
+
+    /// Whether there is something to do.
+    fn ready(&self) -> bool;
+
+    /// Asks the peer for a notification, with a full fence behind it. [`Self::ready`] is looked at once more afterwards.
+    fn arm(&mut self);
+
+    /// Sleeps until a notification comes.
+    ///
+    /// # Errors
+    /// Its own.
+    fn sleep(&mut self) -> Result<(), Self::Error>;
+
+    /// Tells the peer that no notification is wanted any more.
+    fn disarm(&mut self);
+}
+
+/// Waits for one peer: it spins as the policy says, then sleeps, and learns from both.
 #[derive(Debug)]
-pub struct Waiter {
+pub struct Parker {
     config: WaitConfig,
+    mode: SpinMode,
     /// Failed spins in a row.
     failed: u32,
-    /// Short sleeps still to be seen before the next try.
+    /// Short sleeps still to be seen before the next spin.
     until_retry: u32,
-    /// What `until_retry` starts from; doubles with each try in vain.
+    /// What `until_retry` starts from; doubles with each spin that fails.
     retry: u32,
     asleep_since: Option<Instant>,
-    hint: Hint,
     /// Counts, for statistics.
-    pub stats: WaitStats,
+    pub counters: Counters,
 }
 
-impl Waiter {
-    /// A waiter that has learnt nothing yet.
+impl Parker {
+    /// A parker that has learnt nothing yet.
     pub fn new(config: WaitConfig) -> Self {
-        let (failed, retry) = (0, *RETRY.start());
-        Waiter {
+        let retry = *RETRY_AFTER_SLEEPS.start();
+        Parker {
             config,
-            failed,
+            mode: SpinMode::default(),
+            failed: 0,
             until_retry: retry,
             retry,
             asleep_since: None,
-            hint: Hint::None,
-            stats: WaitStats::default(),
+            counters: Counters::default(),
         }
     }
 
-    /// Its policy and budgets.
+    /// Returns the policy and its budgets.
     pub fn config(&self) -> WaitConfig {
         self.config
     }
 
-    /// Under `auto`: the peer has told how it is best waited for.
-    pub fn advise(&mut self, hint: Hint) {
-        if hint != self.hint {
-            (self.hint, self.failed, self.retry) = (hint, 0, *RETRY.start());
+    /// Sets what a spin does between two looks. A change forgets what `auto` has learnt.
+    pub fn set_mode(&mut self, mode: SpinMode) {
+        if mode != self.mode {
+            (self.mode, self.failed, self.retry) = (mode, 0, *RETRY_AFTER_SLEEPS.start());
         }
     }
 
-    /// Spins for `ready` as long as the policy has it; `false`: go to sleep.
+    /// Waits until `w` is ready or has been notified: spins, arms, looks again, sleeps, disarms.
+    ///
+    /// # Errors
+    /// Those of [`Wait::sleep`]; `w` is disarmed then too.
+    pub fn wait<W: Wait>(&mut self, w: &mut W) -> Result<(), W::Error> {
+        if self.spin(|| w.ready()) {
+            return Ok(());
+        }
+        w.arm();
+        let slept = if w.ready() { Ok(()) } else { w.sleep() };
+        w.disarm();
+        self.unparked();
+        slept
+    }
+
+    /// Spins for `ready` as long as the policy says. Returns `true` once it holds, and `false` when the caller must
+    /// sleep, and call [`Self::unparked`] afterwards.
     pub fn spin(&mut self, ready: impl FnMut() -> bool) -> bool {
-        self.spin_with(false, ready)
-    }
-
-    /// The same for a peer that may need this very core, as a virtual machine's processors do: it is offered to others
-    /// all the time, and `auto` takes their work on it for a reason to sleep.
-    pub fn spin_sharing(&mut self, ready: impl FnMut() -> bool) -> bool {
-        self.spin_with(true, ready)
-    }
-
-    fn spin_with(&mut self, shares: bool, ready: impl FnMut() -> bool) -> bool {
         let (budget, auto) = (self.budget(), self.config.policy == Policy::Auto);
-        let away = if auto { AWAY } else { budget };
-        let spin = match self.hint {
-            Hint::Share if auto => offer_core(ready).into(),
-            _ if budget.is_zero() => Spin::Vain,
-            _ => spin_for(budget, shares.then_some(away), ready),
+        let spun = match self.mode {
+            SpinMode::Handoff if auto => hand_off(ready).into(),
+            _ if budget.is_zero() => Spun::TimedOut,
+            SpinMode::Yield => spin_for(budget, Some(if auto { MAX_YIELD } else { budget }), ready),
+            _ => spin_for(budget, None, ready),
         };
-        match spin {
-            Spin::Found => (self.failed, self.retry) = (0, *RETRY.start()),
+        match spun {
+            Spun::Ready => (self.failed, self.retry) = (0, *RETRY_AFTER_SLEEPS.start()),
             _ if auto && !budget.is_zero() => self.fail(),
             _ => {}
         }
-        if spin == Spin::Vain {
-            self.stats.parked += 1;
+        if spun == Spun::TimedOut {
+            self.counters.parked += 1;
             self.asleep_since = auto.then(Instant::now);
             return false;
         }
-        self.stats.spun += 1;
+        self.counters.spun += 1;
         true
     }
 
-    /// The sleep that followed a failed [`Self::spin`] is over.
+    /// Learns from the sleep that followed a failed [`Self::spin`].
     ///
-    /// A short one says that spinning might have paid, if the peer has a core
-    /// of its own; a long one says nothing, for nobody wanted anything.
-    pub fn awake(&mut self) {
+    /// After a short sleep spinning might have paid, if the peer has a core of its own. A long sleep teaches nothing:
+    /// there was nothing to do.
+    pub fn unparked(&mut self) {
         let Some(since) = self.asleep_since.take() else { return };
         if since.elapsed() < self.auto_budget() {
             self.until_retry = self.until_retry.saturating_sub(1);
@@ -178,9 +212,9 @@ impl Waiter {
 
     fn fail(&mut self) {
         self.failed += 1;
-        if self.failed >= GIVE_UP {
+        if self.failed >= MAX_FAILED_SPINS {
             self.until_retry = self.retry;
-            self.retry = (self.retry * 2).min(*RETRY.end());
+            self.retry = (self.retry * 2).min(*RETRY_AFTER_SLEEPS.end());
         }
     }
 
@@ -192,8 +226,8 @@ impl Waiter {
         match self.config.policy {
             Policy::Park => Duration::ZERO,
             Policy::Spin => Duration::from_micros(self.config.spin_us.into()),
-            Policy::Auto if self.hint == Hint::Share => Duration::ZERO,
-            Policy::Auto if self.failed < GIVE_UP || self.until_retry == 0 => self.auto_budget(),
+            Policy::Auto if self.mode == SpinMode::Handoff => Duration::ZERO,
+            Policy::Auto if self.failed < MAX_FAILED_SPINS || self.until_retry == 0 => self.auto_budget(),
             Policy::Auto => Duration::ZERO,
         }
     }
@@ -201,28 +235,29 @@ impl Waiter {
 
 /// How a spin ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Spin {
-    Found,
-    /// Found, but by then somebody else had long had the core.
-    Late,
-    /// Nothing came within the budget.
-    Vain,
+enum Spun {
+    /// Ready within the budget.
+    Ready,
+    /// Ready, but only after another thread had this core for longer than [`MAX_YIELD`].
+    ReadyLate,
+    /// Not ready within the budget.
+    TimedOut,
 }
 
-impl From<bool> for Spin {
-    fn from(found: bool) -> Self {
-        if found {
-            Spin::Found
+impl From<bool> for Spun {
+    fn from(ready: bool) -> Self {
+        if ready {
+            Spun::Ready
         } else {
-            Spin::Vain
+            Spun::TimedOut
         }
     }
 }
 
-/// Looks for what comes from this same core: lets others run on it, a few times. Cheaper on both sides than to sleep
-/// and be woken, when the other side does the same.
-pub fn offer_core(mut ready: impl FnMut() -> bool) -> bool {
-    for _ in 0..OFFERS {
+/// Lets other threads of this core run, [`HANDOFF_YIELDS`] times. Cheaper for both sides than a sleep and a wake-up, when
+/// the peer does the same. Returns whether `ready` holds.
+pub fn hand_off(mut ready: impl FnMut() -> bool) -> bool {
+    for _ in 0..HANDOFF_YIELDS {
         if ready() {
             return true;
         }
@@ -231,23 +266,23 @@ pub fn offer_core(mut ready: impl FnMut() -> bool) -> bool {
     ready()
 }
 
-/// Looks without the clock first: what comes at once must not pay for reading it. Who shares lets others have the
-/// core, for so long at the most: without a core of its own it would be kept from just those who are waited for.
-fn spin_for(budget: Duration, shares: Option<Duration>, mut ready: impl FnMut() -> bool) -> Spin {
+/// Polls `ready` for up to `budget`. Reads the clock only every [`LOOKS_PER_CLOCK`] looks, so that an immediate reply
+/// costs no clock read. With `max_yield` it calls sched_yield(2) as often, and ends after a yield that took longer.
+fn spin_for(budget: Duration, max_yield: Option<Duration>, mut ready: impl FnMut() -> bool) -> Spun {
     let mut first = None;
     loop {
         for _ in 0..LOOKS_PER_CLOCK {
             if ready() {
-                return Spin::Found;
+                return Spun::Ready;
             }
-            // One pause a look: a longer back-off would add its length to the latency.
+            // One pause per look: a longer back-off would add its length to the latency.
             Backoff::new().spin();
         }
         let before = Instant::now();
-        if let Some(most) = shares {
+        if let Some(most) = max_yield {
             std::thread::yield_now();
             if before.elapsed() > most {
-                return if ready() { Spin::Late } else { Spin::Vain };
+                return if ready() { Spun::ReadyLate } else { Spun::TimedOut };
             }
         }
         if before - *first.get_or_insert(before) >= budget {
@@ -260,11 +295,11 @@ fn spin_for(budget: Duration, shares: Option<Duration>, mut ready: impl FnMut() 
 mod tests {
     use super::*;
 
-    fn auto() -> Waiter {
-        Waiter::new(WaitConfig { policy: Policy::Auto, spin_us: 0, auto_us: 1000 })
+    fn auto() -> Parker {
+        Parker::new(WaitConfig { policy: Policy::Auto, spin_us: 0, auto_us: 1000 })
     }
 
-    fn fail(w: &mut Waiter, looks: &mut u64) {
+    fn fail(w: &mut Parker, looks: &mut u64) {
         let found = w.spin(|| {
             *looks += 1;
             false
@@ -273,11 +308,11 @@ mod tests {
     }
 
     #[test]
-    fn auto_gives_up_and_tries_again_after_ever_more_short_sleeps() {
+    fn auto_retries_after_more_and_more_short_sleeps() {
         let (mut w, mut looks) = (auto(), 0);
-        for _ in 0..GIVE_UP {
+        for _ in 0..MAX_FAILED_SPINS {
             fail(&mut w, &mut looks);
-            w.awake();
+            w.unparked();
         }
         let mut gaps = Vec::new();
         for _ in 0..3 {
@@ -285,7 +320,7 @@ mod tests {
             loop {
                 let before = looks;
                 fail(&mut w, &mut looks);
-                w.awake();
+                w.unparked();
                 if looks > before {
                     break gaps.push(gap);
                 }
@@ -298,44 +333,83 @@ mod tests {
     #[test]
     fn a_long_sleep_teaches_nothing() {
         let (mut w, mut looks) = (auto(), 0);
-        for _ in 0..GIVE_UP {
+        for _ in 0..MAX_FAILED_SPINS {
             fail(&mut w, &mut looks);
         }
         let before = looks;
         for _ in 0..5 {
             fail(&mut w, &mut looks);
             std::thread::sleep(Duration::from_millis(2));
-            w.awake();
+            w.unparked();
         }
         assert_eq!(looks, before);
     }
 
     #[test]
-    fn a_spin_that_pays_is_repeated() {
+    fn a_spin_that_finds_something_is_repeated() {
         let mut w = auto();
         for _ in 0..100 {
             assert!(w.spin(|| true));
         }
-        assert_eq!(w.stats.spun, 100);
+        assert_eq!(w.counters.spun, 100);
     }
 
     #[test]
-    fn on_a_shared_core_auto_offers_it_and_sleeps() {
+    fn auto_yields_and_sleeps_on_a_shared_core() {
         let mut w = auto();
-        w.advise(Hint::Share);
-        for _ in 0..2 * GIVE_UP {
+        w.set_mode(SpinMode::Handoff);
+        for _ in 0..2 * MAX_FAILED_SPINS {
             let mut looks = 0;
             fail(&mut w, &mut looks);
-            assert_eq!(looks, u64::from(OFFERS) + 1);
-            w.awake();
+            assert_eq!(looks, u64::from(HANDOFF_YIELDS) + 1);
+            w.unparked();
         }
         assert!(w.spin(|| true));
     }
 
     #[test]
     fn park_never_looks() {
-        let (mut w, mut looks) = (Waiter::new(WaitConfig { policy: Policy::Park, spin_us: 9, auto_us: 9 }), 0);
+        let (mut w, mut looks) = (Parker::new(WaitConfig { policy: Policy::Park, spin_us: 9, auto_us: 9 }), 0);
         fail(&mut w, &mut looks);
         assert_eq!(looks, 0);
+    }
+
+    /// Ready on the second look after `arm`, if at all.
+    struct Armed {
+        armed: bool,
+        ready_when_armed: bool,
+        slept: bool,
+        disarmed: bool,
+    }
+
+    impl Wait for Armed {
+        type Error = ();
+
+        fn ready(&self) -> bool {
+            self.armed && self.ready_when_armed
+        }
+
+        fn arm(&mut self) {
+            self.armed = true;
+        }
+
+        fn sleep(&mut self) -> Result<(), ()> {
+            self.slept = true;
+            Err(())
+        }
+
+        fn disarm(&mut self) {
+            self.disarmed = true;
+        }
+    }
+
+    #[test]
+    fn a_wait_looks_again_after_arming_and_disarms_after_an_error() {
+        for (ready_when_armed, result) in [(true, Ok(())), (false, Err(()))] {
+            let mut parker = Parker::new(WaitConfig { policy: Policy::Park, spin_us: 0, auto_us: 0 });
+            let mut wait = Armed { armed: false, ready_when_armed, slept: false, disarmed: false };
+            assert_eq!(parker.wait(&mut wait), result);
+            assert!(wait.disarmed && wait.slept != ready_when_armed);
+        }
     }
 }

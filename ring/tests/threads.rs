@@ -10,9 +10,15 @@ const MESSAGES: u32 = if cfg!(miri) { 200 } else { 20_000 };
 /// Half of the messages are sent before the positions wrap.
 const START: u32 = u32::MAX - MESSAGES / 2;
 
-fn sqe(tag: u32) -> Sqe {
-    let head = [tag as u8; SQE_HEAD_BYTES];
-    Sqe { tag, slot: tag % GEOMETRY.slots, payload_len: 8, reply_max: 8, head_len: SQE_HEAD_BYTES as u32, head }
+fn sqe(user_data: u32) -> Sqe {
+    Sqe {
+        user_data,
+        slot: user_data % GEOMETRY.slots,
+        payload_len: 8,
+        reply_max: 8,
+        inline_len: SQE_INLINE_BYTES as u32,
+        inline: [user_data as u8; SQE_INLINE_BYTES],
+    }
 }
 
 /// What a sleeper sleeps on.
@@ -25,18 +31,18 @@ mod bell {
 
     impl Bell {
         pub fn new() -> Bell {
-            Bell(tunnelfs_ring::new_eventfd().unwrap())
+            Bell(tunnelfs_ring::Eventfd::new().unwrap())
         }
 
         pub fn ring(&self) {
-            tunnelfs_ring::ring_bell(&self.0);
+            tunnelfs_ring::Eventfd::signal(&self.0);
         }
 
         /// Sleeps until it is rung. A lost wake-up is a failure, not a test that hangs.
         pub fn wait(&self) {
             let woken = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], 60_000u16);
             assert_eq!(woken, Ok(1), "nobody has woken the sleeper");
-            tunnelfs_ring::drain(&self.0);
+            tunnelfs_ring::Eventfd::drain(&self.0);
         }
     }
 }
@@ -67,8 +73,8 @@ mod bell {
 use bell::Bell;
 
 /// Sleeps unless something is there; whether it has slept.
-fn sleep_unless(ready: impl Fn() -> bool, flag: &SleepFlag, bell: &Bell) -> bool {
-    flag.announce();
+fn sleep_unless(ready: impl Fn() -> bool, flag: &NeedWakeup, bell: &Bell) -> bool {
+    flag.set();
     let sleeps = !ready();
     if sleeps {
         bell.wait();
@@ -82,16 +88,21 @@ fn serve(mut host: DeviceQueue, kick: &Bell, call: &Bell) -> u32 {
     let (mut served, mut slept) = (0, 0);
     while served < MESSAGES {
         let Some(sqe) = host.sq.pop() else {
-            slept += u32::from(sleep_unless(|| host.sq.ready(), &host.own_sleep, kick));
+            slept += u32::from(sleep_unless(|| host.sq.ready(), &host.own_wakeup, kick));
             continue;
         };
-        assert_eq!(sqe.head, [sqe.tag as u8; SQE_HEAD_BYTES]);
-        let payload = host.slots.of(&sqe).unwrap().cast::<u64>();
+        assert_eq!(sqe.inline, [sqe.user_data as u8; SQE_INLINE_BYTES]);
+        let payload = host.slots.get(&sqe).unwrap().cast::<u64>();
         // SAFETY: a slot of the test's memory, which is the host's until it completes the request.
         unsafe { payload.write(!payload.read()) };
-        let cqe = Cqe { tag: sqe.tag, payload_len: 8, head_len: 16, head: [!sqe.tag as u8; CQE_HEAD_BYTES] };
+        let cqe = Cqe {
+            user_data: sqe.user_data,
+            payload_len: 8,
+            inline_len: 16,
+            inline: [!sqe.user_data as u8; CQE_INLINE_BYTES],
+        };
         assert!(host.cq.push(&cqe).unwrap());
-        if host.peer_sleeps.claim_wake() {
+        if host.peer_wakeup.take() {
             call.ring();
         }
         served += 1;
@@ -124,7 +135,7 @@ fn messages_and_payloads_cross_between_threads() {
                 // SAFETY: nothing is under way in this slot.
                 unsafe { slots[(sent % GEOMETRY.slots) as usize].cast::<u64>().write(sent.into()) };
                 assert!(guest.sq.push(&sqe(sent)).unwrap());
-                if guest.peer_sleeps.claim_wake() {
+                if guest.peer_wakeup.take() {
                     kick.ring();
                 }
                 sent += 1;
@@ -132,14 +143,14 @@ fn messages_and_payloads_cross_between_threads() {
             }
             match guest.cq.pop() {
                 Some(cqe) => {
-                    assert_eq!(cqe.tag, done);
-                    assert_eq!(cqe.head, [!done as u8; CQE_HEAD_BYTES]);
+                    assert_eq!(cqe.user_data, done);
+                    assert_eq!(cqe.inline, [!done as u8; CQE_INLINE_BYTES]);
                     // SAFETY: the request is done, and the slot this side's again.
                     let answer = unsafe { slots[(done % GEOMETRY.slots) as usize].cast::<u64>().read() };
                     assert_eq!(answer, !u64::from(done));
                     done += 1;
                 }
-                None => slept += u32::from(sleep_unless(|| guest.cq.ready(), &guest.own_sleep, &call)),
+                None => slept += u32::from(sleep_unless(|| guest.cq.ready(), &guest.own_wakeup, &call)),
             }
         }
         // By its own end, not only the scope's: that is what a sanitizer sees without the standard library's sources.

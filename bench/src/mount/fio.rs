@@ -1,7 +1,7 @@
 //! Drives fio and reads its JSON.
 
-use super::jobs::{Io, Turn};
-use super::MountPlan;
+use super::plan::MountPlan;
+use super::turn::{Io, Turn};
 use serde_json::Value;
 use std::io;
 use std::path::Path;

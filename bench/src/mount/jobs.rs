@@ -1,25 +1,11 @@
 //! The jobs, in fio's words.
 
-use super::{fio, metadata, own, MountPlan};
+use super::plan::MountPlan;
+use super::turn::{used, Cpu, Io, Turn};
+use super::{builtin, fio, metadata};
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 use tunnelfs_settings::Cache;
-
-/// How a job reads or writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Io {
-    /// fio's `rw`: `read`, `write`, `randread` or `randwrite`.
-    pub rw: &'static str,
-    /// Bytes of one request.
-    pub bs: u32,
-    /// O_DIRECT, for a while; otherwise the whole file once, through the page cache.
-    pub direct: bool,
-    /// Threads.
-    pub numjobs: u32,
-    /// Requests in flight of each, by io_uring where more than one.
-    pub iodepth: u32,
-}
 
 /// What a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,27 +23,6 @@ pub struct Job {
     pub name: &'static str,
     /// What it does.
     pub work: Work,
-}
-
-/// CPU time of a file system's guest and host processes.
-pub type Cpu = [Duration; 2];
-
-/// What has been used `since`.
-pub fn used(now: Cpu, since: Cpu) -> Cpu {
-    [0, 1].map(|side| now[side].saturating_sub(since[side]))
-}
-
-/// What a job's turn came to.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Turn {
-    pub ops: u64,
-    pub ops_per_s: f64,
-    pub p50_ns: u64,
-    pub p99_ns: u64,
-    pub p999_ns: u64,
-    pub max_ns: u64,
-    /// CPU time of the file system's guest and host processes, not of the job.
-    pub cpu: Cpu,
 }
 
 /// The jobs that make sense under a cache mode: `never` for direct I/O and metadata, `auto` for buffered I/O.
@@ -136,7 +101,7 @@ impl Job {
         let mut turn = match tool {
             Tool::Fio(_) => fio::run(&io, dir, plan)?,
             Tool::Own if io.iodepth > 1 => return Ok(Vec::new()),
-            Tool::Own => own::run(&io, dir, plan)?,
+            Tool::Own => builtin::run(&io, dir, plan)?,
         };
         turn.cpu = used(cpu(), before);
         Ok(vec![(self.name.into(), turn)])

@@ -1,6 +1,6 @@
 //! Many small files: created, looked at, listed, removed, by one thread.
 
-use super::jobs::{used, Cpu, Turn};
+use super::turn::{used, Cpu, Turn};
 use crate::limits::histogram;
 use std::fs::{self, File};
 use std::io;

@@ -1,69 +1,31 @@
 //! Jobs on mounted file systems: the same directory natively, through our
 //! mounts and through others', round after round in one run.
 
+mod builtin;
 mod fio;
 mod jobs;
 mod metadata;
-mod own;
+mod plan;
 mod ratios;
 mod record;
 mod report;
 mod systems;
+mod turn;
 
+pub use plan::{MountPlan, Peer};
 pub use record::{MountRun, Row};
 pub use report::page;
-pub use systems::Peer;
 
 use crate::interrupt;
 use crate::limits::{self, Limits};
-use crate::measure::progress;
+use crate::progress::progress;
 use crate::record::Origin;
 use jobs::{Job, Tool};
 use record::Sum;
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 use systems::{System, Systems};
 use tunnelfs_settings::{Cache, Settings};
-
-/// What is to be compared, and how long.
-#[derive(Clone, Debug)]
-pub struct MountPlan {
-    /// Rounds of all jobs on all systems.
-    pub rounds: usize,
-    /// Length of a timed job.
-    pub runtime: Duration,
-    /// Bytes of each file.
-    pub file_bytes: u64,
-    /// Files of the metadata jobs.
-    pub files: usize,
-    /// Jobs by name; none: all.
-    pub jobs: Vec<String>,
-    /// Systems by name; none: all.
-    pub systems: Vec<String>,
-    /// Other FUSE programs.
-    pub peers: Vec<Peer>,
-}
-
-impl MountPlan {
-    /// The planned run; `quick` takes about a minute and a half.
-    pub fn new(quick: bool) -> Self {
-        let (rounds, runtime_ms, files) = if quick { (1, 400, 1000) } else { (5, 1000, 10_000) };
-        MountPlan {
-            rounds,
-            runtime: Duration::from_millis(runtime_ms),
-            file_bytes: 256 << 20,
-            files,
-            jobs: Vec::new(),
-            systems: Vec::new(),
-            peers: Vec::new(),
-        }
-    }
-
-    fn wants(list: &[String], name: &str) -> bool {
-        list.is_empty() || list.iter().any(|n| n == name)
-    }
-}
 
 /// Runs the plan in `scratch`, an empty directory of the file system under test.
 ///

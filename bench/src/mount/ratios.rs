@@ -1,7 +1,7 @@
 //! What a mount through the ring is held to, within one run.
 
 use super::record::{MountRun, Row};
-use crate::ratios::{Ratio, Wanted};
+use crate::ratios::{Bound, Ratio};
 
 /// Systems (also the peers of `make bench-mount`), jobs, and how much of their rate the ring with a separate host must reach.
 const TARGETS: [(&str, &str, f64); 16] = [
@@ -31,7 +31,7 @@ pub fn ratios(run: &MountRun) -> Vec<Ratio> {
             out.push(Ratio {
                 what: format!("{}: {} / {}", of.op, of.system, other.system),
                 value: of.ops_per_s / other.ops_per_s,
-                wanted: Wanted::AtLeast(limit),
+                bound: Bound::AtLeast(limit),
             });
         }
     };

@@ -1,12 +1,11 @@
 //! A run on mounts as data: the same form as the other benchmarks'.
 
-use super::jobs::{Job, Turn, Work};
+use super::jobs::{Job, Work};
 use super::systems::System;
+use super::turn::Turn;
 use crate::limits::Limits;
 use crate::record::Origin;
-use hdrhistogram::Histogram;
 use serde::Serialize;
-use std::time::Duration;
 use tunnelfs_settings::Settings;
 
 /// A whole run.
@@ -55,22 +54,6 @@ pub struct Row {
 pub struct Sum {
     row: Row,
     turns: Vec<Turn>,
-}
-
-impl Turn {
-    /// From a histogram of nanoseconds.
-    pub fn of(latency: &Histogram<u64>, elapsed: Duration) -> Turn {
-        let at = |q| latency.value_at_quantile(q);
-        Turn {
-            ops: latency.len(),
-            ops_per_s: latency.len() as f64 / elapsed.as_secs_f64(),
-            p50_ns: at(0.5),
-            p99_ns: at(0.99),
-            p999_ns: at(0.999),
-            max_ns: latency.max(),
-            cpu: [Duration::ZERO; 2],
-        }
-    }
 }
 
 impl Sum {

@@ -2,15 +2,14 @@
 //! it, and all that was mounted or started for it is gone when it is dropped.
 //! Separate hosts, ours and stock virtiofsd, run in their default sandbox.
 
-use super::MountPlan;
-use crate::inline::Inline;
+use super::plan::{MountPlan, Peer};
+use crate::in_process::InProcess;
 use crate::session::{process_cpu, sibling, threads_cpu, virtiofsd};
 use nix::mount::{umount2, MntFlags};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tunnelfs_guest::fuse::device::{uring_is_on, MountOptions};
@@ -23,25 +22,6 @@ use tunnelfs_settings::{Cache, Channel, Kind, Settings};
 
 /// How long anything may take to come up or go away.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Another FUSE program: `NAME=COMMAND` with `{src}` and `{mnt}` in the command, which stays in the foreground.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
-    name: String,
-    command: String,
-}
-
-impl FromStr for Peer {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, command) = text.split_once('=').filter(|(name, _)| !name.is_empty()).unwrap_or_default();
-        if command.contains("{src}") && command.contains("{mnt}") {
-            return Ok(Peer { name: name.into(), command: command.into() });
-        }
-        Err("must be NAME=COMMAND, with {src} and {mnt} in the command".into())
-    }
-}
 
 /// One system under test.
 pub struct System {
@@ -237,7 +217,7 @@ fn mount_outside(file: &Path, point: &Path) -> io::Result<Child> {
 fn mount_inside(settings: &Settings, point: &Path) -> io::Result<Mount> {
     let config = MountConfig::new(settings, point, MountOptions::default());
     let server = Arc::new(Server::new(share::open(&settings.host)?, settings.host.allow_direct_io));
-    let queue = || Inline::new(server.clone(), config.guest.geometry).map(|q| Box::new(q) as Box<dyn Transport>);
+    let queue = || InProcess::new(server.clone(), config.guest.geometry).map(|q| Box::new(q) as Box<dyn Transport>);
     let queues = (0..config.guest.queues).map(|_| queue()).collect::<Result<_, _>>().map_err(io::Error::other)?;
     let connection = Connection { control: queue().map_err(io::Error::other)?, queues, kept: None };
     Mount::over(connection, &config).map_err(io::Error::other)

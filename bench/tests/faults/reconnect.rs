@@ -367,9 +367,35 @@ fn another_directory_is_stale_until_the_right_one_is_back() {
     }
 }
 
+/// The mount waits on: the host that is started as it should be takes over.
 #[test]
-fn a_host_that_agrees_to_less_is_refused() {
-    let Some(mut served) = Served::new("fuse", "ring", "") else { return };
+fn a_host_that_agrees_to_less_is_refused_and_named() {
+    for (channel, transport) in [("uring", "ring"), ("fuse", "socket")] {
+        let Some(mut served) = Served::new(channel, transport, "") else { continue };
+        fs::write(served.path("f"), "x").unwrap();
+        served.kill_host();
+        served.next_host_with(&["--xattr", "--no-readdirplus"]);
+        let path = served.path("f");
+        let waiting = std::thread::spawn(move || fs::write(path, "y"));
+        let refusals = |served: &Served| served.guest.output().matches("options that differ").count();
+        soon("the host is refused", || (refusals(&served) > 0).then_some(()));
+        let said = served.guest.output();
+        for told in ["cannot go on with the new host", "--posix-acl", "--no-readdirplus"] {
+            assert!(said.contains(told), "{channel}, {transport}: {told}: {said}");
+        }
+        // It is tried more than once, and logged once.
+        std::thread::sleep(Duration::from_millis(1200));
+        assert!(!waiting.is_finished() && refusals(&served) == 1, "{}", served.guest.output());
+        served.another_host();
+        within(PATIENCE, "an operation", move || waiting.join().unwrap()).unwrap();
+        assert_eq!(fs::read(served.behind("f")).unwrap(), b"y");
+        served.unmount();
+    }
+}
+
+#[test]
+fn a_refused_host_is_the_reason_when_none_comes() {
+    let Some(mut served) = Served::new("fuse", "ring", ",reconnect_timeout=2") else { return };
     fs::write(served.path("f"), "x").unwrap();
     served.kill_host();
     served.next_host_with(&[]);

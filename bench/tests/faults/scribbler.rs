@@ -1,6 +1,7 @@
 //! A host that writes where it must not: beside a real host somebody scribbles
 //! over the completions, indices and flags that guest and host share.
 
+use crate::liar::assert_ended_well;
 use crate::{poke, start, unmount_what_is_left};
 use memmap2::{MmapOptions, MmapRaw};
 use std::fs;
@@ -30,7 +31,8 @@ fn whatever_is_written_into_the_region() {
             });
             // Whatever it came to, the mount can be taken away.
             guest.signal(nix::sys::signal::Signal::SIGTERM);
-            guest.ended();
+            let status = guest.ended();
+            assert_ended_well(status, &guest.output(), &format!("{channel}, {transport}, seed {seed}"));
             unmount_what_is_left(&guest.point);
         }
     }

@@ -220,7 +220,7 @@ fn a_flipper_thread() {
                 // The name lies in the slot, behind the operation's structure.
                 let fixed = body.len() - 10;
                 let mut entry = sqe(&guest, 1, 0, &request(opcode, 1, &body));
-                (entry.head_len, entry.payload_len) = (40 + fixed as u32, 10);
+                (entry.inline_len, entry.payload_len) = (40 + fixed as u32, 10);
                 ring.submit(&guest, &entry);
                 ring.reap(Duration::from_millis(200));
                 tries += 1;

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{Cqe, DriverQueue, Geometry, RingSetup, Run, Sqe, NO_CPU, OP_SETUP, SQE_HEAD_BYTES};
+use tunnelfs_ring::{Cqe, DriverQueue, Geometry, RingSetup, SlotRun, Sqe, CPU_UNKNOWN, SQE_INLINE_BYTES};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -254,7 +254,7 @@ impl Hostile {
 
     /// Asks for a ring; the answer's error.
     pub fn ask_for_ring(&mut self, queue: usize, setup: RingSetup) -> i32 {
-        let answer = self.call(queue, &request(OP_SETUP, 0, &setup.to_bytes()));
+        let answer = self.call(queue, &request(RingSetup::OPCODE, 0, &setup.to_bytes()));
         answer.expect("the set-up message is answered").error
     }
 
@@ -265,8 +265,8 @@ impl Hostile {
     /// A ring in one piece from `control` on.
     pub fn setup_at(control: u64) -> RingSetup {
         let address = control.wrapping_add(GEOMETRY.control_bytes() as u64);
-        let runs = vec![Run { address, slots: GEOMETRY.slots }];
-        RingSetup { features: 0, geometry: GEOMETRY, control, cpu: NO_CPU, runs }
+        let runs = vec![SlotRun { address, slots: GEOMETRY.slots }];
+        RingSetup { features: 0, geometry: GEOMETRY, control, cpu: CPU_UNKNOWN, runs }
     }
 
     /// A ring on this queue, in zeroed memory.
@@ -288,18 +288,18 @@ pub struct Ring {
 
 /// A submission of a message: the first 80 bytes in the entry, the rest in the slot.
 pub fn sqe(guest: &Hostile, queue: usize, slot: u32, message: &[u8]) -> Sqe {
-    let head_len = message.len().min(80);
-    let mut head = [0; SQE_HEAD_BYTES];
-    head[..head_len].copy_from_slice(&message[..head_len]);
-    let rest = &message[head_len..];
+    let inline_len = message.len().min(80);
+    let mut inline = [0; SQE_INLINE_BYTES];
+    inline[..inline_len].copy_from_slice(&message[..inline_len]);
+    let rest = &message[inline_len..];
     guest.put_bytes(slot_at(queue, slot), rest);
     Sqe {
-        tag: slot,
+        user_data: slot,
         slot,
         payload_len: rest.len() as u32,
         reply_max: GEOMETRY.slot_size,
-        head_len: head_len as u32,
-        head,
+        inline_len: inline_len as u32,
+        inline,
     }
 }
 
@@ -317,7 +317,7 @@ impl Ring {
     /// As an honest driver does: who is awake is not rung.
     pub fn submit_politely(&mut self, guest: &Hostile, sqe: &Sqe) {
         assert!(self.driver.sq.push(sqe).unwrap());
-        if self.driver.peer_sleeps.claim_wake() {
+        if self.driver.peer_wakeup.take() {
             guest.kick(self.queue);
         }
     }
@@ -337,9 +337,9 @@ impl Ring {
     pub fn call(&mut self, guest: &Hostile, message: &[u8]) -> Option<Answer> {
         assert!(self.submit(guest, &sqe(guest, self.queue, 0, message)));
         let cqe = self.reap(PATIENCE)?;
-        let head_len = (cqe.head_len as usize).clamp(16, cqe.head.len());
-        let mut payload = cqe.head[16..head_len].to_vec();
+        let head_len = (cqe.inline_len as usize).clamp(16, cqe.inline.len());
+        let mut payload = cqe.inline[16..head_len].to_vec();
         payload.extend(guest.bytes(slot_at(self.queue, 0), cqe.payload_len as usize));
-        Some(Answer { error: i32::from_ne_bytes(cqe.head[4..8].try_into().unwrap()), payload })
+        Some(Answer { error: i32::from_ne_bytes(cqe.inline[4..8].try_into().unwrap()), payload })
     }
 }

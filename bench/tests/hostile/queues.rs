@@ -4,7 +4,7 @@ use crate::guest::{op, request, slot_at, sqe, Hostile, AVAIL, GEOMETRY, GPA, MEM
 use crate::rig::{Random, Target};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{Geometry, RingSetup, Run, Sqe, NO_SLOT, OP_NOOP};
+use tunnelfs_ring::{Geometry, RingSetup, SlotRun, Sqe, NO_SLOT, OP_NOOP};
 
 const SOON: Duration = Duration::from_millis(500);
 
@@ -14,9 +14,9 @@ fn slots_and_lengths_out_of_range() {
     let mut guest = target.guest();
     let good = sqe(&guest, 1, 0, &request(OP_NOOP, 1, b""));
     let wild = [1 << 8, 1 << 16, 1 << 31, u32::MAX - 1, u32::MAX];
-    let mut bad: Vec<Sqe> = vec![Sqe { slot: NO_SLOT, payload_len: 1, ..good }, Sqe { head_len: 105, ..good }];
+    let mut bad: Vec<Sqe> = vec![Sqe { slot: NO_SLOT, payload_len: 1, ..good }, Sqe { inline_len: 105, ..good }];
     for n in wild {
-        bad.push(Sqe { head_len: n, ..good });
+        bad.push(Sqe { inline_len: n, ..good });
         bad.push(Sqe { payload_len: n.max(GEOMETRY.slot_size + 1), ..good });
         bad.push(Sqe { reply_max: n.max(GEOMETRY.slot_size + 1), ..good });
         if n != NO_SLOT {
@@ -123,7 +123,7 @@ fn rings_in_impossible_places() {
     let end = GPA + MEMORY as u64;
     for base in [0, 1, GPA - 4096, GPA + 1, GPA + 128, end, end - 4096, u64::MAX, u64::MAX - 4095, 1 << 63] {
         assert_ne!(guest.ask_for_ring(1, Hostile::setup_at(base)), 0, "a ring at {base:#x}");
-        let runs = vec![Run { address: base, slots: GEOMETRY.slots }];
+        let runs = vec![SlotRun { address: base, slots: GEOMETRY.slots }];
         assert_ne!(guest.ask_for_ring(1, RingSetup { runs, ..good.clone() }), 0, "slots at {base:#x}");
     }
     for (entries, slots, slot_size) in [

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use tunnelfs_bench::held::Held;
+use tunnelfs_bench::resources::Resources;
 use tunnelfs_bench::session::sibling;
 
 use crate::guest::{op, request, Answer, Hostile};
@@ -36,7 +36,7 @@ pub fn soon<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
 pub struct Target {
     scratch: tempfile::TempDir,
     host: Child,
-    before: Held,
+    before: Resources,
     outside: Vec<String>,
     /// Whether messages are streamed.
     streamed: bool,
@@ -74,12 +74,12 @@ impl Target {
         command.env("RUST_LOG", "error").stderr(Stdio::null());
         let host = command.spawn().unwrap();
         let streamed = options.contains(&"socket");
-        let mut target = Target { scratch, host, before: Held::default(), outside: Vec::new(), streamed };
+        let mut target = Target { scratch, host, before: Resources::default(), outside: Vec::new(), streamed };
         soon("the host listens", || std::os::unix::net::UnixStream::connect(&socket).ok());
         target.honest_guest();
         // Allocators and thread pools warm up.
         target.honest_guest();
-        target.before = Held::at_rest(target.worker());
+        target.before = Resources::at_rest(target.worker());
         target.outside = target.outside_now();
         target
     }
@@ -104,7 +104,7 @@ impl Target {
         assert_eq!(self.outside_now(), self.outside, "{attack}: the host has touched what it does not share");
         let start = Instant::now();
         loop {
-            let (now, before) = (Held::of(self.worker()), self.before);
+            let (now, before) = (Resources::of(self.worker()), self.before);
             if now.descriptors <= before.descriptors
                 && now.threads <= before.threads
                 && now.resident_kib <= before.resident_kib + GROWTH

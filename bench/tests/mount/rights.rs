@@ -278,11 +278,11 @@ fn whole_file_locks(p: &Place) {
     let alone = lock(FlockArg::LockExclusiveNonblock).unwrap();
     assert_eq!(lock(FlockArg::LockSharedNonblock).err(), Some(nix::Error::EWOULDBLOCK));
     std::thread::scope(|s| {
-        let waiter = s.spawn(|| lock(FlockArg::LockExclusive).map(drop));
+        let parker = s.spawn(|| lock(FlockArg::LockExclusive).map(drop));
         std::thread::sleep(std::time::Duration::from_millis(20));
-        assert!(!waiter.is_finished());
+        assert!(!parker.is_finished());
         drop(alone);
-        waiter.join().unwrap().unwrap();
+        parker.join().unwrap().unwrap();
     });
 }
 

@@ -10,7 +10,7 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
-use tunnelfs_ring::Slots;
+use tunnelfs_ring::SlotPool;
 
 /// Header and operation structure of WRITE: behind them the data starts, in the slot.
 const HEAD: usize = IN_HEADER + 40;
@@ -24,7 +24,7 @@ const NONBLOCKING: usize = 1;
 pub struct Channel {
     devices: [OwnedFd; 2],
     queue: Queue,
-    slots: Slots,
+    slots: SlotPool,
     came_by: Vec<usize>,
     /// Whether the last look beside requests under way has found another.
     busy: bool,
@@ -42,7 +42,7 @@ enum Taken {
 impl Channel {
     pub fn new(devices: [OwnedFd; 2], queue: Queue, rest: Option<Duration>) -> Self {
         let count = queue.transport.slots();
-        let (slots, came_by) = (Slots::new(count), vec![BLOCKING; count as usize]);
+        let (slots, came_by) = (SlotPool::new(count), vec![BLOCKING; count as usize]);
         Channel { devices, queue, slots, came_by, busy: false, since_look: 0, rest }
     }
 
@@ -65,14 +65,14 @@ impl Channel {
                 self.reply(&answer)?;
                 self.since_look += 1;
             }
-            if self.queue.under_way() > 0 && (!self.busy || self.slots.free() == 0) && !self.wait()? {
+            if self.queue.under_way() > 0 && (!self.busy || self.slots.available() == 0) && !self.wait()? {
                 return Ok(());
             }
         }
     }
 
     fn look_for_more(&mut self) -> bool {
-        let look = self.slots.free() > 0 && (self.busy || self.since_look >= LOOK_EVERY);
+        let look = self.slots.available() > 0 && (self.busy || self.since_look >= LOOK_EVERY);
         if look {
             self.since_look = 0;
         }
@@ -81,7 +81,7 @@ impl Channel {
 
     /// Reads a request into a free slot and submits it.
     fn take(&mut self, by: usize) -> Result<Taken, Error> {
-        let Some(slot) = self.slots.take() else { return Ok(Taken::Nothing) };
+        let Some(slot) = self.slots.alloc() else { return Ok(Taken::Nothing) };
         let mut head = [0u8; HEAD];
         let (ptr, size) = self.queue.transport.slot(slot);
         let parts = [
@@ -107,7 +107,7 @@ impl Channel {
             },
         };
         if !matches!(taken, Taken::Request) {
-            self.slots.give(slot);
+            self.slots.free(slot);
         }
         Ok(taken)
     }
@@ -126,7 +126,7 @@ impl Channel {
     }
 
     fn reply(&mut self, answer: &Answer) -> Result<(), Error> {
-        self.slots.give(answer.slot);
+        self.slots.free(answer.slot);
         if answer.wants_none() {
             return Ok(());
         }
@@ -171,7 +171,7 @@ impl Channel {
         }
         let mut ended = false;
         if transport.announce_sleep() {
-            let kernel = if self.slots.free() > 0 { PollFlags::POLLIN } else { PollFlags::empty() };
+            let kernel = if self.slots.available() > 0 { PollFlags::POLLIN } else { PollFlags::empty() };
             let mut fds = [
                 PollFd::new(self.devices[NONBLOCKING].as_fd(), kernel),
                 PollFd::new(transport.fd(), PollFlags::POLLIN),

@@ -3,6 +3,7 @@
 //! file system is unmounted.
 
 mod classic;
+mod give_back;
 mod queue;
 mod session;
 mod uring;
@@ -16,7 +17,7 @@ use crate::Error;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
-use tunnelfs_ring::{stay_on, WaitConfig};
+use tunnelfs_ring::{set_affinity, WaitConfig};
 
 /// How long requests that nobody waits for are left to gather: the kernel hands over many FORGETs as one.
 const REST: Duration = Duration::from_millis(5);
@@ -57,7 +58,7 @@ impl Worker {
     pub fn run(self) -> Result<(), Error> {
         if let Some(cpu) = self.cpu {
             // A CPU that cannot be had costs speed, not correctness.
-            stay_on(&[cpu]).unwrap_or_else(|e| tracing::warn!("{e}"));
+            set_affinity(&[cpu]).unwrap_or_else(|e| tracing::warn!("{e}"));
         }
         let slots = self.transport.slots();
         let session = self.resume.map(|(resume, seat, kept)| session::Session::new(resume, seat, slots, kept));

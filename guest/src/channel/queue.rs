@@ -11,7 +11,7 @@ use crate::Error;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
-use tunnelfs_ring::{CQE_HEAD_BYTES, SQE_HEAD_BYTES};
+use tunnelfs_ring::{CQE_INLINE_BYTES, SQE_INLINE_BYTES};
 
 /// A request that the host has, or that waits for room.
 pub struct Flight {
@@ -19,7 +19,7 @@ pub struct Flight {
     pub opcode: u32,
     start: Instant,
     /// As the kernel has it.
-    pub head: [u8; SQE_HEAD_BYTES],
+    pub head: [u8; SQE_INLINE_BYTES],
     pub head_len: usize,
     pub payload_len: u32,
     /// The host has it.
@@ -42,7 +42,7 @@ pub struct Answer {
 impl Answer {
     /// Without a host.
     fn own(slot: u32, flight: &Flight, error: i32) -> Answer {
-        let completion = Completion { slot, head: [0; CQE_HEAD_BYTES], head_len: OUT_HEADER, payload_len: 0 };
+        let completion = Completion { slot, head: [0; CQE_INLINE_BYTES], head_len: OUT_HEADER, payload_len: 0 };
         Answer { slot, header: reply_header(OUT_HEADER, error, flight.unique), opcode: flight.opcode, completion }
     }
 
@@ -83,7 +83,7 @@ impl Answer {
 pub struct Queue {
     pub transport: Box<dyn Transport>,
     pub flights: Vec<Option<Flight>>,
-    /// Slots whose requests wait for room, or for a host.
+    /// SlotPool whose requests wait for room, or for a host.
     waiting: VecDeque<u32>,
     /// Completions that came while another one was waited for.
     pub stash: VecDeque<Completion>,
@@ -124,7 +124,7 @@ impl Queue {
     /// The thread is going to wait for the kernel alone, and holds nothing of the host's.
     pub fn rest(&self) {
         if let Some(session) = &self.session {
-            session.resume.rest(session.seat);
+            session.resume.handover.rest(session.seat);
         }
     }
 
@@ -133,9 +133,13 @@ impl Queue {
     /// # Errors
     /// As [`Self::lose`].
     pub fn rested(&mut self) -> Result<(), Error> {
-        match &self.session {
-            Some(session) if !session.away && session.resume.rested(session.seat, session.time) => self.lose(),
-            _ => Ok(()),
+        let Some(session) = &self.session else { return Ok(()) };
+        // Also without a host: whoever takes the next one must not count as at rest when that one goes.
+        let lost = session.resume.handover.rested(session.seat, session.time);
+        if lost && !session.away {
+            self.lose()
+        } else {
+            Ok(())
         }
     }
 
@@ -340,8 +344,8 @@ impl Queue {
 }
 
 impl Flight {
-    fn new(head: &[u8], payload_len: u32) -> Flight {
-        let mut copy = [0; SQE_HEAD_BYTES];
+    pub fn new(head: &[u8], payload_len: u32) -> Flight {
+        let mut copy = [0; SQE_INLINE_BYTES];
         copy[..head.len()].copy_from_slice(head);
         Flight {
             unique: request_unique(head),

@@ -1,12 +1,14 @@
 //! A queue's part in going on with another host: what a request needs before it
 //! can go out, what is to be noted of a reply.
 
+use super::give_back::GivenBack;
 use super::queue::{Flight, Queue};
 use crate::fuse::abi::opcode::{name as opcode_name, *};
 use crate::fuse::abi::{request_opcode, u32_at};
 use crate::link::Kept;
 use crate::message::IN_HEADER;
-use crate::resume::nodes::{Known, Missing};
+use crate::resume::cache::HandleCache;
+use crate::resume::nodes::Missing;
 use crate::resume::repeat::{self, Repeat};
 use crate::resume::tables::Needed;
 use crate::resume::wire::{self, put_u64, u64_at, Entry, BODY, NODE};
@@ -16,7 +18,7 @@ use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::SQE_HEAD_BYTES;
+use tunnelfs_ring::SQE_INLINE_BYTES;
 
 /// Bytes at a slot's start that are kept privately: two names, and more than any reply to a request with a payload
 /// has. A host may have begun to answer where the question was.
@@ -27,10 +29,6 @@ const KEPT_DATA: usize = 64;
 const MAX_STEPS: usize = 8192;
 /// Between two looks whether a caller has been killed.
 const CALLERS: Duration = Duration::from_millis(100);
-/// Bytes of `struct fuse_batch_forget_in`, and of each node behind it.
-const BATCH: usize = 8;
-const FORGET_ONE: usize = 16;
-
 /// How [`Queue::make_ready`] comes out.
 pub enum Ready {
     /// To the host.
@@ -52,6 +50,7 @@ pub struct Session {
     /// The start of each slot's request.
     starts: Box<[[u8; KEPT]]>,
     looked: Instant,
+    pub cache: HandleCache,
     /// Keeps the slots mapped.
     _kept: Kept,
 }
@@ -59,7 +58,8 @@ pub struct Session {
 impl Session {
     pub fn new(resume: Arc<Resume>, seat: usize, slots: u32, kept: Kept) -> Session {
         let starts = vec![[0; KEPT]; slots as usize].into();
-        Session { resume, seat, time: 0, away: false, leaving: false, starts, looked: Instant::now(), _kept: kept }
+        let (cache, looked) = (HandleCache::default(), Instant::now());
+        Session { resume, seat, time: 0, away: false, leaving: false, starts, looked, cache, _kept: kept }
     }
 
     /// Keeps the start of a request's payload.
@@ -90,12 +90,12 @@ impl Session {
     /// The host has been let go.
     pub fn park(&mut self) {
         (self.away, self.leaving) = (true, false);
-        self.resume.park(self.seat);
+        self.resume.handover.park(self.seat);
     }
 
     /// Whether there is a new host.
     pub fn look(&mut self) -> Result<Option<Box<dyn Transport>>, Error> {
-        match self.resume.news(self.seat) {
+        match self.resume.handover.news(self.seat) {
             News::Wait => Ok(None),
             News::Over => Err(Error::HostGone),
             News::Host(time, transport) => {
@@ -135,29 +135,44 @@ impl Queue {
     pub(super) fn make_ready(
         &mut self,
         slot: u32,
-        head: &mut [u8; SQE_HEAD_BYTES],
+        head: &mut [u8; SQE_INLINE_BYTES],
         head_len: &mut usize,
         payload_len: &mut u32,
     ) -> Result<Ready, Error> {
-        let (Some(session), Some(flight)) = (&self.session, &mut self.flights[slot as usize]) else {
+        let (Some(session), Some(flight)) = (&mut self.session, &mut self.flights[slot as usize]) else {
             return Ok(Ready::Go);
         };
         if matches!(flight.opcode, FORGET | BATCH_FORGET | RELEASE | RELEASEDIR) {
-            let going = session.give_back(slot, flight, self.transport.slot(slot));
-            (*head, *head_len, *payload_len) = (flight.head, flight.head_len, flight.payload_len);
+            let given = session.give_back(flight, self.transport.slot(slot));
+            let going = match given {
+                GivenBack::Nothing => false,
+                GivenBack::Request => true,
+                GivenBack::Nodes(known) => self.forget(slot, known)?,
+            };
+            if let Some(flight) = &self.flights[slot as usize] {
+                (*head, *head_len, *payload_len) = (flight.head, flight.head_len, flight.payload_len);
+            }
             return Ok(if going { Ready::Go } else { Ready::Answered(0) });
         }
-        if session.time == 0 {
+        let time = session.time;
+        if time == 0 {
             return Ok(Ready::Go);
         }
         let again = flight.again;
+        if !again && session.cache.translate(time, &mut head[..*head_len]) {
+            return Ok(Ready::Go);
+        }
         for _ in 0..MAX_STEPS {
             let Some(flight) = &self.flights[slot as usize] else { return Ok(Ready::Go) };
             *head = flight.head;
-            let needed = self.tables(|tables| tables.translate(&mut head[..*head_len]));
+            let Some(session) = &mut self.session else { return Ok(Ready::Go) };
+            let needed = session.resume.tables.read().translate(&mut head[..*head_len]);
             let failed = match needed {
                 None if again => return self.ask_before_repeating(slot, head),
-                None => return Ok(Ready::Go),
+                None => {
+                    session.cache.note(time, &flight.head, &head[..]);
+                    return Ok(Ready::Go);
+                }
                 Some(Needed::Node(missing)) => self.find(slot, missing)?,
                 Some(handle) => self.reopen(slot, handle)?,
             };
@@ -172,7 +187,7 @@ impl Queue {
 
     fn tables<T>(&self, work: impl FnOnce(&mut crate::resume::tables::Tables) -> T) -> T {
         let session = self.session.as_ref().expect("only with one");
-        work(&mut session.resume.tables.lock())
+        work(&mut session.resume.tables.write())
     }
 
     fn host_is_there(&self) -> bool {
@@ -294,17 +309,8 @@ impl Queue {
     /// Asks the host a question of our own in a slot whose request has not been sent; what lies there comes back.
     /// The error (0 or negative) and the reply.
     fn call(&mut self, slot: u32, opcode: u32, node: u64, body: &[u8], name: &[u8]) -> Result<(i32, Vec<u8>), Error> {
-        let asker = self.flights[slot as usize].as_ref().map_or([0; SQE_HEAD_BYTES], |flight| flight.head);
         let payload = if name.is_empty() { Vec::new() } else { [name, &[0]].concat() };
-        let mut head = asker[..IN_HEADER].to_vec();
-        head.extend_from_slice(body);
-        let len = head.len() + payload.len();
-        head[..4].copy_from_slice(&(len as u32).to_ne_bytes());
-        head[4..8].copy_from_slice(&opcode.to_ne_bytes());
-        put_u64(&mut head, NODE, node);
-        // No extensions: `total_extlen` and padding.
-        head[36..40].fill(0);
-
+        let head = self.own_head(slot, opcode, node, body, payload.len());
         let (at, size) = self.transport.slot(slot);
         let mut before = [0; KEPT];
         let kept = KEPT.min(size);
@@ -321,7 +327,7 @@ impl Queue {
         result
     }
 
-    fn wait_for(&mut self, slot: u32, head: &[u8], payload_len: u32) -> Result<Completion, Error> {
+    pub(super) fn wait_for(&mut self, slot: u32, head: &[u8], payload_len: u32) -> Result<Completion, Error> {
         let mut sent = false;
         loop {
             if !sent {
@@ -339,7 +345,7 @@ impl Queue {
     fn wait_a_while(&mut self) -> Result<(), Error> {
         match self.transport.wait_within(PollTimeout::from(500u16)) {
             Err(Error::HostSilent) => match &self.session {
-                Some(session) if session.resume.is_over() => Err(Error::HostGone),
+                Some(session) if session.resume.handover.is_over() => Err(Error::HostGone),
                 _ => Ok(()),
             },
             result => result,
@@ -396,55 +402,20 @@ impl Queue {
     }
 }
 
-impl Session {
-    /// The kernel gives nodes or a handle back: takes them off the tables. Whether the host is to hear of it; the
-    /// request has its numbers then.
-    fn give_back(&self, slot: u32, flight: &mut Flight, place: (*mut u8, usize)) -> bool {
-        if let Some(time) = flight.noted {
-            return time == self.time && !flight.again;
-        }
-        flight.noted = Some(self.time);
-        let mut tables = self.resume.tables.lock();
-        if matches!(flight.opcode, RELEASE | RELEASEDIR) {
-            if self.time == 0 {
-                return tables.released(&flight.head[..flight.head_len]);
-            }
-            let mut theirs = flight.head;
-            let known = tables.translate(&mut theirs[..flight.head_len]).is_none();
-            let held = tables.released(&flight.head[..flight.head_len]);
-            flight.head = theirs;
-            return known && held;
-        }
-        let body = self.forgotten(slot, flight, place);
-        let known = tables.forget(&flight.head, &body);
-        if self.time > 0 {
-            rewrite(flight, &known, place);
-        }
-        !known.is_empty()
+impl Queue {
+    /// The first bytes of a request of our own, in the name of whoever asks in `slot`.
+    pub(super) fn own_head(&self, slot: u32, opcode: u32, node: u64, body: &[u8], payload: usize) -> Vec<u8> {
+        let asker = self.flights[slot as usize].as_ref().map_or([0; SQE_INLINE_BYTES], |flight| flight.head);
+        let mut head = asker[..IN_HEADER].to_vec();
+        head.extend_from_slice(body);
+        let len = head.len() + payload;
+        head[..4].copy_from_slice(&(len as u32).to_ne_bytes());
+        head[4..8].copy_from_slice(&opcode.to_ne_bytes());
+        put_u64(&mut head, NODE, node);
+        // No extensions: `total_extlen` and padding.
+        head[36..40].fill(0);
+        head
     }
-
-    /// The body of a FORGET or BATCH_FORGET, privately.
-    fn forgotten(&self, _slot: u32, flight: &Flight, (at, size): (*mut u8, usize)) -> Vec<u8> {
-        let mut body = flight.head[BODY..flight.head_len.max(BODY)].to_vec();
-        let (in_head, bytes) = (body.len(), size.min(flight.payload_len as usize));
-        body.resize(in_head + bytes, 0);
-        // SAFETY: the slot is ours, and that large.
-        unsafe { std::ptr::copy_nonoverlapping(at, body[in_head..].as_mut_ptr(), bytes) };
-        body
-    }
-}
-
-/// Makes a BATCH_FORGET of the host's nodes.
-fn rewrite(flight: &mut Flight, known: &[Known], (at, size): (*mut u8, usize)) {
-    let list: Vec<u8> = known.iter().flat_map(|one| [one.node, one.lookups]).flat_map(u64::to_ne_bytes).collect();
-    let list = &list[..list.len().min(size / FORGET_ONE * FORGET_ONE)];
-    // SAFETY: the slot is ours, and that large.
-    unsafe { std::ptr::copy_nonoverlapping(list.as_ptr(), at, list.len()) };
-    (flight.head_len, flight.payload_len) = (BODY + BATCH, list.len() as u32);
-    let len = (flight.head_len + list.len()) as u32;
-    flight.head[..4].copy_from_slice(&len.to_ne_bytes());
-    flight.head[4..8].copy_from_slice(&BATCH_FORGET.to_ne_bytes());
-    flight.head[BODY..BODY + 4].copy_from_slice(&((list.len() / FORGET_ONE) as u32).to_ne_bytes());
 }
 
 /// Writes a reply's bytes back to where they were.

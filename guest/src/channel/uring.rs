@@ -15,7 +15,7 @@ use libc::iovec;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use tunnelfs_ring::{offer_core, WaitConfig, Waiter, SQE_HEAD_BYTES};
+use tunnelfs_ring::{hand_off, Parker, SpinMode, WaitConfig, SQE_INLINE_BYTES};
 
 /// `enum fuse_uring_cmd`.
 const REGISTER: u32 = 1;
@@ -42,24 +42,50 @@ struct Headers {
 
 const _: () = assert!(size_of::<Headers>() == 288 && size_of::<Entry128>() == 128);
 
+/// Memory whose address the kernel has: it does not move, and is reached by raw pointers only. (A `Box` that is moved
+/// says that nobody else has a pointer to its content.)
+struct Fixed<T> {
+    start: *mut T,
+    count: usize,
+}
+
+impl<T: Copy> Fixed<T> {
+    fn new(content: Vec<T>) -> Self {
+        let count = content.len();
+        Fixed { start: Box::into_raw(content.into_boxed_slice()).cast(), count }
+    }
+
+    fn at(&self, index: usize) -> *mut T {
+        assert!(index < self.count);
+        // SAFETY: the index was just checked.
+        unsafe { self.start.add(index) }
+    }
+}
+
+impl<T> Drop for Fixed<T> {
+    fn drop(&mut self) {
+        // SAFETY: `new` has taken it out of such a box.
+        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.start, self.count)) });
+    }
+}
+
 pub struct Channel {
     ring: IoUring<Entry128, cqueue::Entry>,
     device: Arc<OwnedFd>,
     queue: Queue,
     /// The kernel queue of each slot's entry.
     of_queue: Vec<u16>,
-    /// One a slot. The kernel writes them: reached by raw pointers only.
-    headers: *mut Headers,
-    /// Keeps `headers`' memory.
-    _memory: Box<[Headers]>,
-    iovecs: Box<[[iovec; 2]]>,
+    /// One a slot; the kernel writes them.
+    headers: Fixed<Headers>,
+    /// A slot's headers and payload; the kernel reads them.
+    iovecs: Fixed<[iovec; 2]>,
     /// Entries that the kernel has given back for good.
     ended: usize,
     bell_armed: bool,
     /// The transport whose descriptors are looked at.
     generation: u32,
     /// How to wait for a request, if not asleep.
-    idle: Option<Waiter>,
+    idle: Option<Parker>,
 }
 
 impl Channel {
@@ -83,18 +109,15 @@ impl Channel {
             .setup_taskrun_flag()
             .build((count as u32 + 4).next_power_of_two())?;
         // SAFETY: all-zero bytes are a valid `Headers`.
-        let mut memory = vec![unsafe { std::mem::zeroed::<Headers>() }; count].into_boxed_slice();
-        let headers = memory.as_mut_ptr();
+        let headers = Fixed::new(vec![unsafe { std::mem::zeroed::<Headers>() }; count]);
         let iovecs = (0..count).map(|slot| {
             let (payload, size) = queue.transport.slot(slot as u32);
-            // SAFETY: `slot` is less than the number of headers.
-            let header = unsafe { headers.add(slot) };
             [
-                iovec { iov_base: header.cast(), iov_len: size_of::<Headers>() },
+                iovec { iov_base: headers.at(slot).cast(), iov_len: size_of::<Headers>() },
                 iovec { iov_base: payload.cast(), iov_len: size },
             ]
         });
-        let iovecs = iovecs.collect();
+        let iovecs = Fixed::new(iovecs.collect());
         let of_queue = kernel_queues.iter().copied().cycle().take(count).collect();
         let mut channel = Channel {
             ring,
@@ -102,12 +125,11 @@ impl Channel {
             queue,
             of_queue,
             headers,
-            _memory: memory,
             iovecs,
             ended: 0,
             bell_armed: false,
             generation: 0,
-            idle: idle.map(Waiter::new),
+            idle: idle.map(yielding),
         };
         for slot in 0..count as u32 {
             channel.push(channel.command(REGISTER, slot, 0))?;
@@ -158,14 +180,14 @@ impl Channel {
         self.flush()?;
         let ring = &self.ring;
         let found = match &mut self.idle {
-            Some(waiter) => waiter.spin_sharing(|| has_news(ring)),
-            None => offer_core(|| has_news(ring)),
+            Some(parker) => parker.spin(|| has_news(ring)),
+            None => hand_off(|| has_news(ring)),
         };
         if found {
             return self.gather();
         }
         let slept = self.enter(1);
-        self.idle.iter_mut().for_each(Waiter::awake);
+        self.idle.iter_mut().for_each(Parker::unparked);
         slept
     }
 
@@ -247,15 +269,15 @@ impl Channel {
     /// Hands the request that the kernel put into a slot to the host.
     fn request(&mut self, slot: u32) -> Result<(), Error> {
         // SAFETY: the entry is ours until it is committed; any bits are a valid `Headers`.
-        let headers = unsafe { self.headers(slot).read_volatile() };
+        let headers = unsafe { self.headers.at(slot as usize).read_volatile() };
         let payload_len = headers.payload_sz as usize;
         let (ptr, size) = self.queue.transport.slot(slot);
         let op_len = request_len(&headers.in_out).checked_sub(IN_HEADER + payload_len);
         let op_len = op_len.filter(|&n| n <= headers.op_in.len() && payload_len <= size);
         let op_len = op_len.ok_or(Error::Protocol("the kernel's request has another length than it says"))?;
 
-        let mut head = [0; SQE_HEAD_BYTES];
-        let fits = op_len.min(SQE_HEAD_BYTES - IN_HEADER);
+        let mut head = [0; SQE_INLINE_BYTES];
+        let fits = op_len.min(SQE_INLINE_BYTES - IN_HEADER);
         head[..IN_HEADER].copy_from_slice(&headers.in_out[..IN_HEADER]);
         head[IN_HEADER..IN_HEADER + fits].copy_from_slice(&headers.op_in[..fits]);
         let rest = &headers.op_in[fits..op_len];
@@ -288,7 +310,7 @@ impl Channel {
             payload_len = inline.len();
         }
         debug_assert!(payload_len <= size);
-        let at = self.headers(slot);
+        let at = self.headers.at(slot as usize);
         // SAFETY: the entry is ours until it is committed.
         let commit_id = unsafe {
             (&raw mut (*at).in_out).cast::<[u8; OUT_HEADER]>().write_volatile(header);
@@ -298,25 +320,19 @@ impl Channel {
         self.push(self.command(COMMIT_AND_FETCH, slot, commit_id))
     }
 
-    fn headers(&self, slot: u32) -> *mut Headers {
-        assert!((slot as usize) < self.of_queue.len());
-        // SAFETY: the slot's number was just checked.
-        unsafe { self.headers.add(slot as usize) }
-    }
-
     fn command(&self, op: u32, slot: u32, commit_id: u64) -> Entry128 {
         // struct fuse_uring_cmd_req: u64 flags, u64 commit_id, u16 qid, padding.
         let mut cmd = [0; 80];
         cmd[8..16].copy_from_slice(&commit_id.to_ne_bytes());
         cmd[16..18].copy_from_slice(&self.of_queue[slot as usize].to_ne_bytes());
-        let iovecs = &self.iovecs[slot as usize];
+        let iovecs = self.iovecs.at(slot as usize);
         let mut entry = opcode::UringCmd80::new(types::Fd(self.device.as_raw_fd()), op)
             .cmd(cmd)
-            .addr(Some(iovecs.as_ptr() as u64))
+            .addr(Some(iovecs as u64))
             .build()
             .user_data(slot.into());
         // SAFETY: an `Entry128` is the kernel's 128-byte structure (asserted above), `len` a u32 in it.
-        unsafe { (&raw mut entry).cast::<u8>().add(SQE_LEN_OFFSET).cast::<u32>().write(iovecs.len() as u32) };
+        unsafe { (&raw mut entry).cast::<u8>().add(SQE_LEN_OFFSET).cast::<u32>().write(2) };
         entry
     }
 
@@ -347,8 +363,34 @@ impl Channel {
     }
 }
 
+/// A parker for a thread whose core other virtual processors' threads may need.
+fn yielding(config: WaitConfig) -> Parker {
+    let mut parker = Parker::new(config);
+    parker.set_mode(SpinMode::Yield);
+    parker
+}
+
 /// Whether the kernel has something for this thread, which alone uses the ring, and holds no other queue object now.
 fn has_news(ring: &IoUring<Entry128, cqueue::Entry>) -> bool {
     // SAFETY: as said above; both callers hold the channel, and nothing of its ring.
     unsafe { ring.submission_shared().taskrun() || !ring.completion_shared().is_empty() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fixed_memory_is_written_by_others_while_its_owner_moves() {
+        let fixed = Fixed::new((0..4u64).collect());
+        let others: Vec<_> = (0..4).map(|i| fixed.at(i)).collect();
+        let moved = std::hint::black_box(fixed);
+        for (i, at) in others.iter().enumerate() {
+            // SAFETY: `moved` has the memory.
+            unsafe { at.write_volatile(at.read_volatile() + 10) };
+            // SAFETY: as above.
+            assert_eq!(unsafe { moved.at(i).read_volatile() }, i as u64 + 10);
+        }
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| moved.at(4))).is_err());
+    }
 }

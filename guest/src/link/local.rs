@@ -1,26 +1,28 @@
 //! The local link: a vhost-user front end on a UNIX socket that brings the memory.
 
 use super::{geometries, Carver, GuestConfig, Link, QueueMemory};
+use crate::deadline::Opened;
+use crate::transport::split::SplitQueue;
 use crate::Error;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use tunnelfs_ring::Region;
-use virtio_driver::virtqueue::Virtqueue;
-use virtio_driver::{EventFd, QueueNotifier, VhostUser, VirtioFeatureFlags, VirtioTransport};
+use tunnelfs_ring::{Eventfd, Region};
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
 
-/// `struct virtio_fs_config` (linux/virtio_fs.h).
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct FsConfig {
-    tag: [u8; 36],
-    num_request_queues: u32,
-}
-
-// SAFETY: plain integers without padding.
-unsafe impl virtio_driver::ByteValued for FsConfig {}
-
-type FrontEnd = VhostUser<FsConfig, ()>;
+/// `VIRTIO_RING_F_EVENT_IDX` and `VIRTIO_F_VERSION_1`.
+const EVENT_IDX: u64 = 1 << 29;
+const VERSION_1: u64 = 1 << 32;
+/// Bytes of `struct virtio_fs_config` (linux/virtio_fs.h): a tag, then the number of request queues.
+const CONFIG_BYTES: usize = 40;
+const TAG_BYTES: usize = 36;
+/// Most virtqueues of a vhost-user device (`VHOST_USER_MAX_VRINGS`).
+const MAX_VIRTQUEUES: u64 = 1 << 15;
 
 /// What a connection has in common with the next one: the kernel knows the slots.
 pub struct Memory {
@@ -29,11 +31,11 @@ pub struct Memory {
 }
 
 struct Local {
-    _vhost: FrontEnd,
-    alive: OwnedFd,
+    /// The connection; the host lets go of everything when it is closed.
+    connection: UnixStream,
     memory: Arc<Memory>,
-    bells: Vec<Arc<EventFd>>,
-    kicks: Vec<Box<dyn QueueNotifier>>,
+    bells: Vec<OwnedFd>,
+    kicks: Vec<OwnedFd>,
     event_idx: bool,
 }
 
@@ -47,7 +49,8 @@ impl Link for Local {
     }
 
     fn kick(&self, virtqueue: usize) -> std::io::Result<()> {
-        self.kicks[virtqueue].notify()
+        Eventfd::signal(&self.kicks[virtqueue]);
+        Ok(())
     }
 
     fn bell(&self, virtqueue: usize) -> BorrowedFd<'_> {
@@ -55,7 +58,7 @@ impl Link for Local {
     }
 
     fn alive(&self) -> BorrowedFd<'_> {
-        self.alive.as_fd()
+        self.connection.as_fd()
     }
 
     fn event_idx(&self) -> bool {
@@ -71,8 +74,8 @@ impl Memory {
     fn new(config: &GuestConfig, request_queues: usize) -> Result<Arc<Memory>, Error> {
         let geometries = geometries(config, request_queues);
         let region = Region::new(Carver::measure(&geometries, usize::MAX / 2 + 1), config.huge_pages)?;
-        let end = |_| Some(region.bytes());
-        let mut carver = Carver::new(region.ptr(), &end);
+        let end = |_| Some(region.len());
+        let mut carver = Carver::new(region.as_ptr(), &end);
         let queues = geometries.iter().map(|&g| QueueMemory::new(&mut carver, g, u16::MAX));
         let queues = queues.collect::<Result<Vec<_>, _>>()?;
         Ok(Arc::new(Memory { region, queues }))
@@ -85,15 +88,19 @@ impl Memory {
 }
 
 /// Connects, with the memory of a connection that has gone, if there was one; the link and its memory.
-pub(super) fn open(config: &GuestConfig, kept: Option<Arc<Memory>>) -> Result<(Arc<dyn Link>, Arc<Memory>), Error> {
-    let refused = |source| Error::Connect { path: config.socket_path.display().to_string(), source };
-    let path = config.socket_path.to_str().ok_or(Error::Protocol("socket path is not UTF-8"))?;
-    let features = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
-    let before = connections();
-    let mut vhost = FrontEnd::new(path, features.bits()).map_err(refused)?;
-    let alive = new_connection(&config.socket_path, &before)?;
-    let offered: FsConfig = vhost.get_config().map_err(refused)?;
-    let count = config.queues.min(u32::from_le(offered.num_request_queues).max(1) as usize);
+pub(super) fn open(
+    config: &GuestConfig,
+    kept: Option<Arc<Memory>>,
+    opened: &Opened,
+) -> Result<(Arc<dyn Link>, Arc<Memory>), Error> {
+    let connection = opened.connect(&config.socket_path)?;
+    let mut front = Frontend::from_stream(connection.try_clone()?, MAX_VIRTQUEUES);
+    let refused = |e: vhost::Error| Error::Connect {
+        path: config.socket_path.display().to_string(),
+        source: std::io::Error::other(e),
+    };
+    let (features, offered) = negotiate(&mut front).map_err(refused)?;
+    let count = config.queues.min(offered);
     let memory = match kept {
         None => Memory::new(config, count)?,
         Some(kept) if count < kept.count() - 1 => {
@@ -105,50 +112,88 @@ pub(super) fn open(config: &GuestConfig, kept: Option<Arc<Memory>>) -> Result<(A
             kept
         }
     };
-    let region = &memory.region;
-    vhost.map_mem_region(region.ptr() as usize, region.bytes(), region.as_fd().as_raw_fd(), 0)?;
-    let features = VirtioFeatureFlags::from_bits_truncate(vhost.get_features());
-    // They only serve to tell the host where the queues lie.
-    let queues = memory.queues.iter().map(|m| {
-        // SAFETY: the virtqueue's part of the region, which nobody uses yet.
-        let part =
-            unsafe { std::slice::from_raw_parts_mut(m.virtqueue, crate::transport::virtqueue::memory_bytes(m.size)) };
-        Virtqueue::new(vhost.iova_translator(), part, m.size, features)
-    });
-    let queues = queues.collect::<Result<Vec<_>, _>>()?;
-    vhost.setup_queues(&queues)?;
-    let bells = (0..memory.count()).map(|i| nonblocking(vhost.get_completion_fd(i))).collect::<Result<_, _>>()?;
-    let kicks = (0..memory.count()).map(|i| vhost.get_submission_notifier(i)).collect();
-    let event_idx = features.contains(VirtioFeatureFlags::RING_EVENT_IDX);
-    drop(queues);
-    let link = Local { _vhost: vhost, alive, memory: memory.clone(), bells, kicks, event_idx };
+    front.set_mem_table(&[table_entry(&memory.region)]).map_err(refused)?;
+    let bells = eventfds(memory.count())?;
+    let kicks = eventfds(memory.count())?;
+    for (i, queue) in memory.queues.iter().enumerate() {
+        start_queue(&mut front, i, queue, &lend(&kicks[i])?, &lend(&bells[i])?).map_err(refused)?;
+    }
+    let link = Local { connection, memory: memory.clone(), bells, kicks, event_idx: features & EVENT_IDX != 0 };
     Ok((Arc::new(link), memory))
 }
 
-/// Draining a bell that has not rung must not sleep.
-fn nonblocking(bell: Arc<EventFd>) -> Result<Arc<EventFd>, Error> {
-    use nix::fcntl::{fcntl, FcntlArg, OFlag};
-    fcntl(&*bell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(std::io::Error::from)?;
-    Ok(bell)
+/// Agrees on features; these, and how many request queues the host has.
+fn negotiate(front: &mut Frontend) -> vhost::Result<(u64, usize)> {
+    front.set_owner()?;
+    let wanted = VERSION_1 | EVENT_IDX | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    let features = front.get_features()? & wanted;
+    front.set_features(features)?;
+    let wanted = VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG;
+    let protocol = front.get_protocol_features()? & (wanted | VhostUserProtocolFeatures::MQ);
+    front.set_protocol_features(protocol)?;
+    if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+        front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    }
+    let mut count = u64::from(request_queues(front)?);
+    if protocol.contains(VhostUserProtocolFeatures::MQ) {
+        // The control queue is one of them.
+        count = count.min(front.get_queue_num()?.saturating_sub(1));
+    }
+    Ok((features, count.max(1) as usize))
 }
 
-/// This process's connections to named UNIX sockets, and the names as their hosts gave them.
-pub(crate) fn connections() -> Vec<(i32, PathBuf)> {
-    use nix::sys::socket::{getpeername, UnixAddr};
-    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
-    let numbers = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
-    numbers.filter_map(|fd| Some((fd, getpeername::<UnixAddr>(fd).ok()?.path()?.into()))).collect()
+fn request_queues(front: &mut Frontend) -> vhost::Result<u32> {
+    let flags = VhostUserConfigFlags::empty();
+    let (_, config) = front.get_config(0, CONFIG_BYTES as u32, flags, &[0; CONFIG_BYTES])?;
+    let number = config.get(TAG_BYTES..).and_then(|bytes| bytes.try_into().ok());
+    Ok(number.map_or(1, u32::from_le_bytes))
 }
 
-/// A duplicate of the connection that was not there `before`: virtio-driver
-/// does not lend its own, and without it the host's death could not be seen
-/// while we sleep.
-fn new_connection(path: &Path, before: &[(i32, PathBuf)]) -> Result<OwnedFd, Error> {
-    let new: Vec<_> = connections().into_iter().filter(|c| !before.contains(c)).collect();
-    // Another thread may connect elsewhere meanwhile; the host may know its socket by another path.
-    let ours = new.iter().find(|(_, name)| name == path).or(new.first());
-    let fd = ours.ok_or(Error::Protocol("the connection's socket cannot be found"))?.0;
-    // SAFETY: the descriptor was open a moment ago, and virtio-driver keeps it open.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    Ok(fd.try_clone_to_owned()?)
+/// The region at our own addresses: the guest's "physical" ones are these too.
+fn table_entry(region: &Region) -> VhostUserMemoryRegionInfo {
+    let address = region.as_ptr() as u64;
+    VhostUserMemoryRegionInfo {
+        guest_phys_addr: address,
+        memory_size: region.len() as u64,
+        userspace_addr: address,
+        mmap_offset: 0,
+        mmap_handle: region.as_fd().as_raw_fd(),
+    }
+}
+
+fn start_queue(
+    front: &mut Frontend,
+    index: usize,
+    queue: &QueueMemory,
+    kick: &EventFd,
+    call: &EventFd,
+) -> vhost::Result<()> {
+    let [descriptors, available, used] = SplitQueue::areas(queue.virtqueue, queue.size).map(|area| area as u64);
+    front.set_vring_num(index, queue.size)?;
+    front.set_vring_base(index, 0)?;
+    let addresses = VringConfigData {
+        queue_max_size: queue.size,
+        queue_size: queue.size,
+        flags: 0,
+        desc_table_addr: descriptors,
+        used_ring_addr: used,
+        avail_ring_addr: available,
+        log_addr: None,
+    };
+    front.set_vring_addr(index, &addresses)?;
+    front.set_vring_kick(index, kick)?;
+    front.set_vring_call(index, call)?;
+    front.set_vring_enable(index, true)
+}
+
+/// Neither side can make a write to one of them, or a read from it, wait.
+fn eventfds(count: usize) -> Result<Vec<OwnedFd>, Error> {
+    (0..count).map(|_| Ok(Eventfd::new()?)).collect()
+}
+
+/// A copy of an eventfd in the form that goes into a message.
+fn lend(fd: &OwnedFd) -> std::io::Result<EventFd> {
+    let copy = fd.try_clone()?.into_raw_fd();
+    // SAFETY: an open eventfd, which nobody else owns.
+    Ok(unsafe { EventFd::from_raw_fd(copy) })
 }

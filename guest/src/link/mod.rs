@@ -6,12 +6,13 @@ pub mod pci;
 
 pub use memory::{Carver, QueueMemory, SCRATCH};
 
+use crate::deadline::Opened;
 use crate::transport::{ring, socket, virtqueue, Transport};
 use crate::Error;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tunnelfs_ring::{Geometry, Policy, Region, WaitConfig};
+use tunnelfs_ring::{set_affinity, Geometry, Policy, Region, WaitConfig};
 use tunnelfs_settings::{Kind, Settings};
 
 /// How to reach a host.
@@ -61,6 +62,25 @@ impl From<&Settings> for GuestConfig {
 }
 
 impl GuestConfig {
+    /// A CPU that was asked for and cannot be had would go unnoticed otherwise: the thread would run anywhere.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] names the first one.
+    fn check_cpus(&self) -> Result<(), Error> {
+        if self.cpus.is_empty() {
+            return Ok(());
+        }
+        // On a thread of its own, which is moved there: only the kernel knows what it allows.
+        let refused = |cpu: &usize| set_affinity(&[*cpu]).is_err();
+        let wrong = std::thread::scope(|scope| scope.spawn(|| self.cpus.iter().copied().find(refused)).join());
+        let Ok(Some(cpu)) = wrong else { return Ok(()) };
+        let there = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+        Err(Error::Setup(format!(
+            "cpus: there is no CPU {cpu} for this process; this machine has {}: choose of these",
+            there.trim()
+        )))
+    }
+
     /// The CPU of the thread of request queue `i` of `count`.
     pub(crate) fn cpu(&self, i: usize, count: usize) -> Option<usize> {
         if self.cpus.is_empty() && self.spread == Some(count) {
@@ -141,12 +161,18 @@ fn geometries(config: &GuestConfig, request_queues: usize) -> Vec<Geometry> {
 /// [`Error::Connect`] when nobody serves the socket, [`Error::Setup`] when the
 /// device cannot be had; [`Error::Ring`] for sizes out of range or memory that cannot be had.
 pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
+    connect_under(config, &Opened::default())
+}
+
+/// As [`connect`], under a deadline.
+pub(crate) fn connect_under(config: &GuestConfig, opened: &Opened) -> Result<Connection, Error> {
     config.geometry.check()?;
+    config.check_cpus()?;
     let (link, kept, count) = match &config.pci {
         Some(target) => pci::open(config, target).map(|(link, count)| (link, None, count))?,
-        None if config.transport == Kind::Socket => return connect_socket(config),
+        None if config.transport == Kind::Socket => return connect_socket(config, opened),
         None => {
-            let (link, memory) = local::open(config, None)?;
+            let (link, memory) = local::open(config, None, opened)?;
             let count = memory.count();
             (link, Some(Kept::Shared(memory)), count)
         }
@@ -160,16 +186,17 @@ pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
 ///
 /// # Errors
 /// As [`connect`]; [`Error::Setup`] when this host cannot take over.
-pub fn connect_again(
+pub(crate) fn connect_again(
     config: &GuestConfig,
     kept: &Kept,
+    opened: &Opened,
     greet: impl FnOnce(&mut dyn Transport) -> Result<(), Error>,
 ) -> Result<Connection, Error> {
     let memory = match kept {
         Kept::Shared(memory) => memory,
-        Kept::Streamed(regions) => return connect_socket_again(config, regions, greet),
+        Kept::Streamed(regions) => return connect_socket_again(config, regions, opened, greet),
     };
-    let (link, memory) = local::open(config, Some(memory.clone()))?;
+    let (link, memory) = local::open(config, Some(memory.clone()), opened)?;
     let mut drivers: Vec<_> =
         (0..memory.count()).map(|i| virtqueue_driver(&link, i, config).beside_the_slots()).collect();
     greet(&mut drivers[1])?;
@@ -192,9 +219,9 @@ fn upgrade(drivers: Vec<virtqueue::Driver>, config: &GuestConfig) -> Result<Conn
     Ok(Connection { control: queues.remove(0), queues, kept: None })
 }
 
-fn connect_socket(config: &GuestConfig) -> Result<Connection, Error> {
-    let control = socket::connect(config, control_geometry(config.geometry), None)?;
-    let queues = (0..config.queues).map(|_| socket::connect(config, config.geometry, None));
+fn connect_socket(config: &GuestConfig, opened: &Opened) -> Result<Connection, Error> {
+    let control = socket::connect(config, control_geometry(config.geometry), None, opened)?;
+    let queues = (0..config.queues).map(|_| socket::connect(config, config.geometry, None, opened));
     let queues = queues.collect::<Result<Vec<_>, _>>()?;
     let regions = std::iter::once(&control).chain(&queues).map(|driver| driver.memory().clone()).collect();
     let queues = queues.into_iter().map(|driver| driver as Box<dyn Transport>).collect();
@@ -204,19 +231,40 @@ fn connect_socket(config: &GuestConfig) -> Result<Connection, Error> {
 fn connect_socket_again(
     config: &GuestConfig,
     regions: &[Arc<Region>],
+    opened: &Opened,
     greet: impl FnOnce(&mut dyn Transport) -> Result<(), Error>,
 ) -> Result<Connection, Error> {
     let [of_control, of_first, of_others @ ..] = regions else {
         return Err(Error::Protocol("no memory to go on with"));
     };
-    let connect = |geometry, region: &Arc<Region>| socket::connect(config, geometry, Some(region.clone()));
+    let connect = |geometry, region: &Arc<Region>| socket::connect(config, geometry, Some(region.clone()), opened);
     let control = connect(control_geometry(config.geometry), of_control)?;
     // The first words lie in memory of their own; by a queue that stays: a host forgets all with its last connection.
-    let mut first = socket::connect(config, config.geometry, None)?;
+    let mut first = socket::connect(config, config.geometry, None, opened)?;
     greet(first.as_mut())?;
     let mut queues: Vec<Box<dyn Transport>> = vec![Box::new(first.with_memory(of_first.clone()))];
     for region in of_others {
         queues.push(connect(config.geometry, region)?);
     }
     Ok(Connection { control, queues, kept: Some(Kept::Streamed(regions.to_vec())) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_that_cannot_be_had_are_refused() {
+        let mut config = GuestConfig::from(&Settings::default());
+        assert!(config.check_cpus().is_ok());
+        let here = tunnelfs_ring::allowed_cpus()[0];
+        config.cpus = vec![here, here];
+        assert!(config.check_cpus().is_ok());
+        for cpu in [1023, 1 << 20, usize::MAX] {
+            config.cpus = vec![here, cpu];
+            // Before anybody is connected to.
+            let refused = connect(&config).map(drop).unwrap_err().to_string();
+            assert!(refused.contains(&format!("no CPU {cpu}")), "{refused}");
+        }
+    }
 }

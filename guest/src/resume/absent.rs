@@ -6,7 +6,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
-use tunnelfs_ring::WaitStats;
+use tunnelfs_ring::Counters;
 
 /// How often whoever waits looks whether there is a host.
 pub const TICK: Duration = Duration::from_millis(25);
@@ -15,7 +15,7 @@ pub const TICK: Duration = Duration::from_millis(25);
 pub struct Absent {
     name: &'static str,
     slots: Vec<(*mut u8, usize)>,
-    waits: WaitStats,
+    waits: Counters,
     copied: u64,
     tick: TimerFd,
 }
@@ -30,7 +30,7 @@ impl Absent {
     /// When the process has no descriptor left.
     pub fn of(gone: &dyn Transport) -> std::io::Result<Self> {
         let slots = (0..gone.slots()).map(|slot| gone.slot(slot)).collect();
-        Ok(Absent { name: gone.name(), slots, waits: gone.wait_stats(), copied: gone.copied(), tick: timer()? })
+        Ok(Absent { name: gone.name(), slots, waits: gone.wait_counters(), copied: gone.copied(), tick: timer()? })
     }
 }
 
@@ -81,7 +81,7 @@ impl Transport for Absent {
         self.tick.as_fd()
     }
 
-    fn wait_stats(&self) -> WaitStats {
+    fn wait_counters(&self) -> Counters {
         self.waits
     }
 

@@ -5,6 +5,7 @@ use super::wire::{self, put_u64, u64_at, Entry, BODY, ENTRY, NODE, OPENED};
 use crate::fuse::abi::opcode::*;
 use crate::fuse::abi::{request_opcode, u32_at};
 use std::collections::HashMap;
+use tunnelfs_ring::SQE_INLINE_BYTES;
 
 /// Flags of an open(2) that would do something once more.
 const ONCE: u32 = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY) as u32;
@@ -45,15 +46,18 @@ impl Tables {
     /// Puts the host's numbers into a request's first bytes; `None`: all that is needed for that is done.
     pub fn translate(&self, head: &mut [u8]) -> Option<Needed> {
         let opcode = request_opcode(head);
-        let before = head.to_vec();
+        let mut copy = [0; SQE_INLINE_BYTES];
+        let before = &mut copy[..head.len().min(SQE_INLINE_BYTES)];
+        before.copy_from_slice(&head[..before.len()]);
+        let before = &*before;
         for at in [Some(NODE), wire::other_node(opcode)].into_iter().flatten() {
-            match self.nodes.translate(u64_at(&before, at)) {
+            match self.nodes.translate(u64_at(before, at)) {
                 Ok(host) => put_u64(head, at, host),
                 Err(missing) => return Some(Needed::Node(missing)),
             }
         }
-        for &(at, of) in wire::handles(opcode, &before) {
-            let (node, handle) = (u64_at(&before, of), u64_at(&before, at));
+        for &(at, of) in wire::handles(opcode, before) {
+            let (node, handle) = (u64_at(before, of), u64_at(before, at));
             let Some(open) = self.handles.get(&(node, handle)) else { return Some(Needed::Node(Missing::Gone)) };
             match open.known.filter(|(time, _)| *time == self.nodes.time()) {
                 Some((_, host)) => put_u64(head, at, host),

@@ -1,12 +1,13 @@
 //! The thread that sees a host go, and brings the next one.
 
 use super::wire::{Identity, ROOT};
-use super::Resume;
+use super::{lacking, Resume};
 use crate::deadline;
-use crate::fuse::abi::opcode;
-use crate::fuse::init::Replay;
+use crate::fuse::abi::init_flag::INIT_EXT;
+use crate::fuse::abi::{opcode, u32_at};
+use crate::fuse::init::{self, Replay};
 use crate::link::{connect_again, Connection, GuestConfig, Kept};
-use crate::message::request;
+use crate::message::{request, IN_HEADER};
 use crate::transport::{call_within, reply_bytes, Transport};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -17,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// Between two looks whether somebody listens, or whether a queue has come to rest.
 const AGAIN: Duration = Duration::from_millis(20);
+/// Between two tries, when the host that listens has been refused: it is asked for its options again.
+const AFTER_REFUSAL: Duration = Duration::from_millis(500);
 /// How long a new host may take to take over.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -32,7 +35,7 @@ pub struct Watch {
     pub root: Option<Identity>,
     /// The kernel's connection.
     pub device: Arc<OwnedFd>,
-    /// Slots of each queue that is in use; of the control queue, if it is, at the end.
+    /// SlotPool of each queue that is in use; of the control queue, if it is, at the end.
     pub slots: Vec<u32>,
     /// How long to wait for a host.
     pub limit: Duration,
@@ -77,8 +80,8 @@ impl Watch {
             for line in alive.drain(..) {
                 let _ = shutdown(line.as_raw_fd(), Shutdown::Both);
             }
-            self.resume.leave();
-            while !self.resume.let_go() {
+            self.resume.handover.leave();
+            while !self.resume.handover.let_go() {
                 if self.unmounted_within(AGAIN / 4) {
                     return None;
                 }
@@ -87,7 +90,7 @@ impl Watch {
                 Ok(Some(next)) => next,
                 Ok(None) => return None,
                 Err(e) => {
-                    self.resume.give_up();
+                    self.resume.handover.give_up();
                     return Some(e);
                 }
             };
@@ -113,35 +116,66 @@ impl Watch {
         matches!(poll(&mut fds, PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO)), Ok(1..))
     }
 
+    /// Waits for a host that can take over; `None`: the mount has ended.
     fn next_host(&self, gone: Instant) -> Result<Option<Lifelines>, Error> {
+        let mut refused = None;
         loop {
-            match self.connect() {
-                Ok((connection, root)) => return self.hand_over(connection, root).map(Some),
-                // Whoever is there cannot take over, and will not learn it.
-                Err(Error::Refused(why)) => return Err(Error::Setup(format!("cannot go on with the new host: {why}"))),
-                Err(e) => tracing::debug!("no host yet: {e}"),
+            let pause = match self.connect().and_then(|(connection, root)| self.hand_over(connection, root)) {
+                Ok(lifelines) => return Ok(Some(lifelines)),
+                Err(Error::Refused(why)) => {
+                    if refused.as_ref() != Some(&why) {
+                        tracing::warn!("{}: waiting for another one", self.refusal(&why));
+                        refused = Some(why);
+                    }
+                    AFTER_REFUSAL
+                }
+                Err(e) => {
+                    tracing::debug!("no host yet: {e}");
+                    AGAIN
+                }
+            };
+            let left = self.limit.saturating_sub(gone.elapsed());
+            if left.is_zero() {
+                return Err(refused.map_or(Error::HostGone, |why| Error::Setup(self.refusal(&why))));
             }
-            if gone.elapsed() >= self.limit {
-                return Err(Error::HostGone);
-            }
-            if self.unmounted_within(AGAIN) {
+            if self.unmounted_within(pause.min(left)) {
                 return Ok(None);
             }
         }
     }
 
+    fn refusal(&self, why: &str) -> String {
+        format!("cannot go on with the new host on {}: {why}", self.config.socket_path.display())
+    }
+
+    /// Whether a host agrees to all that the first one did, by its reply to INIT.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] names the options that differ.
+    fn check(&self, reply: &[u8]) -> Result<(), Error> {
+        let asked = init::offered(&self.init.request()[IN_HEADER..]);
+        // `struct fuse_init_out`: `flags`, and `flags2` where FUSE_INIT_EXT says that it counts.
+        let low = u64::from(u32_at(reply, 12));
+        let high = if low & INIT_EXT != 0 { u64::from(u32_at(reply, 32)) } else { 0 };
+        let options = lacking::options(asked & !(low | high << 32));
+        self.init.check(reply).map_err(|why| match options {
+            Some(options) => Error::Refused(format!("{why} (options that differ: {options})")),
+            None => Error::Refused(why),
+        })
+    }
+
     fn connect(&self) -> Result<(Connection, Option<Identity>), Error> {
         let mut root = None;
         let path = &self.config.socket_path;
-        let connection = deadline::within(PATIENCE, path, || {
-            connect_again(&self.config, &self.kept, |host| {
+        let connection = deadline::within(PATIENCE, path, |opened| {
+            connect_again(&self.config, &self.kept, opened, |host| {
                 let limit = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
                 let done = call_within(host, self.init.request(), 0, 4096, limit)?;
                 if done.error() != 0 {
                     let e = std::io::Error::from_raw_os_error(-done.error());
                     return Err(Error::Refused(format!("it answers INIT with: {e}")));
                 }
-                self.init.check(&reply_bytes(host, &done)).map_err(Error::Refused)?;
+                self.check(&reply_bytes(host, &done))?;
                 root = root_of(host, limit)?;
                 Ok(())
             })
@@ -154,7 +188,7 @@ impl Watch {
         queues.push(control);
         queues.truncate(self.slots.len());
         if !queues.iter().map(|queue| queue.slots()).eq(self.slots.iter().copied()) {
-            return Err(Error::Setup("cannot go on with the new host: its queues have other sizes".into()));
+            return Err(Error::Refused("its queues have other sizes".into()));
         }
         let same_root = root == self.root || self.root.is_none();
         if !same_root {

@@ -4,7 +4,7 @@ use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::os::fd::BorrowedFd;
-use tunnelfs_ring::{drain, WaitStats, CQE_HEAD_BYTES};
+use tunnelfs_ring::{Counters, Eventfd, CQE_INLINE_BYTES};
 
 pub mod ring;
 pub mod socket;
@@ -17,7 +17,7 @@ pub struct Completion {
     /// The request's slot, the submitter's again.
     pub slot: u32,
     /// `fuse_out_header` and perhaps the first bytes of the reply.
-    pub head: [u8; CQE_HEAD_BYTES],
+    pub head: [u8; CQE_INLINE_BYTES],
     /// Valid bytes of `head`.
     pub head_len: usize,
     /// Reply bytes that follow, in the slot.
@@ -75,7 +75,7 @@ pub trait Transport: Send {
 
     /// Takes past rings off the bell.
     fn silence(&self) {
-        drain(self.fd());
+        Eventfd::drain(self.fd());
     }
 
     /// The descriptor that becomes readable with completions, while asleep.
@@ -107,7 +107,7 @@ pub trait Transport: Send {
     }
 
     /// How the waits ended so far.
-    fn wait_stats(&self) -> WaitStats;
+    fn wait_counters(&self) -> Counters;
 
     /// Payload bytes that this side has copied in user space.
     fn copied(&self) -> u64;
@@ -128,7 +128,7 @@ fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>, limit: PollTimeout) -> 
         Err(nix::Error::EINTR) => Ok(()),
         Err(e) => Err(Error::Io(e.into())),
         Ok(0) => Err(Error::HostSilent),
-        // The rung bell comes first: what the host still answered is delivered.
+        // The kicks bell comes first: what the host still answered is delivered.
         Ok(_) if fds[0].any() == Some(true) => Ok(()),
         // A stream that is its own bell may have become readable between poll's two looks: only a hang-up counts.
         Ok(_) if fds[1].revents().is_some_and(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)) => {

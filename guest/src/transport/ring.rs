@@ -8,14 +8,15 @@ use crate::Error;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use tunnelfs_ring::{
-    DriverQueue, Hint, RingSetup, Run, Sqe, WaitConfig, WaitStats, Waiter, NO_CPU, OP_SETUP, SQE_HEAD_BYTES,
+    Counters, DriverQueue, Parker, PeerCpu, RingSetup, SlotRun, SpinMode, Sqe, WaitConfig, CPU_UNKNOWN,
+    SQE_INLINE_BYTES,
 };
 
 /// A request queue whose messages travel through a ring.
 pub struct Driver {
     queue: DriverQueue,
     in_flight: Vec<Option<u32>>,
-    waiter: Waiter,
+    parker: Parker,
     link: Arc<dyn Link>,
     index: usize,
 }
@@ -31,7 +32,7 @@ pub fn upgrade(
 ) -> Result<Box<dyn Transport>, Error> {
     let (link, index) = (plain.link().clone(), plain.index());
     let memory = link.memory(index);
-    let cpu = cpu.filter(|_| link.same_cpus()).map_or(NO_CPU, |cpu| cpu as u32);
+    let cpu = cpu.filter(|_| link.same_cpus()).map_or(CPU_UNKNOWN, |cpu| cpu as u32);
     let Some(setup) = set_up(&*link, index, cpu) else { return Ok(Box::new(plain.settled())) };
     let message = setup.to_bytes();
     let (fixed, runs) = message.split_at(RingSetup::FIXED_BYTES);
@@ -42,14 +43,14 @@ pub fn upgrade(
     }
     // SAFETY: the slot is ours, and large enough.
     unsafe { std::ptr::copy_nonoverlapping(runs.as_ptr(), slot, runs.len()) };
-    let answer = call(&mut plain, &request(OP_SETUP, 0, 1, fixed, runs.len()), runs.len() as u32, 0)?;
+    let answer = call(&mut plain, &request(RingSetup::OPCODE, 0, 1, fixed, runs.len()), runs.len() as u32, 0)?;
     if answer.error() != 0 {
         return Ok(Box::new(plain.settled()));
     }
     // SAFETY: the link keeps the zeroed, page-aligned memory mapped.
     let queue = unsafe { DriverQueue::new(memory.control, memory.geometry)? };
     let in_flight = vec![None; memory.geometry.slots as usize];
-    Ok(Box::new(Driver { queue, in_flight, waiter: Waiter::new(wait), link, index }))
+    Ok(Box::new(Driver { queue, in_flight, parker: Parker::new(wait), link, index }))
 }
 
 /// The set-up message of a queue, where the device can reach all of it.
@@ -61,7 +62,7 @@ fn set_up(link: &dyn Link, index: usize, cpu: u32) -> Option<RingSetup> {
         let (at, bytes) = memory.slot(slot);
         link.address(at, bytes)
     });
-    let runs = Run::join(slots.collect::<Option<Vec<_>>>()?, geometry.slot_size);
+    let runs = SlotRun::coalesce(slots.collect::<Option<Vec<_>>>()?, geometry.slot_size);
     Some(RingSetup { features: 0, geometry, control, cpu, runs })
 }
 
@@ -79,16 +80,22 @@ impl Transport for Driver {
     }
 
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
-        let mut sqe =
-            Sqe { tag: slot, slot, payload_len, reply_max, head_len: head.len() as u32, head: [0; SQE_HEAD_BYTES] };
-        sqe.head.get_mut(..head.len()).ok_or(Error::Protocol("header too long"))?.copy_from_slice(head);
+        let mut sqe = Sqe {
+            user_data: slot,
+            slot,
+            payload_len,
+            reply_max,
+            inline_len: head.len() as u32,
+            inline: [0; SQE_INLINE_BYTES],
+        };
+        sqe.inline.get_mut(..head.len()).ok_or(Error::Protocol("header too long"))?.copy_from_slice(head);
         let free = self.in_flight.get_mut(slot as usize).ok_or(Error::Protocol("no such slot"))?;
         if !self.queue.sq.push(&sqe)? {
             return Ok(false);
         }
         *free = Some(reply_max);
-        if self.queue.peer_sleeps.claim_wake() {
-            self.waiter.stats.rung += 1;
+        if self.queue.peer_wakeup.take() {
+            self.parker.counters.kicks += 1;
             self.link.kick(self.index)?;
         }
         Ok(true)
@@ -96,37 +103,40 @@ impl Transport for Driver {
 
     fn reap(&mut self) -> Result<Option<Completion>, Error> {
         let Some(cqe) = self.queue.cq.pop() else { return Ok(None) };
-        let room = self.in_flight.get_mut(cqe.tag as usize).and_then(Option::take);
+        let room = self.in_flight.get_mut(cqe.user_data as usize).and_then(Option::take);
         let room = room.ok_or(Error::Protocol("completion of a request that was not made"))? as usize;
-        let (head_len, payload_len) = (cqe.head_len as usize, cqe.payload_len as usize);
-        let told = reply_header(&cqe.head).0;
+        let (head_len, payload_len) = (cqe.inline_len as usize, cqe.payload_len as usize);
+        let told = reply_header(&cqe.inline).0;
         // No bytes at all: the answer to a request without a reply.
         let empty = head_len == 0 && payload_len == 0;
-        if head_len > cqe.head.len()
+        if head_len > cqe.inline.len()
             || payload_len > room
             || !(empty || head_len >= OUT_HEADER && told == head_len + payload_len)
         {
             return Err(Error::Protocol("completion with impossible lengths"));
         }
-        Ok(Some(Completion { slot: cqe.tag, head: cqe.head, head_len: head_len.max(OUT_HEADER), payload_len }))
+        Ok(Some(Completion { slot: cqe.user_data, head: cqe.inline, head_len: head_len.max(OUT_HEADER), payload_len }))
     }
 
     fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool {
         let cq = &self.queue.cq;
-        self.waiter.advise(self.queue.peer_sleeps.hint());
-        self.waiter.spin(|| cq.ready() || other())
+        self.parker.set_mode(match self.queue.peer_wakeup.peer_cpu() {
+            PeerCpu::Same => SpinMode::Handoff,
+            PeerCpu::Other | PeerCpu::Unknown => SpinMode::Busy,
+        });
+        self.parker.spin(|| cq.ready() || other())
     }
 
     fn announce_sleep(&mut self) -> bool {
         self.link.sleeps(self.index, true);
-        self.queue.own_sleep.announce();
+        self.queue.own_wakeup.set();
         !self.queue.cq.ready()
     }
 
     fn awake(&mut self) {
-        self.queue.own_sleep.clear();
+        self.queue.own_wakeup.clear();
         self.link.sleeps(self.index, false);
-        self.waiter.awake();
+        self.parker.unparked();
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -137,8 +147,8 @@ impl Transport for Driver {
         self.link.alive()
     }
 
-    fn wait_stats(&self) -> WaitStats {
-        self.waiter.stats
+    fn wait_counters(&self) -> Counters {
+        self.parker.counters
     }
 
     fn copied(&self) -> u64 {
@@ -146,6 +156,6 @@ impl Transport for Driver {
     }
 
     fn shares_core(&self) -> bool {
-        self.queue.peer_sleeps.hint() == Hint::Share
+        self.queue.peer_wakeup.peer_cpu() == PeerCpu::Same
     }
 }

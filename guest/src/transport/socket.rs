@@ -1,17 +1,19 @@
-//! Driver side of the streamed baseline. Slots are private memory here, and
+//! Driver side of the streamed baseline. SlotPool are private memory here, and
 //! each payload byte crosses the socket: copied, and counted.
 
 use super::{Completion, Transport};
+use crate::deadline::Opened;
 use crate::fuse::abi::{opcode, request_opcode};
 use crate::link::GuestConfig;
 use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
-use std::collections::HashMap;
-use std::io::{ErrorKind, Read, Write};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use tunnelfs_ring::{Geometry, Region, WaitStats, Waiter, CQE_HEAD_BYTES};
+use tunnelfs_ring::{Counters, Geometry, Parker, Region, WaitConfig, CQE_INLINE_BYTES};
 
 /// A request queue over a stream socket.
 pub struct Driver {
@@ -20,29 +22,74 @@ pub struct Driver {
     geometry: Geometry,
     /// Slot and reply room by the request's `unique`.
     in_flight: HashMap<[u8; 8], (u32, u32)>,
-    /// Slots of requests that get no reply, to be given back.
+    /// SlotPool of requests that get no reply, to be given back.
     unanswered: Vec<u32>,
-    waiter: Waiter,
+    /// The reply that is being read.
+    reading: Reading,
+    /// Replies that have been read.
+    replies: VecDeque<Completion>,
+    parker: Parker,
     copied: u64,
+}
+
+/// How far a reply has been read: its header, and once that is complete its payload.
+#[derive(Default)]
+struct Reading {
+    head: [u8; OUT_HEADER],
+    head_len: usize,
+    payload: Option<Payload>,
+}
+
+/// A reply's payload, of which `got` bytes have been read into the slot.
+#[derive(Clone, Copy)]
+struct Payload {
+    slot: u32,
+    len: usize,
+    got: usize,
 }
 
 /// Opens one connection; its slots may be those of one that has gone.
 ///
 /// # Errors
 /// [`Error::Connect`] when nobody listens.
-pub fn connect(config: &GuestConfig, geometry: Geometry, kept: Option<Arc<Region>>) -> Result<Box<Driver>, Error> {
-    let path = &config.socket_path;
-    let stream =
-        UnixStream::connect(path).map_err(|source| Error::Connect { path: path.display().to_string(), source })?;
-    let memory = match kept {
-        Some(kept) => kept,
-        None => Arc::new(Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?),
-    };
-    let (in_flight, waiter) = (HashMap::new(), Waiter::new(config.wait));
-    Ok(Box::new(Driver { stream, memory, geometry, in_flight, unanswered: Vec::new(), waiter, copied: 0 }))
+pub(crate) fn connect(
+    config: &GuestConfig,
+    geometry: Geometry,
+    kept: Option<Arc<Region>>,
+    opened: &Opened,
+) -> Result<Box<Driver>, Error> {
+    let stream = opened.connect(&config.socket_path)?;
+    Ok(Box::new(Driver::new(stream, config.wait, geometry, kept)?))
 }
 
 impl Driver {
+    /// A queue over a connection; its slots may be those of one that has gone.
+    ///
+    /// # Errors
+    /// [`Error::Ring`] when there is no memory.
+    pub fn new(
+        stream: UnixStream,
+        wait: WaitConfig,
+        geometry: Geometry,
+        kept: Option<Arc<Region>>,
+    ) -> Result<Driver, Error> {
+        let memory = match kept {
+            Some(kept) => kept,
+            None => Arc::new(Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?),
+        };
+        Ok(Driver {
+            stream,
+            memory,
+            geometry,
+            in_flight: HashMap::new(),
+            unanswered: Vec::new(),
+            reading: Reading::default(),
+            replies: VecDeque::new(),
+            parker: Parker::new(wait),
+            copied: 0,
+        })
+    }
+
     /// Where the slots lie.
     pub fn memory(&self) -> &Arc<Region> {
         &self.memory
@@ -59,15 +106,133 @@ impl Driver {
         let n =
             unsafe { libc::recv(stream.as_raw_fd(), (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
         // A broken stream is for `read` to report.
-        n >= 0 || std::io::Error::last_os_error().kind() != ErrorKind::WouldBlock
+        n >= 0 || io::Error::last_os_error().kind() != ErrorKind::WouldBlock
     }
 }
 
 /// A peer that has gone shows as any of these.
-fn gone(e: std::io::Error) -> Error {
+fn gone(e: io::Error) -> Error {
     match e.kind() {
         ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => Error::HostGone,
         _ => Error::Io(e),
+    }
+}
+
+/// The bytes that recv(2) or send(2) has moved; `None`: it would have to wait.
+fn moved(n: isize) -> Result<Option<usize>, Error> {
+    match usize::try_from(n) {
+        Ok(n) => Ok(Some(n)),
+        Err(_) => match io::Error::last_os_error() {
+            e if e.kind() == ErrorKind::WouldBlock => Ok(None),
+            e if e.kind() == ErrorKind::Interrupted => Ok(Some(0)),
+            e => Err(gone(e)),
+        },
+    }
+}
+
+impl Driver {
+    /// Sends bytes. While the host does not take them its replies are read, for it may be waiting for that: two sides
+    /// that only write wait for each other.
+    ///
+    /// # Safety
+    /// `len` bytes at `from` must be readable.
+    unsafe fn send(&mut self, from: *const u8, len: usize) -> Result<(), Error> {
+        let mut sent = 0;
+        while sent < len {
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            // SAFETY: by this function's contract.
+            let n = unsafe { libc::send(self.stream.as_raw_fd(), from.add(sent).cast(), len - sent, flags) };
+            match moved(n)? {
+                Some(n) => sent += n,
+                None => self.read_while_full()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what the host has sent, and waits until it takes or sends more.
+    fn read_while_full(&mut self) -> Result<(), Error> {
+        self.read_replies()?;
+        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+            Err(e) => Err(Error::Io(e.into())),
+        }
+    }
+
+    /// Reads as many replies as are there, at most as many as are due.
+    fn read_replies(&mut self) -> Result<(), Error> {
+        while self.read_more()? {}
+        Ok(())
+    }
+
+    /// Reads once; `false`: nothing more is there.
+    fn read_more(&mut self) -> Result<bool, Error> {
+        let Some(payload) = self.reading.payload else { return self.read_head() };
+        let (at, size) = self.slot(payload.slot);
+        assert!(payload.got < payload.len && payload.len <= size);
+        // SAFETY: inside the slot, by the line above.
+        let Some(n) = (unsafe { self.receive(at.add(payload.got), payload.len - payload.got)? }) else {
+            return Ok(false);
+        };
+        let got = payload.got + n;
+        self.copied += n as u64;
+        if got == payload.len {
+            self.complete(payload.slot, payload.len);
+        } else {
+            self.reading.payload = Some(Payload { got, ..payload });
+        }
+        Ok(true)
+    }
+
+    fn read_head(&mut self) -> Result<bool, Error> {
+        let from = self.reading.head_len;
+        let at = self.reading.head[from..].as_mut_ptr();
+        // SAFETY: the rest of the header.
+        let Some(n) = (unsafe { self.receive(at, OUT_HEADER - from)? }) else { return Ok(false) };
+        self.reading.head_len += n;
+        if self.reading.head_len < OUT_HEADER {
+            return Ok(true);
+        }
+        let head = self.reading.head;
+        let unique: [u8; 8] = head[8..16].try_into().expect("eight bytes");
+        let known = self.in_flight.remove(&unique);
+        let (slot, room) = known.ok_or(Error::Protocol("completion of a request that was not made"))?;
+        let len = reply_header(&head).0.saturating_sub(OUT_HEADER);
+        if len > room as usize {
+            return Err(Error::Protocol("reply longer than its room"));
+        }
+        if len == 0 {
+            self.complete(slot, 0);
+        } else {
+            self.reading.payload = Some(Payload { slot, len, got: 0 });
+        }
+        Ok(true)
+    }
+
+    fn complete(&mut self, slot: u32, payload_len: usize) {
+        let mut head = [0; CQE_INLINE_BYTES];
+        head[..OUT_HEADER].copy_from_slice(&self.reading.head);
+        self.reading = Reading::default();
+        self.replies.push_back(Completion { slot, head, head_len: OUT_HEADER, payload_len });
+    }
+
+    /// Receives bytes; `None`: nothing is there.
+    ///
+    /// # Safety
+    /// `len` bytes at `to` must be writable.
+    unsafe fn receive(&self, to: *mut u8, len: usize) -> Result<Option<usize>, Error> {
+        // SAFETY: by this function's contract.
+        let n = unsafe { libc::recv(self.stream.as_raw_fd(), to.cast(), len, libc::MSG_DONTWAIT) };
+        if n == 0 {
+            return Err(Error::HostGone);
+        }
+        moved(n)
+    }
+
+    /// Whether a completion can be had without the host.
+    fn has_reply(&self) -> bool {
+        !self.unanswered.is_empty() || !self.replies.is_empty()
     }
 }
 
@@ -84,68 +249,55 @@ impl Transport for Driver {
         assert!(slot < self.geometry.slots, "slot {slot} of {}", self.geometry.slots);
         let size = self.geometry.slot_size as usize;
         // SAFETY: the slot's number was just checked.
-        (unsafe { self.memory.ptr().add(slot as usize * size) }, size)
+        (unsafe { self.memory.as_ptr().add(slot as usize * size) }, size)
     }
 
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
-        // A stream has no back-pressure of its own: both sides writing large messages would
-        // wait for each other, so only one payload is under way at a time.
+        // The baseline carries one payload at a time: a host that writes a large reply before it reads on then never
+        // holds more than that.
         if !self.in_flight.is_empty() && payload_len.max(reply_max) > 4096 {
             return Ok(false);
         }
-        let unique = head[8..16].try_into().map_err(|_| Error::Protocol("header too short"))?;
-        self.stream.write_all(head).map_err(gone)?;
+        let unique = head.get(8..16).and_then(|unique| unique.try_into().ok());
+        let unique = unique.ok_or(Error::Protocol("header too short"))?;
         let (ptr, size) = self.slot(slot);
-        assert!(payload_len as usize <= size);
-        // SAFETY: private memory of this driver, which it alone borrows here.
-        let payload = unsafe { std::slice::from_raw_parts(ptr, payload_len as usize) };
-        self.stream.write_all(payload).map_err(gone)?;
-        self.copied += u64::from(payload_len);
-        if matches!(request_opcode(head), opcode::FORGET | opcode::BATCH_FORGET) {
-            self.unanswered.push(slot);
-        } else {
+        assert!(payload_len as usize <= size && reply_max as usize <= size);
+        let answered = !matches!(request_opcode(head), opcode::FORGET | opcode::BATCH_FORGET);
+        if answered {
             self.in_flight.insert(unique, (slot, reply_max));
+        }
+        // SAFETY: the header is borrowed here, the payload lies in its slot.
+        unsafe {
+            self.send(head.as_ptr(), head.len())?;
+            self.send(ptr, payload_len as usize)?;
+        }
+        self.copied += u64::from(payload_len);
+        if !answered {
+            self.unanswered.push(slot);
         }
         Ok(true)
     }
 
     fn reap(&mut self) -> Result<Option<Completion>, Error> {
         if let Some(slot) = self.unanswered.pop() {
-            return Ok(Some(Completion { slot, head: [0; CQE_HEAD_BYTES], head_len: OUT_HEADER, payload_len: 0 }));
+            return Ok(Some(Completion { slot, head: [0; CQE_INLINE_BYTES], head_len: OUT_HEADER, payload_len: 0 }));
         }
-        if !Self::readable(&self.stream) {
-            return Ok(None);
-        }
-        let mut head = [0; CQE_HEAD_BYTES];
-        self.stream.read_exact(&mut head[..OUT_HEADER]).map_err(gone)?;
-        let unique: [u8; 8] = head[8..16].try_into().expect("eight bytes");
-        let known = self.in_flight.remove(&unique);
-        let (slot, room) = known.ok_or(Error::Protocol("completion of a request that was not made"))?;
-        let payload_len = reply_header(&head).0.saturating_sub(OUT_HEADER);
-        if payload_len > room as usize {
-            return Err(Error::Protocol("reply longer than its room"));
-        }
-        let (ptr, size) = self.slot(slot);
-        assert!(payload_len <= size);
-        // SAFETY: private memory of this driver, which it alone borrows here.
-        let payload = unsafe { std::slice::from_raw_parts_mut(ptr, payload_len) };
-        self.stream.read_exact(payload).map_err(gone)?;
-        self.copied += payload_len as u64;
-        Ok(Some(Completion { slot, head, head_len: OUT_HEADER, payload_len }))
+        while self.replies.is_empty() && self.read_more()? {}
+        Ok(self.replies.pop_front())
     }
 
     fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool {
-        let (stream, unanswered) = (&self.stream, !self.unanswered.is_empty());
-        self.waiter.spin(|| unanswered || Self::readable(stream) || other())
+        let (stream, has_reply) = (&self.stream, self.has_reply());
+        self.parker.spin(|| has_reply || Self::readable(stream) || other())
     }
 
     fn announce_sleep(&mut self) -> bool {
         // The stream itself wakes the sleeper.
-        self.unanswered.is_empty()
+        !self.has_reply()
     }
 
     fn awake(&mut self) {
-        self.waiter.awake();
+        self.parker.unparked();
     }
 
     fn silence(&self) {
@@ -160,11 +312,120 @@ impl Transport for Driver {
         self.stream.as_fd()
     }
 
-    fn wait_stats(&self) -> WaitStats {
-        self.waiter.stats
+    fn wait_counters(&self) -> Counters {
+        self.parker.counters
     }
 
     fn copied(&self) -> u64 {
         self.copied
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::request;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+    use std::sync::mpsc;
+    use std::time::Duration;
+    use tunnelfs_settings::Settings;
+
+    const SIZE: usize = 4096;
+
+    /// A driver of `slots` slots, and the host's end of its stream.
+    fn pair(slots: u32) -> (Box<Driver>, UnixStream) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = GuestConfig::from(&Settings::default());
+        config.socket_path = dir.path().join("socket");
+        let listener = UnixListener::bind(&config.socket_path).unwrap();
+        let geometry = Geometry { entries: slots, slots, slot_size: 8192 };
+        let driver = connect(&config, geometry, None, &Opened::default()).unwrap();
+        (driver, listener.accept().unwrap().0)
+    }
+
+    fn reap(driver: &mut Driver) -> Completion {
+        loop {
+            if let Some(done) = driver.reap().unwrap() {
+                return done;
+            }
+            driver.wait().unwrap();
+        }
+    }
+
+    /// A host that reads a request, answers it and waits until all of the answer is taken, as simple ones do.
+    fn echo(mut stream: UnixStream, count: u32) {
+        let mut message = [0; 40 + SIZE];
+        for _ in 0..count {
+            stream.read_exact(&mut message).unwrap();
+            let mut reply = ((OUT_HEADER + SIZE) as u32).to_ne_bytes().to_vec();
+            reply.extend([0; 4]);
+            reply.extend(&message[8..16]);
+            reply.extend(&message[40..]);
+            stream.write_all(&reply).unwrap();
+        }
+    }
+
+    #[test]
+    fn two_sides_that_write_do_not_wait_for_each_other() {
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            // More than two socket buffers hold.
+            let count = 1024;
+            let (mut driver, stream) = pair(count);
+            let host = std::thread::spawn(move || echo(stream, count));
+            for slot in 0..count {
+                let (at, _) = driver.slot(slot);
+                // SAFETY: a slot has that many bytes.
+                unsafe { at.write_bytes(slot as u8, SIZE) };
+                let head = request(opcode::LOOKUP, 1, u64::from(slot), &[], SIZE);
+                assert!(driver.submit(slot, &head, SIZE as u32, SIZE as u32).unwrap());
+            }
+            for _ in 0..count {
+                let done = reap(&mut driver);
+                assert_eq!((done.error(), done.payload_len), (0, SIZE));
+                let (at, _) = driver.slot(done.slot);
+                // SAFETY: the slot is ours again.
+                assert!((0..SIZE).all(|i| unsafe { at.add(i).read() } == done.slot as u8));
+            }
+            host.join().unwrap();
+            tell.send(()).unwrap();
+        });
+        told.recv_timeout(Duration::from_secs(60)).expect("no deadlock");
+    }
+
+    #[test]
+    fn half_a_reply_holds_nobody_up() {
+        let (mut driver, mut stream) = pair(2);
+        let head = request(opcode::LOOKUP, 1, 7, &[], 0);
+        assert!(driver.submit(0, &head, 0, 100).unwrap());
+        let mut reply = 20u32.to_ne_bytes().to_vec();
+        reply.extend([0; 4]);
+        reply.extend(7u64.to_ne_bytes());
+        reply.extend(b"data");
+        let last = reply.pop().unwrap();
+        for byte in reply {
+            stream.write_all(&[byte]).unwrap();
+            assert!(driver.reap().unwrap().is_none());
+        }
+        stream.write_all(&[last]).unwrap();
+        assert_eq!(reap(&mut driver).payload_len, 4);
+        drop(stream);
+        assert!(matches!(driver.reap(), Err(Error::HostGone)));
+    }
+
+    #[test]
+    fn what_was_answered_before_the_end_is_delivered() {
+        let (mut driver, mut stream) = pair(2);
+        let head = request(opcode::LOOKUP, 1, 7, &[], 0);
+        assert!(driver.submit(0, &head, 0, 100).unwrap());
+        let mut reply = 16u32.to_ne_bytes().to_vec();
+        reply.extend((-libc::ENOENT).to_ne_bytes());
+        reply.extend(7u64.to_ne_bytes());
+        stream.write_all(&reply).unwrap();
+        drop(stream);
+        let _ = driver.read_replies();
+        assert_eq!(driver.reap().unwrap().unwrap().error(), -libc::ENOENT);
+        assert!(matches!(driver.submit(1, &head, 0, 100), Err(Error::HostGone)));
     }
 }

@@ -1,8 +1,5 @@
 //! The driver's half of a split virtqueue (virtio 1.2, section 2.7), without an
 //! allocator: whoever uses it owns the descriptors and says which one heads a chain.
-//!
-//! virtio-driver's own queue serves no addresses but those that it gave out
-//! itself, and walks chains in memory that the host can write.
 
 use std::sync::atomic::{fence, AtomicU16, AtomicU32, Ordering};
 

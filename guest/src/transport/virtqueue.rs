@@ -10,14 +10,14 @@ use crate::message::{reply_header, OUT_HEADER};
 use crate::Error;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use tunnelfs_ring::{WaitConfig, WaitStats, Waiter, CQE_HEAD_BYTES, SQE_HEAD_BYTES};
+use tunnelfs_ring::{Counters, Parker, WaitConfig, CQE_INLINE_BYTES, SQE_INLINE_BYTES};
 
 /// A request's headers, in memory that the host reads and writes.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Headers {
     out_header: [u8; OUT_HEADER],
-    head: [u8; SQE_HEAD_BYTES],
+    head: [u8; SQE_INLINE_BYTES],
 }
 
 /// Request's head and payload, reply's header and payload.
@@ -36,7 +36,7 @@ pub struct Driver {
     headers: *mut Headers,
     /// Reply room of what was submitted, privately: by slot.
     in_flight: Vec<Option<u32>>,
-    waiter: Waiter,
+    parker: Parker,
     link: Arc<dyn Link>,
     index: usize,
     /// Payloads lie in the queue's scratch memory: the slots hold what is not ours yet.
@@ -58,7 +58,7 @@ impl Driver {
             queue,
             headers,
             in_flight: vec![None; slots as usize],
-            waiter: Waiter::new(wait),
+            parker: Parker::new(wait),
             link,
             index,
             beside: false,
@@ -115,14 +115,14 @@ impl Transport for Driver {
 
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
         let (payload, size) = self.slot(slot);
-        if head.len() > SQE_HEAD_BYTES || payload_len.max(reply_max) as usize > size {
+        if head.len() > SQE_INLINE_BYTES || payload_len.max(reply_max) as usize > size {
             return Err(Error::Protocol("request too long"));
         }
         match self.in_flight.get_mut(slot as usize) {
             Some(free @ None) => *free = Some(reply_max),
             _ => return Err(Error::Protocol("no such slot, or one under way")),
         }
-        let mut ours = Headers { out_header: NO_ANSWER, head: [0; SQE_HEAD_BYTES] };
+        let mut ours = Headers { out_header: NO_ANSWER, head: [0; SQE_INLINE_BYTES] };
         ours.head[..head.len()].copy_from_slice(head);
         // What stays of `out_header` when the host does not answer (FORGET) is no error.
         // SAFETY: there is a place for each slot's headers.
@@ -142,7 +142,7 @@ impl Transport for Driver {
             ],
         )?;
         if self.queue.publish(chain) {
-            self.waiter.stats.rung += 1;
+            self.parker.counters.kicks += 1;
             self.link.kick(self.index)?;
         }
         Ok(true)
@@ -154,7 +154,7 @@ impl Transport for Driver {
         let known = self.in_flight.get_mut(slot as usize).filter(|_| chain % u32::from(PER_SLOT) == 0);
         let room = known.and_then(Option::take);
         let room = room.ok_or(Error::Protocol("completion of a request that was not made"))?;
-        let mut head = [0; CQE_HEAD_BYTES];
+        let mut head = [0; CQE_INLINE_BYTES];
         // SAFETY: there is a place for each slot's headers; any bytes are valid ones.
         let answer = unsafe { (&raw const (*self.headers.add(slot as usize)).out_header).read_volatile() };
         head[..OUT_HEADER].copy_from_slice(&answer);
@@ -167,7 +167,7 @@ impl Transport for Driver {
 
     fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool {
         let queue = &self.queue;
-        self.waiter.spin(|| queue.ready() || other())
+        self.parker.spin(|| queue.ready() || other())
     }
 
     fn announce_sleep(&mut self) -> bool {
@@ -179,7 +179,7 @@ impl Transport for Driver {
     fn awake(&mut self) {
         self.queue.want_call(false);
         self.link.sleeps(self.index, false);
-        self.waiter.awake();
+        self.parker.unparked();
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -190,8 +190,8 @@ impl Transport for Driver {
         self.link.alive()
     }
 
-    fn wait_stats(&self) -> WaitStats {
-        self.waiter.stats
+    fn wait_counters(&self) -> Counters {
+        self.parker.counters
     }
 
     fn copied(&self) -> u64 {

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use tunnelfs_ring::{
-    Consumer, Cqe, DeviceQueue, Error, Producer, RingSetup, SleepFlag, SlotTable, Sqe, CQE_HEAD_BYTES, NO_CPU,
+    Consumer, Cqe, DeviceQueue, Error, NeedWakeup, Producer, RingSetup, SlotTable, Sqe, CPU_UNKNOWN, CQE_INLINE_BYTES,
 };
 use virtiofsd::filesystem::FileSystem;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
@@ -19,7 +19,7 @@ pub type Call = Arc<dyn Fn() + Send + Sync>;
 /// The completing half, shared with pool threads.
 struct Completions {
     cq: Mutex<Producer<Cqe>>,
-    guest_sleeps: SleepFlag,
+    driver_wakeup: NeedWakeup,
     call: Call,
     /// The guest broke the protocol: nothing is taken any more.
     broken: AtomicBool,
@@ -47,7 +47,7 @@ impl std::ops::AddAssign for Served {
 pub struct RingDevice {
     sq: Consumer<Sqe>,
     slots: SlotTable,
-    own_sleep: SleepFlag,
+    own_wakeup: NeedWakeup,
     done: Arc<Completions>,
     /// Requests that the pool has.
     handed_over: Budget,
@@ -80,17 +80,17 @@ impl RingDevice {
         let control = mapped(setup.control, setup.geometry.control_bytes())?;
         // SAFETY: `mapped` has checked all parts, and `Completions` keeps the mapping alive.
         let queue = unsafe { DeviceQueue::new(control, slots, setup.geometry)? };
-        let DeviceQueue { sq, cq, peer_sleeps, own_sleep, slots } = queue;
-        let guest_cpu = (setup.cpu != NO_CPU).then_some(setup.cpu as usize);
+        let DeviceQueue { sq, cq, peer_wakeup, own_wakeup, slots } = queue;
+        let guest_cpu = (setup.cpu != CPU_UNKNOWN).then_some(setup.cpu as usize);
         let done = Arc::new(Completions {
             cq: Mutex::new(cq),
-            guest_sleeps: peer_sleeps,
+            driver_wakeup: peer_wakeup,
             call,
             broken: AtomicBool::new(false),
             _memory: memory,
         });
         let handed_over = pool.limited(setup.geometry.entries);
-        Ok(RingDevice { sq, slots, own_sleep, done, handed_over, guest_cpu })
+        Ok(RingDevice { sq, slots, own_wakeup, done, handed_over, guest_cpu })
     }
 
     /// Whether a submission waits that could be served.
@@ -103,8 +103,8 @@ impl RingDevice {
     }
 
     /// The "host sleeps" flag.
-    pub fn sleep_flag(&self) -> &SleepFlag {
-        &self.own_sleep
+    pub fn own_wakeup(&self) -> &NeedWakeup {
+        &self.own_wakeup
     }
 
     /// Serves what has been submitted, at most `limit` requests, large READs together with `helper`.
@@ -145,12 +145,12 @@ impl RingDevice {
     where
         F: FileSystem + Send + Sync + 'static,
     {
-        let ptr = self.slots.of(&sqe)?;
+        let ptr = self.slots.get(&sqe)?;
         let input = [iovec { iov_base: ptr.cast(), iov_len: sqe.payload_len as usize }];
         let output = [iovec { iov_base: ptr.cast(), iov_len: sqe.reply_max as usize }];
         // SAFETY: `of` has checked that both lie in the slot.
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-        match server.handle(&sqe.head[..sqe.head_len as usize], input, output, Caller::Queue(helper)) {
+        match server.handle(&sqe.inline[..sqe.inline_len as usize], input, output, Caller::Queue(helper)) {
             Outcome::WouldBlock => {
                 let share = self.handed_over.take().ok_or(Error::Corrupt("more requests than completions fit"))?;
                 let (input, output) = (input.to_buf(), output.to_buf());
@@ -162,7 +162,7 @@ impl RingDevice {
                     }
                     // SAFETY: still in the slot, whose mapping `done` keeps.
                     let (payload, out) = unsafe { (Shared::new(&input.0), Shared::new(&output.0)) };
-                    let outcome = server.handle(&sqe.head[..sqe.head_len as usize], payload, out, Caller::Patient);
+                    let outcome = server.handle(&sqe.inline[..sqe.inline_len as usize], payload, out, Caller::Patient);
                     if share.is_abandoned() {
                         return;
                     }
@@ -183,7 +183,7 @@ impl Completions {
     ///
     /// Returns the payload bytes that the request has moved.
     fn complete(&self, sqe: &Sqe, outcome: Outcome, out: Shared<'_>) -> Result<u64, Error> {
-        let mut cqe = Cqe { tag: sqe.tag, payload_len: 0, head_len: 0, head: [0; CQE_HEAD_BYTES] };
+        let mut cqe = Cqe { user_data: sqe.user_data, payload_len: 0, inline_len: 0, inline: [0; CQE_INLINE_BYTES] };
         if let Outcome::Reply(reply) = outcome {
             fill(&mut cqe, sqe, reply, out);
         }
@@ -192,7 +192,7 @@ impl Completions {
         if !self.cq.lock().push(&cqe)? {
             return Err(Error::Corrupt("more requests than completions fit"));
         }
-        if self.guest_sleeps.claim_wake() {
+        if self.driver_wakeup.take() {
             (self.call)();
         }
         Ok(u64::from(sqe.payload_len) + u64::from(cqe.payload_len))
@@ -202,21 +202,21 @@ impl Completions {
 /// `fuse_out_header`, then the reply's structure: in the entry where it fits, else in the slot.
 fn fill(cqe: &mut Cqe, sqe: &Sqe, mut reply: Reply, out: Shared<'_>) {
     const HEADER: usize = 16;
-    if reply.fixed().len() > CQE_HEAD_BYTES - HEADER {
+    if reply.fixed().len() > CQE_INLINE_BYTES - HEADER {
         match out.write(0, reply.fixed()) {
             Ok(()) => cqe.payload_len = reply.fixed().len() as u32,
             Err(e) => reply = Reply::error(&e),
         }
     }
-    cqe.head_len = HEADER as u32;
+    cqe.inline_len = HEADER as u32;
     if cqe.payload_len == 0 {
         let fixed = reply.fixed();
-        cqe.head[HEADER..HEADER + fixed.len()].copy_from_slice(fixed);
-        cqe.head_len += fixed.len() as u32;
+        cqe.inline[HEADER..HEADER + fixed.len()].copy_from_slice(fixed);
+        cqe.inline_len += fixed.len() as u32;
         cqe.payload_len = reply.in_place as u32;
     }
-    cqe.head[..4].copy_from_slice(&(cqe.head_len + cqe.payload_len).to_ne_bytes());
-    cqe.head[4..8].copy_from_slice(&reply.error.to_ne_bytes());
+    cqe.inline[..4].copy_from_slice(&(cqe.inline_len + cqe.payload_len).to_ne_bytes());
+    cqe.inline[4..8].copy_from_slice(&reply.error.to_ne_bytes());
     // The request's `unique`, bytes 8 to 16 of both headers.
-    cqe.head[8..16].copy_from_slice(&sqe.head[8..16]);
+    cqe.inline[8..16].copy_from_slice(&sqe.inline[8..16]);
 }

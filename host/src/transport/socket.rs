@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
-use tunnelfs_ring::{WaitConfig, Waiter, MAX_SLOT_SIZE, PAGE};
+use tunnelfs_ring::{Parker, WaitConfig, MAX_SLOT_SIZE, PAGE};
 use virtiofsd::filesystem::FileSystem;
 
 const IN_HEADER: usize = 40;
@@ -42,13 +42,13 @@ impl Buffer {
 /// # Errors
 /// The socket's error, or `InvalidData` when the guest breaks the framing.
 pub fn serve<F: FileSystem + Sync>(mut stream: UnixStream, server: &Server<F>, wait: WaitConfig) -> io::Result<()> {
-    let mut waiter = Waiter::new(wait);
+    let mut parker = Parker::new(wait);
     let (mut input, mut output) = (Buffer::new(WRITE_HEAD)?, Buffer::new(OUT_HEADER)?);
     let output = output.get();
     loop {
-        waiter.spin(|| readable(&stream));
+        parker.spin(|| readable(&stream));
         let Some(input) = read_message(&mut stream, input.get())? else { return Ok(()) };
-        waiter.awake();
+        parker.unparked();
         let head_len = input.len().min(WRITE_HEAD);
         let rest = [iovec { iov_base: input[head_len..].as_mut_ptr().cast(), iov_len: input.len() - head_len }];
         let room = MAX_SLOT_SIZE as usize;

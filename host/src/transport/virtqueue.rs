@@ -8,7 +8,7 @@ use crate::vring::Vring;
 use libc::iovec;
 use std::io;
 use std::sync::Arc;
-use tunnelfs_ring::{RingSetup, OP_SETUP};
+use tunnelfs_ring::RingSetup;
 use vhost_user_backend::VringT;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use virtiofsd::filesystem::FileSystem;
@@ -84,7 +84,7 @@ fn serve_chain<F>(
     if len < IN_HEADER || whole.read(0, &mut head[..len]).is_err() {
         return finish(vring, head_index, 0);
     }
-    if head[4..8] == OP_SETUP.to_ne_bytes() {
+    if head[4..8] == RingSetup::OPCODE.to_ne_bytes() {
         let result = setup_message(whole).and_then(setup);
         let error = if result.is_ok() { 0 } else { -libc::EINVAL };
         return finish(vring, head_index, write_header(&output, error, &[], 0, &head));

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use tunnelfs_bench::held::Held;
+use tunnelfs_bench::resources::Resources;
 
 /// By how much memory may grow over the first look, KiB.
 const GROWTH: usize = 8 << 10;
@@ -32,10 +32,10 @@ pub struct Record {
     guests: usize,
     looks: usize,
     /// The first of this host alone, of this guest's host, and of this guest.
-    first: [Option<Held>; 3],
+    first: [Option<Resources>; 3],
     /// The most memory that one process has grown by, KiB: host alone, host mounted, guest.
     grown: [usize; 3],
-    largest: [Held; 3],
+    largest: [Resources; 3],
 }
 
 impl Record {
@@ -67,7 +67,7 @@ impl Record {
         let guest = guest.map(|guest| self.flat(2, "the guest", guest));
         self.looks += 1;
         let seconds = self.start.elapsed().as_secs_f64();
-        let words = |held: Held| format!("{},{},{}", held.descriptors, held.threads, held.anonymous_kib);
+        let words = |held: Resources| format!("{},{},{}", held.descriptors, held.threads, held.anonymous_kib);
         let (of_host, of_guest) = (words(host), guest.map(words).unwrap_or_else(|| ",,".into()));
         writeln!(self.file, "{seconds:.1},{},{},{state:?},{of_host},{of_guest}", self.hosts, self.guests).unwrap();
         let mut line = format!("{seconds:5.0} s: host {host}");
@@ -75,8 +75,8 @@ impl Record {
         line
     }
 
-    fn flat(&mut self, place: usize, who: &str, pid: Pid) -> Held {
-        let mut now = Held::at_rest(pid);
+    fn flat(&mut self, place: usize, who: &str, pid: Pid) -> Resources {
+        let mut now = Resources::at_rest(pid);
         let first = *self.first[place].get_or_insert(now);
         let start = Instant::now();
         while now.descriptors > first.descriptors
@@ -85,7 +85,7 @@ impl Record {
         {
             assert!(start.elapsed() < PATIENCE, "a leak: {who} holds {now}, and held {first} at first");
             std::thread::sleep(Duration::from_millis(100));
-            now = Held::of(pid);
+            now = Resources::of(pid);
         }
         let largest = &mut self.largest[place];
         self.grown[place] = self.grown[place].max(now.anonymous_kib.saturating_sub(first.anonymous_kib));

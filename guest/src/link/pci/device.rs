@@ -7,6 +7,7 @@ use crate::link::QueueMemory;
 use crate::transport::split::SplitQueue;
 use crate::Error;
 use memmap2::MmapRaw;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// `VIRTIO_PCI_CAP_*`.
@@ -51,22 +52,30 @@ const NO_VECTOR: u16 = 0xffff;
 /// Offset of `num_request_queues` in `struct virtio_fs_config`.
 const NUM_REQUEST_QUEUES: usize = 36;
 
-/// Registers in a mapped BAR.
-#[derive(Clone, Copy)]
-struct Registers {
-    start: *mut u8,
+/// Registers in a mapped BAR; the mapping lives as long as any of them.
+#[derive(Clone)]
+pub struct Registers {
+    map: Arc<MmapRaw>,
+    offset: usize,
     bytes: usize,
 }
 
 impl Registers {
+    /// `bytes` registers at `offset` in a mapping that is that large.
+    pub fn new(map: Arc<MmapRaw>, offset: usize, bytes: usize) -> Registers {
+        assert!(offset <= map.len() && bytes <= map.len() - offset);
+        Registers { map, offset, bytes }
+    }
+
     fn at<T>(&self, offset: usize) -> *mut T {
         assert!(offset + size_of::<T>() <= self.bytes, "register {offset} of {}", self.bytes);
-        let at = self.start.wrapping_add(offset);
+        let at = self.map.as_mut_ptr().wrapping_add(self.offset + offset);
         assert!(at as usize % align_of::<T>() == 0);
         at.cast()
     }
 
-    fn read<T: Copy>(&self, offset: usize) -> T {
+    /// Reads one.
+    pub fn read<T: Copy>(&self, offset: usize) -> T {
         // SAFETY: in the mapped registers and aligned, by `at`.
         unsafe { self.at::<T>(offset).read_volatile() }
     }
@@ -93,7 +102,6 @@ pub struct Device {
     kicks: Vec<*mut u16>,
     features: u64,
     function: Function,
-    _maps: Vec<(u8, MmapRaw)>,
 }
 
 // SAFETY: the registers are those of one device; a kick may be written by any thread, the others by the owner alone.
@@ -121,17 +129,8 @@ impl Device {
             return Err(Error::Setup("not a virtio-fs device: its registers are too few".into()));
         }
         function.config.command(MEMORY | MASTER, 0)?;
-        let mut device = Device {
-            common,
-            config,
-            notify,
-            isr,
-            notify_multiplier,
-            kicks: Vec::new(),
-            features: 0,
-            function,
-            _maps: maps,
-        };
+        let mut device =
+            Device { common, config, notify, isr, notify_multiplier, kicks: Vec::new(), features: 0, function };
         device.stop()?;
         device.add_status(ACKNOWLEDGE);
         device.add_status(DRIVER);
@@ -208,7 +207,7 @@ impl Device {
     /// # Errors
     /// [`Error`] when the interrupts cannot be had.
     pub fn start(&mut self, queues: &[QueueMemory], memory: &Pinned) -> Result<Interrupts, Error> {
-        let interrupts = Interrupts::new(&self.function, queues.len(), self.isr.at(0))?;
+        let interrupts = Interrupts::new(&self.function, queues.len(), self.isr.clone())?;
         self.common.write(CONFIG_VECTOR, NO_VECTOR);
         for (i, queue) in queues.iter().enumerate() {
             self.common.write(QUEUE_SELECT, i as u16);
@@ -248,15 +247,15 @@ impl Drop for Device {
     }
 }
 
-fn registers(function: &Function, found: &Capability, maps: &mut Vec<(u8, MmapRaw)>) -> Result<Registers, Error> {
+fn registers(function: &Function, found: &Capability, maps: &mut Vec<(u8, Arc<MmapRaw>)>) -> Result<Registers, Error> {
     let missing = || Error::Setup(format!("the device's BAR {} cannot be mapped", found.bar));
     let bar = function.bars.get(usize::from(found.bar)).and_then(Option::as_ref).ok_or_else(missing)?;
     if u64::from(found.offset) + u64::from(found.bytes) > bar.bytes {
         return Err(missing());
     }
     if maps.iter().all(|(number, _)| *number != found.bar) {
-        maps.push((found.bar, bar.map()?));
+        maps.push((found.bar, Arc::new(bar.map()?)));
     }
     let (_, map) = maps.iter().find(|(number, _)| *number == found.bar).ok_or_else(missing)?;
-    Ok(Registers { start: map.as_mut_ptr().wrapping_add(found.offset as usize), bytes: found.bytes as usize })
+    Ok(Registers::new(map.clone(), found.offset as usize, found.bytes as usize))
 }

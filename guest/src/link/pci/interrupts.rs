@@ -1,5 +1,6 @@
 //! The bells of a device's queues, and word of the device's end.
 
+use super::device::Registers;
 use super::function::{Function, Window, Wiring, INTX_OFF};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -10,9 +11,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{fence, AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use tunnelfs_ring::{new_eventfd, ring_bell};
+use tunnelfs_ring::Eventfd;
 
-/// The bells; the device must not interrupt any more when this is dropped.
+/// The bells. To be dropped before the device is stopped: the watcher writes the command register too.
 pub struct Interrupts {
     bells: Arc<Vec<Bell>>,
     vectors: bool,
@@ -32,19 +33,19 @@ impl Interrupts {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn new(function: &Function, count: usize, isr: *const u8) -> Result<Self, Error> {
+    pub fn new(function: &Function, count: usize, isr: Registers) -> Result<Self, Error> {
         let (alive, life) = UnixStream::pair()?;
-        let stop = Arc::new(new_eventfd()?);
-        let rings = (0..count).map(|_| new_eventfd()).collect::<Result<Vec<_>, _>>()?;
+        let stop = Arc::new(Eventfd::new()?);
+        let rings = (0..count).map(|_| Eventfd::new()).collect::<Result<Vec<_>, _>>()?;
         let (watched, line) = match &function.interrupts {
             Wiring::Uio(file) => {
                 // A killed predecessor may have left it masked.
                 function.config.command(0, INTX_OFF)?;
-                let line = Line { isr, config: function.config.clone(), file: file.clone() };
+                let line = CacheLine { isr, config: function.config.clone(), file: file.clone() };
                 (file.try_clone()?.into(), Some(line))
             }
             Wiring::Vfio(vectors) => {
-                let request = new_eventfd()?;
+                let request = Eventfd::new()?;
                 vectors.route(&rings, &request)?;
                 (request, None)
             }
@@ -81,7 +82,7 @@ impl Interrupts {
 
 impl Drop for Interrupts {
     fn drop(&mut self) {
-        ring_bell(&*self.stop);
+        Eventfd::signal(&*self.stop);
         if let Some(watcher) = self.watcher.take() {
             let _ = watcher.join();
         }
@@ -89,14 +90,11 @@ impl Drop for Interrupts {
 }
 
 /// The INTx line, which all queues share.
-struct Line {
-    isr: *const u8,
+struct CacheLine {
+    isr: Registers,
     config: Window,
     file: Arc<File>,
 }
-
-// SAFETY: `isr` is a register that any thread may read; it stays mapped while the device is in use.
-unsafe impl Send for Line {}
 
 /// Waits for the line, or where each queue has a vector of its own only for the device's end.
 ///
@@ -105,7 +103,7 @@ unsafe impl Send for Line {}
 /// must ring every sleeper afterwards, and only one may.
 struct Watcher {
     watched: OwnedFd,
-    line: Option<Line>,
+    line: Option<CacheLine>,
     bells: Arc<Vec<Bell>>,
     stop: Arc<OwnedFd>,
     life: UnixStream,
@@ -133,7 +131,7 @@ impl Watcher {
         // Pairs with the sleeper's fence: the status was read before its flag is.
         fence(Ordering::SeqCst);
         for bell in self.bells.iter().filter(|bell| bell.asleep.load(Ordering::Relaxed)) {
-            ring_bell(&bell.rings);
+            Eventfd::signal(&bell.rings);
         }
         if let Some(line) = &self.line {
             line.unmask();
@@ -141,7 +139,7 @@ impl Watcher {
     }
 }
 
-impl Line {
+impl CacheLine {
     /// Takes an interrupt; fails when the driver has been unbound.
     fn take(&self) -> nix::Result<()> {
         match nix::unistd::read(&*self.file, &mut [0; 4]) {
@@ -149,8 +147,7 @@ impl Line {
             Err(nix::Error::EAGAIN | nix::Error::EINTR) => return Ok(()),
             Err(e) => return Err(e),
         }
-        // SAFETY: a mapped register.
-        unsafe { self.isr.read_volatile() };
+        self.isr.read::<u8>(0);
         Ok(())
     }
 
@@ -159,5 +156,36 @@ impl Line {
         if let Err(e) = self.config.command(0, INTX_OFF) {
             tracing::warn!("the device's interrupt cannot be unmasked: {e}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memmap2::MmapOptions;
+    use std::io::Write;
+
+    /// The device, and with it all mappings but the watcher's own, may go first.
+    #[test]
+    fn the_watcher_keeps_the_register_page() {
+        let page = tempfile::tempfile().unwrap();
+        page.set_len(4096).unwrap();
+        let isr = Registers::new(Arc::new(MmapOptions::new().map_raw(&page).unwrap()), 64, 1);
+        let space = tempfile::tempfile().unwrap();
+        space.set_len(256).unwrap();
+        let config = Window { file: Arc::new(space), offset: 0, bytes: 256 };
+        let (line, raise) = nix::unistd::pipe().unwrap();
+        let uio = Wiring::Uio(Arc::new(File::from(line)));
+        let function = Function { config, bars: Vec::new(), interrupts: uio };
+        let interrupts = Interrupts::new(&function, 1, isr).unwrap();
+        drop(function);
+        interrupts.sleeps(0, true);
+        for _ in 0..3 {
+            File::from(raise.try_clone().unwrap()).write_all(&[1, 0, 0, 0]).unwrap();
+            let mut bell = [PollFd::new(interrupts.bell(0), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut bell, PollTimeout::from(20_000u16)).unwrap(), 1, "an interrupt rings the sleeper");
+            tunnelfs_ring::Eventfd::drain(interrupts.bell(0));
+        }
+        drop(interrupts);
     }
 }

@@ -48,6 +48,7 @@ impl Pinned {
     /// [`Error::Setup`] says what to do about it.
     pub fn new(bytes: usize) -> Result<Self, Error> {
         let bytes = bytes.next_multiple_of(HUGE_PAGE);
+        let pin = IoUring::new(2).map_err(|e| Error::Setup(format!("io_uring, which pins the memory: {e}")))?;
         let huge = map(bytes, libc::MAP_SHARED | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB | libc::MAP_POPULATE);
         // Room to begin at a huge page's boundary.
         let (map, huge) = match huge {
@@ -60,8 +61,7 @@ impl Pinned {
             }
         };
         let base = (map.0 as usize).next_multiple_of(HUGE_PAGE) as *mut u8;
-        let pin = IoUring::new(2).map_err(|e| Error::Setup(format!("io_uring, which pins the memory: {e}")));
-        let mut pinned = Pinned { base, bytes, pieces: Vec::new(), huge, pin: pin?, map };
+        let mut pinned = Pinned { base, bytes, pieces: Vec::new(), huge, pin, map };
         pinned.settle()?;
         pinned.pieces = pinned.find_pieces()?;
         Ok(pinned)
@@ -88,7 +88,7 @@ impl Pinned {
             iov_len: MOST.min(self.bytes - offset),
         });
         let parts: Vec<_> = parts.collect();
-        // SAFETY: the mapping is dropped after the ring.
+        // SAFETY: the memory is mapped; its pages stay pinned until the ring is closed, also once it is unmapped.
         unsafe { self.pin.submitter().register_buffers(&parts) }.map_err(|e| {
             Error::Setup(format!(
                 "cannot pin {} MiB: {e}; raise the memlock limit (ulimit -l) or run as root",

@@ -27,11 +27,11 @@ use std::sync::Arc;
 use sysfs::Claim;
 use tunnelfs_settings::PciDriver;
 
-/// A device in use. Fields are dropped in this order: the device is stopped
-/// before its memory goes, and given back at the end.
+/// A device in use. Fields are dropped in this order: the interrupts' thread, which uses the device's registers, ends
+/// first; then the device is stopped, before its memory goes; it is given back at the end.
 struct Pci {
-    device: Device,
     interrupts: Interrupts,
+    device: Device,
     queues: Vec<QueueMemory>,
     memory: Pinned,
     _claim: Claim,
@@ -95,6 +95,6 @@ pub(super) fn open(config: &GuestConfig, target: &Target) -> Result<(Arc<dyn Lin
     }
     let interrupts = device.start(&queues, &memory)?;
     tracing::info!("{}: {}, {}", claim.device().name(), claim.driver(), memory.describe());
-    let link = Pci { device, interrupts, queues, memory, _claim: claim };
+    let link = Pci { interrupts, device, queues, memory, _claim: claim };
     Ok((Arc::new(link), count + 1))
 }

@@ -9,13 +9,13 @@ use tunnelfs_guest::fuse::abi::reply_header;
 use tunnelfs_guest::{Completion, Error, Transport};
 use tunnelfs_host::server::{Caller, Outcome, Server};
 use tunnelfs_host::shared::Shared;
-use tunnelfs_ring::{Geometry, Region, WaitStats, CQE_HEAD_BYTES};
+use tunnelfs_ring::{Counters, Geometry, Region, CQE_INLINE_BYTES};
 use virtiofsd::passthrough::PassthroughFs;
 
 const OUT_HEADER: usize = 16;
 
 /// A request queue that answers as soon as it is asked.
-pub struct Inline {
+pub struct InProcess {
     server: Arc<Server<PassthroughFs>>,
     memory: Region,
     geometry: Geometry,
@@ -24,7 +24,7 @@ pub struct Inline {
     bell: EventFd,
 }
 
-impl Inline {
+impl InProcess {
     /// One queue over `server`.
     ///
     /// # Errors
@@ -32,11 +32,11 @@ impl Inline {
     pub fn new(server: Arc<Server<PassthroughFs>>, geometry: Geometry) -> Result<Self, Error> {
         let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?;
         let bell = EventFd::new().map_err(std::io::Error::from)?;
-        Ok(Inline { server, memory, geometry, done: VecDeque::new(), bell })
+        Ok(InProcess { server, memory, geometry, done: VecDeque::new(), bell })
     }
 }
 
-impl Transport for Inline {
+impl Transport for InProcess {
     fn name(&self) -> &'static str {
         "inline"
     }
@@ -49,7 +49,7 @@ impl Transport for Inline {
         assert!(slot < self.geometry.slots);
         let size = self.geometry.slot_size as usize;
         // SAFETY: the slot's number was just checked.
-        (unsafe { self.memory.ptr().add(slot as usize * size) }, size)
+        (unsafe { self.memory.as_ptr().add(slot as usize * size) }, size)
     }
 
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
@@ -58,7 +58,7 @@ impl Transport for Inline {
         let (input, output) = (part(payload_len), part(reply_max));
         // SAFETY: both lie in the slot.
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-        let mut completion = Completion { slot, head: [0; CQE_HEAD_BYTES], head_len: OUT_HEADER, payload_len: 0 };
+        let mut completion = Completion { slot, head: [0; CQE_INLINE_BYTES], head_len: OUT_HEADER, payload_len: 0 };
         if let Outcome::Reply(reply) = self.server.handle(head, input, output, Caller::Patient) {
             output.write(0, reply.fixed())?;
             completion.payload_len = reply.fixed().len() + reply.in_place;
@@ -92,8 +92,8 @@ impl Transport for Inline {
         self.bell.as_fd()
     }
 
-    fn wait_stats(&self) -> WaitStats {
-        WaitStats::default()
+    fn wait_counters(&self) -> Counters {
+        Counters::default()
     }
 
     fn copied(&self) -> u64 {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// At one moment.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Held {
+pub struct Resources {
     /// Open descriptors.
     pub descriptors: usize,
     /// Threads, without those that the kernel lends an io_uring (`iou-wrk`) and takes back when they idle.
@@ -19,9 +19,9 @@ pub struct Held {
     pub anonymous_kib: usize,
 }
 
-impl Held {
+impl Resources {
     /// Nothing for a process that has ended.
-    pub fn of(pid: Pid) -> Held {
+    pub fn of(pid: Pid) -> Resources {
         let proc = format!("/proc/{pid}");
         let entries = |dir: &str| fs::read_dir(Path::new(&proc).join(dir)).into_iter().flatten().flatten();
         let lent = |task: &fs::DirEntry| {
@@ -32,7 +32,7 @@ impl Held {
             let line = status.lines().find_map(|line| line.strip_prefix(field));
             line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
         };
-        Held {
+        Resources {
             descriptors: entries("fd").count(),
             threads: entries("task").filter(|task| !lent(task)).count(),
             resident_kib: kib("VmRSS:"),
@@ -41,11 +41,11 @@ impl Held {
     }
 
     /// As soon as descriptors and threads come and go no more, or after three seconds.
-    pub fn at_rest(pid: Pid) -> Held {
-        let mut last = Held::of(pid);
+    pub fn at_rest(pid: Pid) -> Resources {
+        let mut last = Resources::of(pid);
         for _ in 0..30 {
             std::thread::sleep(Duration::from_millis(100));
-            let now = Held::of(pid);
+            let now = Resources::of(pid);
             if (now.descriptors, now.threads) == (last.descriptors, last.threads) {
                 return now;
             }
@@ -55,9 +55,9 @@ impl Held {
     }
 }
 
-impl fmt::Display for Held {
+impl fmt::Display for Resources {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Held { descriptors, threads, anonymous_kib, .. } = self;
+        let Resources { descriptors, threads, anonymous_kib, .. } = self;
         write!(f, "{descriptors} descriptors, {threads} threads, {anonymous_kib} KiB")
     }
 }

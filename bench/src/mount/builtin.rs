@@ -1,7 +1,7 @@
 //! Loads of our own, where fio is not installed: `pread` and `pwrite`, one request at a time in each thread.
 
-use super::jobs::{Io, Turn};
-use super::MountPlan;
+use super::plan::MountPlan;
+use super::turn::{Io, Turn};
 use crate::limits::histogram;
 use hdrhistogram::Histogram;
 use std::fs::{File, OpenOptions};
@@ -42,7 +42,7 @@ fn thread(job: &Io, file: &File, plan: &MountPlan, number: u64) -> io::Result<Hi
     // Page-aligned, as O_DIRECT wants it.
     let memory = Region::new(job.bs as usize, false).map_err(io::Error::other)?;
     // SAFETY: private to this thread, as long as the request is.
-    let buffer = unsafe { std::slice::from_raw_parts_mut(memory.ptr(), job.bs as usize) };
+    let buffer = unsafe { std::slice::from_raw_parts_mut(memory.as_ptr(), job.bs as usize) };
     let (blocks, start) = (plan.file_bytes / u64::from(job.bs), Instant::now());
     let (mut latency, mut random, mut n) = (histogram(), number * 2 + 1, 0u64);
     while if job.direct { start.elapsed() < plan.runtime } else { n < blocks } {

@@ -1,14 +1,12 @@
-//! The one in-band message that turns a virtqueue into a ring, and the numbers
-//! of the project's own messages. A host that does not know a number answers
-//! that it is not implemented, and the guest stays on the virtqueue.
+//! The message that turns a virtqueue into a ring. A device that does not know it answers ENOSYS, and the driver stays
+//! on the virtqueue.
 
-use crate::{Error, Geometry};
+use crate::error::Error;
+use crate::geometry::Geometry;
 
-/// Message number: set up a ring on the queue that carries this message.
-pub const OP_SETUP: u32 = 0x5446_0001;
-/// Message number: answered by the host's server with nothing done.
+/// Opcode of a request that the host's server answers with nothing done.
 pub const OP_NOOP: u32 = 0x5446_0002;
-/// Message number: the reply is one `u64`, payload bytes that the host has copied.
+/// Opcode whose reply is one `u64`: payload bytes that the host has copied.
 pub const OP_COPIED: u32 = 0x5446_0003;
 /// First word of a [`RingSetup`].
 pub const MAGIC: u32 = u32::from_le_bytes(*b"TFS1");
@@ -17,7 +15,7 @@ pub const VERSION: u32 = 2;
 /// Most runs that a [`RingSetup`] may have.
 pub const MAX_RUNS: usize = 4096;
 
-/// The body of [`OP_SETUP`]: magic and version, then these as little-endian
+/// The body of [`RingSetup::OPCODE`]: magic and version, then these as little-endian
 /// integers in this order, the number of runs before them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RingSetup {
@@ -27,34 +25,34 @@ pub struct RingSetup {
     pub geometry: Geometry,
     /// Address of the queue's control part (all but the slots), in the guest's address space.
     pub control: u64,
-    /// The CPU that the guest's thread stays on, or [`NO_CPU`]: a host on the
+    /// The CPU that the guest's thread stays on, or [`CPU_UNKNOWN`]: a host on the
     /// same machine may place its own thread by it.
     pub cpu: u32,
     /// Where the slots lie, in order.
-    pub runs: Vec<Run>,
+    pub runs: Vec<SlotRun>,
 }
 
 /// Slots that lie one after the other. A VM's memory is in one piece for the
 /// guest's process, but in several for everybody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct SlotRun {
     /// Address of the first slot, in the guest's address space.
     pub address: u64,
     /// How many there are.
     pub slots: u32,
 }
 
-impl Run {
+impl SlotRun {
     /// Bytes on the wire: the address, the number, four bytes of zeros.
     const BYTES: usize = 16;
 
     /// The runs of slots of `size` bytes that lie at `addresses`.
-    pub fn join(addresses: impl IntoIterator<Item = u64>, size: u32) -> Vec<Run> {
-        let mut runs = Vec::<Run>::new();
+    pub fn coalesce(addresses: impl IntoIterator<Item = u64>, size: u32) -> Vec<SlotRun> {
+        let mut runs = Vec::<SlotRun>::new();
         for address in addresses {
             match runs.last_mut() {
                 Some(run) if run.address.checked_add(run.bytes(size)) == Some(address) => run.slots += 1,
-                _ => runs.push(Run { address, slots: 1 }),
+                _ => runs.push(SlotRun { address, slots: 1 }),
             }
         }
         runs
@@ -67,13 +65,15 @@ impl Run {
 }
 
 /// The guest's thread may run anywhere, or on another machine's CPUs.
-pub const NO_CPU: u32 = u32::MAX;
+pub const CPU_UNKNOWN: u32 = u32::MAX;
 
 impl RingSetup {
+    /// The message's FUSE opcode.
+    pub const OPCODE: u32 = 0x5446_0001;
     /// Bytes on the wire before the runs.
     pub const FIXED_BYTES: usize = 40;
     /// Bytes of the longest message.
-    pub const MAX_BYTES: usize = Self::FIXED_BYTES + MAX_RUNS * Run::BYTES;
+    pub const MAX_BYTES: usize = Self::FIXED_BYTES + MAX_RUNS * SlotRun::BYTES;
 
     /// The message's bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -104,11 +104,11 @@ impl RingSetup {
         let geometry = Geometry { entries: fixed[3], slots: fixed[4], slot_size: fixed[5] };
         geometry.check()?;
         let count = fixed[9] as usize;
-        if count > MAX_RUNS || bytes.len() != Self::FIXED_BYTES + count * Run::BYTES {
+        if count > MAX_RUNS || bytes.len() != Self::FIXED_BYTES + count * SlotRun::BYTES {
             return Err(Error::Corrupt("set-up message of another length"));
         }
         let address = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
-        let run = |i: usize| Some(Run { address: address(word(i)?, word(i + 1)?), slots: word(i + 2)? });
+        let run = |i: usize| Some(SlotRun { address: address(word(i)?, word(i + 1)?), slots: word(i + 2)? });
         let runs = (0..count).map(|n| run(10 + 4 * n)).collect::<Option<Vec<_>>>();
         let runs = runs.ok_or(Error::Corrupt("set-up message cut off"))?;
         let slots: u64 = runs.iter().map(|run| u64::from(run.slots)).sum();
@@ -125,7 +125,7 @@ mod tests {
 
     fn setup() -> RingSetup {
         let geometry = Geometry { entries: 8, slots: 4, slot_size: 8192 };
-        let runs = Run::join([0x10_0000, 0x10_2000, 0x30_0000, 0x8_0000_0000], geometry.slot_size);
+        let runs = SlotRun::coalesce([0x10_0000, 0x10_2000, 0x30_0000, 0x8_0000_0000], geometry.slot_size);
         RingSetup { features: 0, geometry, control: 0x1_2345_6000, cpu: 3, runs }
     }
 
@@ -134,7 +134,7 @@ mod tests {
         let setup = setup();
         assert_eq!(setup.runs.iter().map(|r| r.slots).collect::<Vec<_>>(), [2, 1, 1]);
         let bytes = setup.to_bytes();
-        assert_eq!(bytes.len(), RingSetup::FIXED_BYTES + 3 * Run::BYTES);
+        assert_eq!(bytes.len(), RingSetup::FIXED_BYTES + 3 * SlotRun::BYTES);
         assert_eq!(RingSetup::from_bytes(&bytes).unwrap(), setup);
     }
 

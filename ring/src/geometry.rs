@@ -1,13 +1,11 @@
 //! The sizes of one queue, and where its parts lie.
 
+use crate::error::Error;
 use crate::layout::{Cqe, Sqe, PAGE};
-use crate::spsc::{Cell, Line};
-use crate::Error;
+use crate::spsc::{CacheLine, Cell};
 
 /// Most entries that a ring may have.
 pub const MAX_ENTRIES: u32 = 1 << 15;
-/// Smallest payload slot, bytes: FUSE's own least read buffer (`FUSE_MIN_READ_BUFFER`).
-pub const MIN_SLOT_SIZE: u32 = 8192;
 /// Largest payload slot, bytes.
 pub const MAX_SLOT_SIZE: u32 = 16 << 20;
 
@@ -37,11 +35,11 @@ impl Geometry {
         if !(1..=self.entries).contains(&self.slots) {
             return refuse("slots", self.slots, format!("must be from 1 to entries ({})", self.entries));
         }
-        if !(MIN_SLOT_SIZE..=MAX_SLOT_SIZE).contains(&self.slot_size) || self.slot_size as usize % PAGE != 0 {
+        if !(PAGE as u32..=MAX_SLOT_SIZE).contains(&self.slot_size) || self.slot_size as usize % PAGE != 0 {
             return refuse(
                 "slot_size",
                 self.slot_size,
-                format!("must be a multiple of {PAGE} from {MIN_SLOT_SIZE} to {MAX_SLOT_SIZE} bytes"),
+                format!("must be a multiple of {PAGE} from {PAGE} to {MAX_SLOT_SIZE} bytes"),
             );
         }
         Ok(())
@@ -52,19 +50,19 @@ impl Geometry {
     }
 
     pub(crate) fn cq_head(&self) -> usize {
-        size_of::<Line>()
+        size_of::<CacheLine>()
     }
 
-    pub(crate) fn host_sleeps(&self) -> usize {
-        2 * size_of::<Line>()
+    pub(crate) fn device_wakeup(&self) -> usize {
+        2 * size_of::<CacheLine>()
     }
 
-    pub(crate) fn guest_sleeps(&self) -> usize {
-        3 * size_of::<Line>()
+    pub(crate) fn driver_wakeup(&self) -> usize {
+        3 * size_of::<CacheLine>()
     }
 
     pub(crate) fn sqes(&self) -> usize {
-        HEAD_LINES * size_of::<Line>()
+        HEAD_LINES * size_of::<CacheLine>()
     }
 
     pub(crate) fn cqes(&self) -> usize {

@@ -1,0 +1,129 @@
+//! One queue's cache of translated handles: after a reconnect most READs and WRITEs find the host's numbers here,
+//! without the tables' lock and without hashing.
+//!
+//! An entry counts for one host only. While that host lives it stays right: the kernel holds a node while it has a
+//! handle of it open, and a handle's number is not given out again (`Tables::opened`).
+
+use super::wire::{put_u64, u64_at, BODY, NODE};
+use crate::fuse::abi::opcode::{READ, RELEASE, WRITE};
+use crate::fuse::abi::request_opcode;
+
+/// Direct-mapped; 8 KiB a queue.
+const ENTRIES: usize = 256;
+
+/// What the kernel and the host call one handle.
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    node: u64,
+    handle: u64,
+    host_node: u64,
+    host_handle: u64,
+}
+
+/// The cache.
+pub struct HandleCache {
+    /// The host that the entries are of.
+    time: u64,
+    entries: Box<[Entry; ENTRIES]>,
+}
+
+impl Default for HandleCache {
+    fn default() -> Self {
+        HandleCache { time: 0, entries: Box::new([Entry::default(); ENTRIES]) }
+    }
+}
+
+/// Whether a request is of the kind that is cached: its node and its first handle are all its numbers.
+fn is_cached(head: &[u8]) -> bool {
+    matches!(request_opcode(head), READ | WRITE)
+}
+
+fn index(node: u64, handle: u64) -> usize {
+    // Fibonacci hashing: the product's upper bits.
+    ((node ^ handle.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize % ENTRIES
+}
+
+impl HandleCache {
+    /// Puts the numbers of the host of `time` into a READ or WRITE; `false`: they are not known here.
+    pub fn translate(&self, time: u64, head: &mut [u8]) -> bool {
+        if time != self.time || !is_cached(head) {
+            return false;
+        }
+        let (node, handle) = (u64_at(head, NODE), u64_at(head, BODY));
+        let entry = &self.entries[index(node, handle)];
+        // No node has the number 0: an empty entry is of none.
+        let known = node != 0 && (entry.node, entry.handle) == (node, handle);
+        if known {
+            put_u64(head, NODE, entry.host_node);
+            put_u64(head, BODY, entry.host_handle);
+        }
+        known
+    }
+
+    /// Notes how `before`, as the kernel has it, was translated for the host of `time`.
+    pub fn note(&mut self, time: u64, before: &[u8], after: &[u8]) {
+        if !is_cached(before) {
+            return;
+        }
+        if time != self.time {
+            self.entries.fill(Entry::default());
+            self.time = time;
+        }
+        let (node, handle) = (u64_at(before, NODE), u64_at(before, BODY));
+        let (host_node, host_handle) = (u64_at(after, NODE), u64_at(after, BODY));
+        self.entries[index(node, handle)] = Entry { node, handle, host_node, host_handle };
+    }
+
+    /// Takes out the handle that a RELEASE closes.
+    pub fn release(&mut self, head: &[u8]) {
+        if request_opcode(head) == RELEASE {
+            self.entries[index(u64_at(head, NODE), u64_at(head, BODY))] = Entry::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuse::abi::opcode::{FSYNC, GETATTR};
+    use crate::message::request;
+
+    fn ask(opcode: u32, node: u64, handle: u64) -> Vec<u8> {
+        request(opcode, node, 1, &handle.to_ne_bytes(), 0)
+    }
+
+    #[test]
+    fn a_handle_is_known_for_one_host_and_until_it_is_closed() {
+        let mut cache = HandleCache::default();
+        let read = ask(READ, 2, 7);
+        assert!(!cache.translate(1, &mut read.clone()));
+        cache.note(1, &read, &ask(READ, 50, 3));
+        for opcode in [READ, WRITE] {
+            let mut head = ask(opcode, 2, 7);
+            assert!(cache.translate(1, &mut head));
+            assert_eq!((u64_at(&head, NODE), u64_at(&head, BODY)), (50, 3));
+        }
+        for (opcode, node, handle) in [(READ, 3, 7), (READ, 2, 8), (READ, 0, 0), (FSYNC, 2, 7), (GETATTR, 2, 7)] {
+            assert!(!cache.translate(1, &mut ask(opcode, node, handle)), "{opcode} {node} {handle}");
+        }
+        assert!(!cache.translate(2, &mut read.clone()), "another host");
+        cache.note(2, &ask(READ, 9, 9), &ask(READ, 90, 91));
+        assert!(!cache.translate(2, &mut read.clone()), "of the host before");
+        cache.release(&ask(RELEASE, 9, 9));
+        assert!(!cache.translate(2, &mut ask(READ, 9, 9)));
+    }
+
+    #[test]
+    fn what_falls_on_one_place_is_not_mistaken() {
+        let mut cache = HandleCache::default();
+        for n in 1..10_000u64 {
+            cache.note(1, &ask(READ, n, n * 3), &ask(READ, n + 1, n));
+        }
+        for n in 1..10_000u64 {
+            let mut head = ask(READ, n, n * 3);
+            if cache.translate(1, &mut head) {
+                assert_eq!((u64_at(&head, NODE), u64_at(&head, BODY)), (n + 1, n));
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The safe ends of a queue: between threads, against a peer that lies or dies.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+use tunnelfs_ring::*;
+
+const GEOMETRY: Geometry = Geometry { entries: 4, slots: 4, slot_size: 4096 };
+const SOON: Option<Duration> = Some(Duration::from_secs(20));
+
+fn pair(policy: Policy) -> (Driver, Device) {
+    let wait = WaitConfig { policy, ..WaitConfig::default() };
+    let (driver, handoff) = Driver::create(GEOMETRY, wait).unwrap();
+    (driver, Device::attach(handoff, wait).unwrap())
+}
+
+fn next(device: &mut Device) -> Result<Request, Error> {
+    loop {
+        match device.next()? {
+            Some(request) => return Ok(request),
+            None => device.wait(SOON)?,
+        }
+    }
+}
+
+fn reap(driver: &mut Driver) -> Result<Reply, Error> {
+    loop {
+        match driver.reap()? {
+            Some(reply) => return Ok(reply),
+            None => driver.wait(SOON)?,
+        }
+    }
+}
+
+#[test]
+fn payloads_and_messages_cross_under_every_policy() {
+    for policy in [Policy::Park, Policy::Spin, Policy::Auto] {
+        let (mut driver, mut device) = pair(policy);
+        let server = std::thread::spawn(move || {
+            for _ in 0..500 {
+                let mut request = next(&mut device).unwrap();
+                let mut bytes = vec![0; request.payload_len()];
+                device.payload(&mut request).read_at(0, &mut bytes).unwrap();
+                bytes.reverse();
+                device.payload(&mut request).write_at(0, &bytes).unwrap();
+                let msg = request.msg().to_vec();
+                device.complete(request, &msg[..8], bytes.len() as u32).unwrap();
+            }
+        });
+        for n in 0..500u64 {
+            let mut slot = driver.alloc().unwrap();
+            driver.payload(&mut slot).write_at(0, &n.to_le_bytes()).unwrap();
+            driver.submit(&n.to_ne_bytes(), slot, 8, 8).unwrap();
+            let reply = reap(&mut driver).unwrap();
+            assert_eq!(reply.msg(), n.to_ne_bytes());
+            let (mut bytes, len) = ([0; 8], reply.payload_len());
+            let mut slot = reply.slot;
+            driver.payload(&mut slot).read_at(0, &mut bytes).unwrap();
+            assert_eq!((bytes, len), (n.to_be_bytes(), 8));
+            driver.free(slot);
+        }
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn a_hand_off_crosses_a_socket() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (mut driver, handoff) = Driver::create(GEOMETRY, WaitConfig::default()).unwrap();
+    handoff.send(&ours).unwrap();
+    let mut device = Device::attach(Handoff::recv(&theirs).unwrap(), WaitConfig::default()).unwrap();
+    let slot = driver.alloc().unwrap();
+    driver.submit(b"x", slot, 0, 0).unwrap();
+    assert_eq!(next(&mut device).unwrap().msg(), b"x");
+    drop(ours);
+    assert!(matches!(Handoff::recv(&theirs), Err(Error::PeerGone)));
+}
+
+#[test]
+fn a_full_ring_gives_the_slot_back() {
+    let (mut driver, _device) = pair(Policy::Park);
+    let slots: Vec<_> = std::iter::from_fn(|| driver.alloc()).collect();
+    assert_eq!(slots.len(), 4);
+    for slot in slots {
+        driver.submit(b"", slot, 0, 0).unwrap();
+    }
+    assert!(driver.alloc().is_none());
+    assert!(matches!(driver.wait(Some(Duration::from_millis(5))), Err(Error::TimedOut)));
+}
+
+#[test]
+fn too_long_messages_and_lengths_are_refused() {
+    let (mut driver, mut device) = pair(Policy::Park);
+    let mut slot = driver.alloc().unwrap();
+    for (msg, payload, reply) in [(&[0; Driver::MAX_MSG + 1][..], 0, 0), (b"", 4097, 0), (b"", 0, u32::MAX)] {
+        match driver.submit(msg, slot, payload, reply) {
+            Err(SubmitError::TooLong(back)) => slot = back,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(driver.payload(&mut slot).write_at(4090, &[0; 7]).is_err());
+    assert!(driver.payload(&mut slot).read_at(usize::MAX, &mut [0]).is_err());
+    driver.submit(b"", slot, 0, 16).unwrap();
+    let request = next(&mut device).unwrap();
+    assert!(matches!(device.complete(request, b"", 17), Err(Error::OutOfRange)));
+    assert_eq!(reap(&mut driver).unwrap().payload_len(), 0, "the request is completed all the same");
+}
+
+#[test]
+fn a_peer_that_goes_is_an_error_at_once() {
+    let start = Instant::now();
+    let (mut driver, mut device) = pair(Policy::Park);
+    let slot = driver.alloc().unwrap();
+    driver.submit(b"last", slot, 0, 0).unwrap();
+    drop(driver);
+    assert_eq!(next(&mut device).unwrap().msg(), b"last", "what was submitted is still served");
+    assert!(matches!(next(&mut device), Err(Error::PeerGone)));
+    let (mut driver, device) = pair(Policy::Park);
+    drop(device);
+    assert!(matches!(driver.wait(None), Err(Error::PeerGone)));
+    assert!(start.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn a_slot_of_another_driver_is_refused() {
+    let ((mut one, _one), (mut other, _other)) = (pair(Policy::Park), pair(Policy::Park));
+    let slot = one.alloc().unwrap();
+    let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| other.free(slot)));
+    assert!(refused.is_err());
+}
+
+#[test]
+fn descriptors_of_another_kind_are_refused() {
+    let handoff = || Driver::create(GEOMETRY, WaitConfig::default()).unwrap();
+    let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    let refused = |handoff| Device::attach(handoff, WaitConfig::default()).is_err();
+    let (_driver, good) = handoff();
+    assert!(refused(Handoff { kick: null(), ..good }));
+    let (_driver, good) = handoff();
+    assert!(refused(Handoff { call: null(), ..good }));
+    let (_driver, good) = handoff();
+    assert!(refused(Handoff { memory: null(), ..good }));
+    let (_driver, good) = handoff();
+    let larger = Geometry { slots: 4, slot_size: 1 << 20, entries: 4 };
+    assert!(refused(Handoff { geometry: larger, ..good }), "more than the memory has");
+    let (_driver, good) = handoff();
+    let file = tempfile_without_seals(good.memory.as_fd());
+    assert!(refused(Handoff { memory: file, ..good }), "memory that could shrink");
+}
+
+/// A memfd as large as another one, without its seals.
+fn tempfile_without_seals(like: impl AsFd) -> OwnedFd {
+    let flags = nix::sys::memfd::MFdFlags::MFD_ALLOW_SEALING;
+    let fd = nix::sys::memfd::memfd_create(c"open", flags).unwrap();
+    nix::unistd::ftruncate(&fd, nix::sys::stat::fstat(like).unwrap().st_size).unwrap();
+    fd
+}
