@@ -1,7 +1,7 @@
 //! A program that has a mount in its own process: what else it has open is its own, also when the mount's host does not
 //! answer. About six seconds, the guest's patience.
 //!
-//! The half that mounts needs root and `/dev/fuse`; says `skipped: ...` without them.
+//! The half that mounts needs root and `/dev/fuse`; is skipped without them.
 
 #[allow(dead_code)]
 #[path = "faults/false_host.rs"]
@@ -9,6 +9,8 @@ mod false_host;
 #[allow(dead_code)]
 #[path = "mount/rig.rs"]
 mod rig;
+#[path = "common/skip.rs"]
+mod skip;
 
 use false_host::{Said, Twist};
 use nix::mount::{umount2, MntFlags};

@@ -129,7 +129,7 @@ fn agree(body: &[u8]) {
         slot_size,
         uring: [None, Some(true), Some(false)][*flags as usize % 3],
         writeback: flags & 4 != 0,
-        reconnect: flags & 8 != 0,
+        default_permissions: flags & 8 != 0,
     };
     let mut body = body.to_vec();
     let offered = init::offered(&body);

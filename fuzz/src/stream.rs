@@ -30,6 +30,6 @@ pub fn once(bytes: &[u8]) {
     host.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
     guest.write_all(&frames).unwrap();
     guest.shutdown(Shutdown::Write).unwrap();
-    let _ = socket::serve(host, &SERVER, WaitConfig::default());
+    let _ = socket::serve(host, &*SERVER, WaitConfig::default());
     SERVER.reset();
 }

@@ -118,7 +118,7 @@ impl Mount {
             workers: Vec::new(),
             queues: Vec::new(),
             ended,
-            agreed: Agreed { uring: false, max_write: 0 },
+            agreed: Agreed { uring: false, max_write: 0, shared_locks: false },
             policy: config.guest.wait.policy,
             connection: mounts::on(&config.point).map(|m| m.number),
             watchdog: None,
@@ -127,7 +127,14 @@ impl Mount {
         };
         let (agreed, init) = agree(&device, connection.queues[0].as_mut(), config)?;
         mount.agreed = agreed;
-        let next = match (connection.kept.clone(), config.reconnect) {
+        if agreed.shared_locks && config.reconnect.is_some() {
+            tracing::warn!(
+                "the host keeps the locks (host.locks = \"shared\"), and they end with it: this mount does not go on \
+                 with another host, as with `noreconnect`"
+            );
+        }
+        let reconnect = config.reconnect.filter(|_| !agreed.shared_locks);
+        let next = match (connection.kept.clone(), reconnect) {
             (Some(kept), Some(limit)) => {
                 Some(mount.next_host(&mut connection, (kept, init, limit), &device, config)?)
             }
@@ -349,7 +356,7 @@ fn agree(device: &OwnedFd, transport: &mut dyn Transport, config: &MountConfig) 
             Channel::Fuse => Some(false),
         },
         writeback: config.writeback,
-        reconnect: config.reconnect.is_some(),
+        default_permissions: config.options.default_permissions,
     };
     let offered = init::offered(&head[IN_HEADER..]);
     let uring_offered = offered & init_flag::OVER_IO_URING != 0;

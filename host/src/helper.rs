@@ -4,6 +4,7 @@
 //! rest of its way; two cores do it in half the time. Both threads take one
 //! part after the other until none is left: a helper that has no core costs nothing.
 
+use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 use std::io;
 use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -19,8 +20,8 @@ struct Job {
     /// Valid as long as there are parts that nobody has taken, or that are not done: [`Helper::share`] waits for them.
     work: *const Work<'static>,
     parts: usize,
-    taken: AtomicUsize,
-    done: AtomicUsize,
+    taken: CachePadded<AtomicUsize>,
+    done: CachePadded<AtomicUsize>,
 }
 
 // SAFETY: `work` is `Sync`; its validity is told above.
@@ -69,12 +70,13 @@ impl Drop for Finish<'_> {
     }
 }
 
+/// What both threads share. The helper spins on `number`, so each word has a cache line of its own.
 #[derive(Default)]
 struct Desk {
-    job: Mutex<Option<Arc<Job>>>,
+    job: CachePadded<Mutex<Option<Arc<Job>>>>,
     /// Changes with each job.
-    number: AtomicU32,
-    asleep: AtomicBool,
+    number: CachePadded<AtomicU32>,
+    asleep: CachePadded<AtomicBool>,
     stopping: AtomicBool,
 }
 
@@ -103,7 +105,7 @@ impl Helper {
     pub fn share(&self, parts: usize, work: &Work<'_>) {
         // SAFETY: only the lifetime changes; `Finish` keeps this call from ending while the job may use it.
         let work: *const Work<'static> = unsafe { std::mem::transmute(work) };
-        let job = Arc::new(Job { work, parts, taken: AtomicUsize::new(0), done: AtomicUsize::new(0) });
+        let job = Arc::new(Job { work, parts, taken: CachePadded::default(), done: CachePadded::default() });
         let _finish = Finish(&job);
         self.desk.give(job.clone());
         self.wake();

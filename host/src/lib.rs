@@ -6,12 +6,16 @@
 
 mod backend;
 mod extensions;
+mod gate;
+pub mod handler;
 mod helper;
 mod in_place;
+mod interrupt;
+mod listen;
 mod memory;
 mod patience;
 mod placement;
-mod pool;
+mod queue_thread;
 pub mod request;
 pub mod sandbox;
 mod seccomp;
@@ -19,7 +23,10 @@ mod serve;
 pub mod server;
 pub mod share;
 pub mod shared;
+mod streams;
+mod takeover;
 pub mod transport;
 mod vring;
 
-pub use serve::{inherited, serve, serve_confined};
+pub use handler::Handler;
+pub use serve::{inherited, serve, serve_confined, Start};

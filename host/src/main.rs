@@ -23,6 +23,9 @@ struct Args {
     /// Serve one guest, then exit
     #[arg(long)]
     once: bool,
+    /// Take the socket's path from a host that listens there; without this, a second host is refused
+    #[arg(long)]
+    replace: bool,
     /// Number of a listening socket that this process is started with, instead of --socket-path
     #[arg(long, value_name = "FD", conflicts_with = "socket-path")]
     fd: Option<i32>,
@@ -63,6 +66,7 @@ fn run(matches: &clap::ArgMatches, args: &Args) -> Result<(), Box<dyn std::error
     }
     let settings = loader.finish()?;
     let socket = args.fd.map(tunnelfs_host::inherited).transpose()?;
-    tunnelfs_host::serve_confined(&settings, args.once, socket)?;
+    let start = tunnelfs_host::Start { once: args.once, replace: args.replace, socket };
+    tunnelfs_host::serve_confined(&settings, start)?;
     Ok(())
 }

@@ -11,6 +11,7 @@
 
 use crate::helper::Helper;
 use crate::transport::ring::Served;
+use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 use std::cell::OnceCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -113,7 +114,8 @@ impl Trial {
 /// The decision of all queues of a device.
 #[derive(Debug)]
 pub struct Decision {
-    served: AtomicU64,
+    /// Requests of all queues. On a line of its own: each queue's thread writes it.
+    served: CachePadded<AtomicU64>,
     state: Mutex<Measured>,
 }
 
@@ -134,7 +136,7 @@ impl Decision {
     pub fn new() -> Self {
         let trials = PLACES.map(Trial::new);
         let state = Measured { trials, current: SMALL_TRIAL, since: Instant::now(), from: 0 };
-        Decision { served: AtomicU64::new(0), state: Mutex::new(state) }
+        Decision { served: CachePadded::new(AtomicU64::new(0)), state: Mutex::new(state) }
     }
 
     /// Counts, and at a window's end decides; the place to be in.
@@ -152,11 +154,12 @@ impl Decision {
         if elapsed >= WINDOW {
             // After a pause nothing was measured.
             if elapsed < 3 * WINDOW {
-                let rate = (total - state.from) as f64 / elapsed.as_secs_f64();
+                // Another queue may have closed the window with a later total than this one's.
+                let rate = total.saturating_sub(state.from) as f64 / elapsed.as_secs_f64();
                 let current = state.current;
                 state.trials[current].window(rate);
             }
-            (state.since, state.from) = (Instant::now(), total);
+            (state.since, state.from) = (Instant::now(), total.max(state.from));
         }
         state.trials[state.current].place
     }
@@ -171,7 +174,7 @@ pub struct Placement {
     served: Served,
     wait: WaitConfig,
     /// Since it was first wanted.
-    helper: OnceCell<Option<Helper>>,
+    helper: OnceCell<Option<Arc<Helper>>>,
 }
 
 impl Placement {
@@ -189,6 +192,11 @@ impl Placement {
         Some(placement)
     }
 
+    /// Moves the calling thread, the queue's new one, to the queue's place.
+    pub fn take_over(&self) {
+        self.move_to(self.place);
+    }
+
     /// Where the thread is now.
     pub fn place(&self) -> Place {
         self.place
@@ -197,7 +205,7 @@ impl Placement {
     /// This much more has been served; whether the place has changed.
     pub fn served(&mut self, more: Served) -> bool {
         if more.requests > 0 {
-            self.helper().into_iter().for_each(Helper::stay);
+            self.helper().into_iter().for_each(|helper| helper.stay());
         }
         self.served += more;
         if self.served.requests < LOOK_EVERY {
@@ -212,13 +220,13 @@ impl Placement {
     }
 
     /// Who helps with large READs, in the place for that.
-    pub fn helper(&self) -> Option<&Helper> {
+    pub fn helper(&self) -> Option<&Arc<Helper>> {
         if self.place != Place::Helped {
             return None;
         }
         let start = || {
             let helper = Helper::new(self.others(), self.wait);
-            helper.inspect_err(|e| tracing::warn!("no helper for large READs: {e}")).ok()
+            helper.inspect_err(|e| tracing::warn!("no helper for large READs: {e}")).ok().map(Arc::new)
         };
         self.helper.get_or_init(start).as_ref()
     }
@@ -277,6 +285,19 @@ mod tests {
         let large = Served { requests: 8, bytes: 8 << 20 };
         let places = [small, large, small].map(|served| decision.count(served));
         assert_eq!(places, [Place::Beside, Place::Helped, Place::Beside]);
+    }
+
+    /// Two queues count at once: the one with the lower total gets the lock last, and closes the next window.
+    #[test]
+    fn a_late_queue_closes_a_window_with_a_lower_total() {
+        let decision = Decision::new();
+        {
+            let mut state = decision.state.lock();
+            state.from = 1000;
+            state.since = Instant::now() - WINDOW - WINDOW / 2;
+        }
+        assert_eq!(decision.count(Served { requests: 8, bytes: 8 * 4096 }), Place::Beside);
+        assert_eq!(decision.state.lock().from, 1000);
     }
 
     #[test]

@@ -92,6 +92,17 @@ impl<'a> Request<'a> {
     }
 }
 
+/// `FUSE_INTERRUPT`.
+const INTERRUPT: u32 = 36;
+
+/// The `unique` of the request that an INTERRUPT is about; `None` for other requests.
+pub fn interrupted_unique(head: &[u8]) -> Option<u64> {
+    let opcode = u32::from_ne_bytes(head.get(4..8)?.try_into().ok()?);
+    // `struct fuse_interrupt_in` follows the header.
+    let body = head.get(size_of::<InHeader>()..size_of::<InHeader>() + 8)?;
+    (opcode == INTERRUPT).then(|| u64::from_ne_bytes(body.try_into().expect("eight bytes")))
+}
+
 /// Splits a NUL-ended string of any content (a link's target, an attribute's name) off the front of `bytes`.
 ///
 /// # Errors

@@ -31,7 +31,6 @@ pub fn enter(host: &Host, listener: Listener) -> io::Result<(Listener, View)> {
     let (uid_map, gid_map) = (list("host.uid_map", &host.uid_map)?, list("host.gid_map", &host.gid_map)?);
     let mut sandbox = Sandbox::new(whole.root_dir, mode, uid_map, gid_map);
     let mountinfo_prefix = sandbox.get_mountinfo_prefix()?;
-    end_on_signals();
     let listener = sandbox.enter(listener).map_err(|e| {
         io::Error::other(format!(
             "cannot enter the sandbox: {e}; host.sandbox = {:?} may not be possible here: see --sandbox chroot and none",
@@ -104,16 +103,4 @@ where
         one.trim().parse().map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, format!("{key} = {one}: {e}")))
     };
     text.split(',').filter(|one| !one.trim().is_empty()).map(parse).collect()
-}
-
-/// The first process of a process namespace only ends by signals that it handles.
-fn end_on_signals() {
-    extern "C" fn end(_: libc::c_int) {
-        // SAFETY: may be called in a signal handler.
-        unsafe { libc::_exit(0) }
-    }
-    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-        // SAFETY: the handler does nothing but end the process.
-        unsafe { libc::signal(signal, end as extern "C" fn(_) as usize) };
-    }
 }

@@ -151,5 +151,8 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     // A thread may unshare its working directory, and nothing else.
     let own_directory = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, CLONE_FS as u64)?;
     rules.insert(SYS_unshare, vec![SeccompRule::new(vec![own_directory])?]);
+    // A limit may be read, not set: `prlimit64` without new values.
+    let no_new_limit = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+    rules.insert(SYS_prlimit64, vec![SeccompRule::new(vec![no_new_limit])?]);
     Ok(rules)
 }

@@ -1,28 +1,42 @@
-//! Listens, and serves one guest after the other. Whatever one guest does, the next one is served.
+//! Listens, and serves guests: each has a device, threads and a file system of its own. Whatever one guest does, the
+//! others are served.
 
 use crate::backend::Backend;
+use crate::handler::Handler;
+use crate::listen::{self, SocketFile};
 use crate::memory;
 use crate::sandbox;
 use crate::server::Server;
 use crate::share::{self, View};
-use crate::transport::socket;
-use parking_lot::Mutex;
+use crate::streams;
+use crate::vring::Vring;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
-use tunnelfs_settings::{Kind, Settings};
+use tunnelfs_settings::{Kind, Sandbox, Settings};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
-use virtiofsd::filesystem::FileSystem;
-use virtiofsd::oslib::ScopedUmask;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-/// Only the owner may connect: whoever can is a guest.
-const SOCKET_UMASK: libc::mode_t = 0o177;
+/// Guests at a time. One more is refused: its connection is closed, and both sides tell.
+pub const MAX_GUESTS: usize = 64;
 /// Pause before the next try when the system refuses descriptors, threads or connections.
-const PAUSE: Duration = Duration::from_millis(100);
+pub const PAUSE: Duration = Duration::from_millis(100);
+
+/// How a host of its own starts.
+#[derive(Debug, Default)]
+pub struct Start {
+    /// Serve one guest, then return.
+    pub once: bool,
+    /// Take the socket's path from a host that listens there.
+    pub replace: bool,
+    /// A listening socket that a manager has left ([`inherited`]).
+    pub socket: Option<OwnedFd>,
+}
 
 /// Serves what `settings` share until the process is told to stop (or, with
 /// `once`, until the first guest leaves), as a part of a program that keeps its rights.
@@ -30,55 +44,93 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// An error that names what could not be opened, listened on or served.
 pub fn serve(settings: &Settings, once: bool) -> io::Result<()> {
-    let listener = listen(settings)?;
-    open_and_serve(settings, once, listener, View::whole(&settings.host)?, || Ok(()))
+    let view = View::whole(&settings.host)?;
+    let (listener, file) = listen::bind(&settings.transport.socket_path, false)?;
+    open_and_serve(settings, once, (listener.into(), Some(file)), view, || Ok(()))
 }
 
 /// The same as a program of its own, that first gives up what it does not need
-/// ([`sandbox`]), on a socket that a manager has left it, if it did ([`inherited`]). The process must have a single thread.
+/// ([`sandbox`]). The process must have a single thread.
 ///
 /// # Errors
 /// As [`serve`], or that the sandbox cannot be had.
-pub fn serve_confined(settings: &Settings, once: bool, socket: Option<OwnedFd>) -> io::Result<()> {
-    let listener = match socket {
+pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
+    let listener = match start.socket {
         // SAFETY: it owns the descriptor from now on.
         Some(socket) => unsafe { Listener::from_raw_fd(socket.into_raw_fd()) },
-        None => listen(settings)?,
+        None => {
+            let (listener, file) = listen::bind(&settings.transport.socket_path, start.replace)?;
+            file.remove_at_exit();
+            listener.into()
+        }
     };
+    listen::handle_signals();
     tell_ready();
+    if settings.host.sandbox == Sandbox::Chroot {
+        listen::fork_remover(listener.as_raw_fd())?;
+    }
     let (listener, view) = sandbox::enter(&settings.host, listener)?;
-    open_and_serve(settings, once, listener, view, || sandbox::confine(&settings.host))
+    if settings.host.sandbox != Sandbox::None {
+        listen::disown();
+    }
+    open_and_serve(settings, start.once, (listener, None), view, || sandbox::confine(&settings.host))
 }
+
+/// A listening socket, and its file if this process is to remove it.
+type Socket = (Listener, Option<SocketFile>);
 
 fn open_and_serve(
     settings: &Settings,
     once: bool,
-    listener: Listener,
+    socket: Socket,
     view: View,
     confine: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
-    let host = &settings.host;
+    let direct_io = settings.host.allow_direct_io;
+    // The limit of open files is set once, before system calls are given up.
+    let first = settings.host.clone();
+    let host = tunnelfs_settings::Host { rlimit_nofile: 0, ..first.clone() };
     if host.readonly {
-        let fs = share::open_read_only(host, view)?;
+        let open = move |host: &_| Ok(Server::new(share::open_read_only(host, again(&view)?)?, direct_io));
+        let opened = open(&first)?;
         confine()?;
-        serve_fs(settings, once, listener, fs)
+        serve_with(settings, once, socket, opened, move || open(&host))
     } else {
-        let fs = share::open_in(host, view)?;
+        let open = move |host: &_| Ok(Server::new(share::open_in(host, again(&view)?)?, direct_io));
+        let opened = open(&first)?;
         confine()?;
-        serve_fs(settings, once, listener, fs)
+        serve_with(settings, once, socket, opened, move || open(&host))
     }
 }
 
-fn serve_fs<F: FileSystem + Send + Sync + 'static>(
+/// The shared directory once more, for another guest's file system.
+fn again(view: &View) -> io::Result<View> {
+    let (root_dir, mountinfo_prefix) = (view.root_dir.clone(), view.mountinfo_prefix.clone());
+    let descriptors = view.descriptors.as_ref().map(std::fs::File::try_clone).transpose()?;
+    // A descriptor of its own, with a position of its own.
+    let mounts = match (&view.mounts, &view.descriptors) {
+        (Some(mounts), Some(descriptors)) => {
+            let name = mounts.as_raw_fd().to_string();
+            let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_CLOEXEC;
+            let opened = nix::fcntl::openat(descriptors, name.as_str(), flags, nix::sys::stat::Mode::empty())?;
+            Some(opened.into())
+        }
+        (mounts, _) => mounts.as_ref().map(std::fs::File::try_clone).transpose()?,
+    };
+    Ok(View { root_dir, mountinfo_prefix, descriptors, mounts })
+}
+
+/// Serves guests: `first` the first one; `open` makes what serves each other one, in the sandbox.
+fn serve_with<H: Handler>(
     settings: &Settings,
     once: bool,
-    listener: Listener,
-    fs: F,
+    (listener, file): Socket,
+    first: H,
+    open: impl Fn() -> io::Result<H> + Send + Sync + 'static,
 ) -> io::Result<()> {
-    let server = Arc::new(Server::new(fs, settings.host.allow_direct_io));
     match settings.transport.kind {
-        Kind::Socket => serve_socket(settings, once, listener, &server),
-        Kind::Ring | Kind::Virtqueue => serve_vhost_user(settings, once, listener, &server),
+        Kind::Socket => streams::serve(settings, once, (listener, file), first, open),
+        Kind::Ring | Kind::Virtqueue => serve_vhost_user(settings, once, (listener, file), first, open),
     }
 }
 
@@ -100,12 +152,6 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-fn listen(settings: &Settings) -> io::Result<Listener> {
-    let path = &settings.transport.socket_path;
-    let _umask = ScopedUmask::new(SOCKET_UMASK);
-    Listener::new(path, true).map_err(|e| io::Error::other(format!("cannot listen on {}: {e}", path.display())))
-}
-
 /// Tells a service manager that guests may connect, as sd_notify(3) has it; before the sandbox hides its socket.
 fn tell_ready() {
     if let (Some(path), Ok(socket)) = (std::env::var_os("NOTIFY_SOCKET"), UnixDatagram::unbound()) {
@@ -115,109 +161,143 @@ fn tell_ready() {
     }
 }
 
-fn serve_vhost_user<F>(
+/// How many are there, of so many at the most.
+#[derive(Clone)]
+pub struct Guests {
+    count: Arc<AtomicUsize>,
+    most: usize,
+}
+
+/// One guest's place.
+pub struct Seat(Arc<AtomicUsize>);
+
+impl Guests {
+    pub fn new(most: usize) -> Self {
+        Guests { count: Arc::default(), most }
+    }
+
+    /// A place for one more, if there is one.
+    pub fn admit(&self) -> Option<Seat> {
+        let more = |count| (count < self.most).then_some(count + 1);
+        let admitted = self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+        admitted.ok().map(|_| Seat(self.count.clone()))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Another descriptor of the listening socket, to accept what is refused.
+fn accepting(listener: &Listener) -> io::Result<UnixListener> {
+    // SAFETY: open as long as `listener` is borrowed.
+    Ok(unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) }.try_clone_to_owned()?.into())
+}
+
+fn serve_vhost_user<H: Handler>(
     settings: &Settings,
     once: bool,
-    mut listener: Listener,
-    server: &Arc<Server<F>>,
-) -> io::Result<()>
-where
-    F: FileSystem + Send + Sync + 'static,
-{
+    (mut listener, file): Socket,
+    first: H,
+    open: impl Fn() -> io::Result<H> + Send + Sync + 'static,
+) -> io::Result<()> {
     memory::survive_loss()?;
-    serve_guest(settings, server, &mut listener)?;
-    if once {
-        return Ok(());
-    }
+    let guests = Guests::new(MAX_GUESTS);
+    let mut next = Some(Guest::new(settings, first)?);
     loop {
-        if let Err(e) = serve_guest(settings, server, &mut listener) {
-            tracing::warn!("waiting for the next guest: {e}");
-            std::thread::sleep(PAUSE);
-        }
-    }
-}
-
-/// Waits for a guest, and serves it until it leaves.
-fn serve_guest<F>(settings: &Settings, server: &Arc<Server<F>>, listener: &mut Listener) -> io::Result<()>
-where
-    F: FileSystem + Send + Sync + 'static,
-{
-    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let backend = Arc::new(Backend::new(settings, server.clone(), memory.clone())?);
-    let mut daemon = VhostUserDaemon::new("tunnelfs".into(), backend.clone(), memory).map_err(other)?;
-    let started = daemon.start(listener).map_err(other);
-    if started.is_ok() {
-        if let Err(e) = daemon.wait() {
-            tracing::info!("guest's connection: {e}");
-        }
-    }
-    backend.end(daemon);
-    server.reset();
-    started
-}
-
-fn other(e: impl std::fmt::Display) -> io::Error {
-    io::Error::other(e.to_string())
-}
-
-fn serve_socket<F>(settings: &Settings, once: bool, listener: Listener, server: &Arc<Server<F>>) -> io::Result<()>
-where
-    F: FileSystem + Send + Sync + 'static,
-{
-    // SAFETY: `listener` lives to the end, and takes the socket's name away then.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
-    let accepting = UnixListener::from(borrowed.try_clone_to_owned()?);
-    // One connection a queue, and the control queue's.
-    let of_one_guest = settings.transport.queue_count() + 1;
-    let most = if once { of_one_guest } else { 4 * of_one_guest };
-    let (mut threads, connections) = (Vec::new(), Arc::new(Mutex::new(0)));
-    for stream in accepting.incoming() {
-        threads.retain(|t: &std::thread::JoinHandle<()>| once || !t.is_finished());
-        let started = stream.and_then(|stream| {
-            if threads.len() == most {
-                return Err(io::Error::other(format!("more than {most} connections: refused")));
-            }
-            serve_stream(stream, server, settings, &connections)
-        });
-        match started {
-            Ok(thread) => threads.push(thread),
+        let started = next.take().map_or_else(|| open().and_then(|handler| Guest::new(settings, handler)), Ok);
+        let guest = match started.and_then(|guest| guest.accept(&mut listener)) {
+            Ok(guest) => guest,
             Err(e) => {
-                tracing::warn!("a guest's connection: {e}");
+                tracing::warn!("waiting for the next guest: {e}");
+                std::thread::sleep(PAUSE);
+                continue;
+            }
+        };
+        let (seat, backend) = (guests.admit(), guest.backend.clone());
+        let thread = std::thread::Builder::new().name("guest".into()).spawn(move || {
+            let _seat = seat;
+            guest.serve();
+        });
+        match thread {
+            // One that only looks whether somebody listens is no guest.
+            Ok(thread) if once && backend.meet() => {
+                // The next one is refused at once.
+                drop((listener, file));
+                let _ = thread.join();
+                return Ok(());
+            }
+            Ok(_) => {}
+            Err(e) => tracing::warn!("a guest is refused: {e}"),
+        }
+        refuse_beyond(&guests, &listener);
+    }
+}
+
+/// Closes connections as long as there are as many guests as there may be.
+fn refuse_beyond(guests: &Guests, listener: &Listener) {
+    while guests.admit().is_none() {
+        match accepting(listener).and_then(|listener| refuse_next(&listener)) {
+            Ok(()) => {}
+            Err(e) => {
+                tracing::warn!("a guest cannot be refused: {e}");
                 std::thread::sleep(PAUSE);
             }
         }
-        if once && threads.len() == most {
-            break;
-        }
     }
-    for thread in threads {
-        let _ = thread.join();
+}
+
+fn refuse_next(listener: &UnixListener) -> io::Result<()> {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut fds, PollTimeout::from(200u8))? > 0 {
+        drop(listener.accept()?);
+        tracing::warn!("a guest is refused: {MAX_GUESTS} are there");
     }
     Ok(())
 }
 
-/// Serves a connection on a thread of its own; the last one to end forgets what was open.
-fn serve_stream<F>(
-    stream: UnixStream,
-    server: &Arc<Server<F>>,
-    settings: &Settings,
-    connections: &Arc<Mutex<usize>>,
-) -> io::Result<std::thread::JoinHandle<()>>
-where
-    F: FileSystem + Send + Sync + 'static,
-{
-    let (server, wait, connections) = (server.clone(), settings.wait, connections.clone());
-    *connections.lock() += 1;
-    let counted = connections.clone();
-    let thread = std::thread::Builder::new().name("connection".into()).spawn(move || {
-        if let Err(e) = socket::serve(stream, &server, wait) {
-            tracing::info!("guest's socket: {e}");
+/// One guest over vhost-user.
+struct Guest<H: Handler> {
+    backend: Arc<Backend<H>>,
+    daemon: VhostUserDaemon<Arc<Backend<H>>>,
+}
+
+impl<H: Handler> Guest<H> {
+    /// A device for the next guest, with its threads.
+    fn new(settings: &Settings, handler: H) -> io::Result<Self> {
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        let backend = Arc::new(Backend::new(settings, memory.clone())?);
+        let (daemon, vrings) =
+            Vring::collect(|| VhostUserDaemon::new("vhost-user".into(), backend.clone(), memory).map_err(other));
+        let guest = Guest { daemon: daemon?, backend };
+        if let Err(e) = guest.backend.start(handler, vrings) {
+            guest.backend.end(guest.daemon);
+            return Err(e);
         }
-        let mut count = connections.lock();
-        *count -= 1;
-        if *count == 0 {
-            server.reset();
+        Ok(guest)
+    }
+
+    /// Waits for the guest.
+    fn accept(mut self, listener: &mut Listener) -> io::Result<Self> {
+        if let Err(e) = self.daemon.start(listener) {
+            self.backend.end(self.daemon);
+            return Err(other(e));
         }
-    });
-    thread.inspect_err(|_| *counted.lock() -= 1)
+        Ok(self)
+    }
+
+    /// Serves until the guest leaves.
+    fn serve(mut self) {
+        if let Err(e) = self.daemon.wait() {
+            tracing::info!("guest's connection: {e}");
+        }
+        self.backend.gone();
+        self.backend.end(self.daemon);
+    }
+}
+
+fn other(e: impl std::fmt::Display) -> io::Error {
+    io::Error::other(e.to_string())
 }

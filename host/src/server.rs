@@ -83,9 +83,9 @@ pub enum Caller<'a> {
 }
 
 impl Caller<'_> {
-    /// Whether it may be held up.
+    /// Whether it may be held up. All may: another thread takes the queue of a request that is late.
     pub fn may_block(self) -> bool {
-        matches!(self, Caller::Patient)
+        true
     }
 }
 
@@ -532,13 +532,26 @@ impl<F: FileSystem + Sync> Server<F> {
     fn copy_file_range(&self, r: &mut Request<'_>) -> io::Result<Reply> {
         let CopyfilerangeIn { fh_in, off_in, nodeid_out, fh_out, off_out, len, flags, .. } = r.object()?;
         let (ctx, from, to) = (r.context(), r.header.nodeid.into(), nodeid_out.into());
-        let n = self.fs.copyfilerange(ctx, from, fh_in.into(), off_in, to, fh_out.into(), off_out, len, flags)?;
+        let n = self.fs.copyfilerange(
+            ctx,
+            from,
+            fh_in.into(),
+            off_in,
+            to,
+            fh_out.into(),
+            off_out,
+            len.min(MAX_COPY),
+            flags,
+        )?;
         Ok(Reply::with(WriteOut { size: n as u32, ..Default::default() }))
     }
 }
 
 /// Bytes of the largest WRITE that INIT offers; the guest takes as much of it as its slots and its kernel carry.
 const MAX_WRITE: u32 = tunnelfs_ring::MAX_SLOT_SIZE;
+
+/// Most bytes of one COPY_FILE_RANGE: its reply has 32 bits for them. Whole pages, as the kernel has it for one write(2).
+const MAX_COPY: u64 = 0x7fff_f000;
 
 /// Operations that sleep on a device by their nature.
 fn sleeps(opcode: Opcode) -> bool {

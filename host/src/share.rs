@@ -152,7 +152,8 @@ fn guest_files(host: &Host) -> io::Result<u64> {
     use nix::sys::resource::{getrlimit, setrlimit, Resource::RLIMIT_NOFILE};
     let (soft, hard) = getrlimit(RLIMIT_NOFILE)?;
     let wanted = if host.rlimit_nofile == 0 { soft } else { host.rlimit_nofile };
-    let limit = match setrlimit(RLIMIT_NOFILE, wanted, hard.max(wanted)) {
+    let set = |limit, hard| if limit == soft { Ok(()) } else { setrlimit(RLIMIT_NOFILE, limit, hard) };
+    let limit = match set(wanted, hard.max(wanted)) {
         Ok(()) => wanted,
         // Without privilege the hard limit is all that can be had.
         Err(e) => {

@@ -1,92 +1,142 @@
-//! A virtqueue's state as the vhost-user crates keep it, with doorbells that
+//! A virtqueue's state as the vhost-user crates keep it, with kicks and calls that
 //! no front end can make us wait on for ever: only eventfds are accepted, the
 //! kick is read without waiting, and no lock is held while the call is written.
 
-use crate::pool::Budget;
+use crate::gate::Gate;
 use crate::transport::virtqueue::Memory;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use parking_lot::Mutex;
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, MutexGuard, OnceLock};
-use std::time::Duration;
 use tunnelfs_ring::Eventfd;
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error, QueueT};
 
 /// Largest virtqueue that is accepted, entries.
 pub const MAX_QUEUE_SIZE: usize = 1024;
-/// How long a front end that stops a queue waits for the requests under way, at the most.
-const DRAINING: Duration = Duration::from_secs(5);
+
+/// What the queue's thread sleeps on: the kick, and a word from the host itself.
+struct Sleep {
+    epoll: Epoll,
+    /// Wakes the thread when the queue starts, stops or ends.
+    wakeup: OwnedFd,
+    /// The kick that `epoll` has.
+    kick: Mutex<Option<RawFd>>,
+}
+
+impl Sleep {
+    fn new() -> io::Result<Self> {
+        let (epoll, wakeup) = (Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, Eventfd::new().map_err(io::Error::other)?);
+        epoll.add(&wakeup, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        Ok(Sleep { epoll, wakeup, kick: Mutex::new(None) })
+    }
+
+    /// Waits for this kick from now on.
+    fn set_kick(&self, kick: Option<RawFd>) {
+        let mut known = self.kick.lock();
+        if *known == kick {
+            return;
+        }
+        if let Some(old) = known.take() {
+            // SAFETY: the queue's state closes it only after this call.
+            let _ = self.epoll.delete(unsafe { BorrowedFd::borrow_raw(old) });
+        }
+        if let Some(new) = kick {
+            // SAFETY: the queue's state has it open.
+            let new = unsafe { BorrowedFd::borrow_raw(new) };
+            match self.epoll.add(new, EpollEvent::new(EpollFlags::EPOLLIN, 1)) {
+                Ok(()) => *known = kick,
+                Err(e) => tracing::warn!("the queue's kick cannot be waited for: {e}"),
+            }
+        }
+    }
+}
 
 /// One virtqueue of a guest.
 #[derive(Clone)]
-pub struct Vring {
+pub struct Vring(Arc<Inner>);
+
+struct Inner {
     state: VringMutex<Memory>,
-    call: Arc<Mutex<Option<Arc<OwnedFd>>>>,
+    call: Mutex<Option<Arc<OwnedFd>>>,
     /// Calls that a thread may still be writing to.
-    calls: Arc<Mutex<Vec<Arc<OwnedFd>>>>,
-    /// Whether the driver has the queue running; held while it is served.
-    running: Arc<Mutex<bool>>,
-    /// How often it has been stopped.
-    stops: Arc<AtomicU32>,
-    /// How many drivers the queue has had.
-    drivers: Arc<AtomicU32>,
-    /// Its requests that the pool has.
-    pub handed_over: Budget,
+    calls: Mutex<Vec<Arc<OwnedFd>>>,
+    gate: Gate,
+    sleep: Sleep,
+}
+
+thread_local! {
+    /// The queues that this thread has made.
+    static MADE: RefCell<Vec<Vring>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Vring {
+    /// Runs `make`, which makes a device; its queues, in order.
+    pub fn collect<R>(make: impl FnOnce() -> R) -> (R, Vec<Vring>) {
+        MADE.take();
+        let made = make();
+        (made, MADE.take())
+    }
+
+    /// Whether the queue runs, and what is under way in it.
+    pub fn gate(&self) -> &Gate {
+        &self.0.gate
+    }
+
+    /// Sleeps until the driver kicks, or [`Vring::wake`].
+    pub fn sleep(&self) {
+        let mut events = [EpollEvent::empty(); 2];
+        match self.0.sleep.epoll.wait(&mut events, EpollTimeout::NONE) {
+            Ok(n) => {
+                for event in &events[..n] {
+                    if event.data() == 0 {
+                        Eventfd::drain(&self.0.sleep.wakeup);
+                    } else {
+                        let _ = self.read_kick();
+                    }
+                }
+            }
+            Err(nix::Error::EINTR) => {}
+            Err(e) => {
+                tracing::warn!("waiting for a kick: {e}");
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+        }
+    }
+
+    /// Has the queue's thread look round.
+    pub fn wake(&self) {
+        Eventfd::signal(&self.0.sleep.wakeup);
+    }
+
     /// Takes the rings off all calls, so that whoever waits in writing one goes on: a guest that has filled a call's
     /// counter, and made it blocking again behind our back, holds up no more than its own thread.
     pub fn release(&self) {
-        for call in self.calls.lock().iter() {
+        for call in self.0.calls.lock().iter() {
             let _ = read_now(call.as_raw_fd());
         }
     }
 
-    /// Serves the queue, unless its driver has stopped it: that is answered only after what is returned here has been
-    /// dropped, and then the guest's memory may be anything.
-    pub fn serving(&self) -> Option<parking_lot::MutexGuard<'_, bool>> {
-        Some(self.running.lock()).filter(|running| **running)
-    }
-
-    /// How often the queue has been stopped so far.
-    pub fn stops(&self) -> u32 {
-        self.stops.load(Ordering::Acquire)
-    }
-
-    /// The number of the present driver: one that goes on after a pause of its VM is still the same.
-    pub fn driver(&self) -> u32 {
-        self.drivers.load(Ordering::Acquire)
-    }
-
-    /// Before a stop is answered, what is being served must be done: by the queue's own thread, and in the pool.
-    /// Requests that take longer hold up the front end no further.
     fn stop(&self) {
-        match self.running.try_lock_for(DRAINING) {
-            Some(mut running) => {
-                *running = false;
-                self.stops.fetch_add(1, Ordering::AcqRel);
-            }
-            None => tracing::warn!("a queue does not come to rest"),
-        }
-        if !self.handed_over.wait(DRAINING) {
-            tracing::warn!("a queue is stopped before its requests have ended: the shared directory is too slow");
-        }
+        self.0.sleep.set_kick(None);
+        self.0.gate.stop();
     }
 
     /// Starts, if the queue is both ready and enabled.
     fn start(&self) {
-        let startable = {
+        let kick = {
             let state = self.get_ref();
-            state.get_queue().ready() && state.is_enabled()
+            let startable = state.get_queue().ready() && state.is_enabled();
+            startable.then(|| state.get_kick().as_ref().map(AsRawFd::as_raw_fd))
         };
-        if startable {
-            if let Some(mut running) = self.running.try_lock_for(DRAINING) {
-                *running = true;
-            }
+        if let Some(kick) = kick {
+            self.0.sleep.set_kick(kick);
+            self.0.gate.start();
+            // What the driver has made available before is looked for, whoever was awake then.
+            self.wake();
         }
     }
 
@@ -146,105 +196,106 @@ impl<'a> VringStateMutGuard<'a, Memory> for Vring {
 
 impl VringT<Memory> for Vring {
     fn new(memory: Memory, max_queue_size: u16) -> Result<Self, Error> {
-        Ok(Vring {
+        let sleep = Sleep::new().map_err(|e| {
+            tracing::warn!("a queue cannot be made: {e}");
+            Error::QueueNotReady
+        })?;
+        let vring = Vring(Arc::new(Inner {
             state: VringMutex::new(memory, max_queue_size)?,
-            call: Arc::default(),
-            calls: Arc::default(),
-            running: Arc::default(),
-            stops: Arc::default(),
-            drivers: Arc::default(),
-            handed_over: Budget::new(MAX_QUEUE_SIZE as u32),
-        })
+            call: Mutex::default(),
+            calls: Mutex::default(),
+            gate: Gate::default(),
+            sleep,
+        }));
+        MADE.with_borrow_mut(|made| made.push(vring.clone()));
+        Ok(vring)
     }
 
     fn get_ref(&self) -> MutexGuard<'_, VringState<Memory>> {
-        self.state.get_ref()
+        self.0.state.get_ref()
     }
 
     fn get_mut(&self) -> MutexGuard<'_, VringState<Memory>> {
-        self.state.get_mut()
+        self.0.state.get_mut()
     }
 
     fn add_used(&self, desc_index: u16, len: u32) -> Result<(), Error> {
-        self.state.add_used(desc_index, len)
+        self.0.state.add_used(desc_index, len)
     }
 
     fn signal_used_queue(&self) -> io::Result<()> {
-        let call = self.call.lock().clone();
+        let call = self.0.call.lock().clone();
         if let Some(call) = call {
-            Eventfd::signal(&*call);
+            Eventfd::signal(call.as_fd());
         }
         Ok(())
     }
 
     fn enable_notification(&self) -> Result<bool, Error> {
-        match self.serving() {
-            Some(_running) => self.state.enable_notification(),
-            None => Ok(false),
-        }
+        self.0.state.enable_notification()
     }
 
     fn disable_notification(&self) -> Result<(), Error> {
-        match self.serving() {
-            Some(_running) => self.state.disable_notification(),
-            None => Ok(()),
-        }
+        self.0.state.disable_notification()
     }
 
     fn needs_notification(&self) -> Result<bool, Error> {
-        self.state.needs_notification()
+        self.0.state.needs_notification()
     }
 
     fn set_enabled(&self, enabled: bool) {
         if !enabled {
             self.stop();
         }
-        self.state.set_enabled(enabled);
+        self.0.state.set_enabled(enabled);
         self.start();
     }
 
     fn set_queue_info(&self, desc_table: u64, avail_ring: u64, used_ring: u64) -> Result<(), Error> {
-        self.state.set_queue_info(desc_table, avail_ring, used_ring)
+        self.0.state.set_queue_info(desc_table, avail_ring, used_ring)
     }
 
     fn queue_next_avail(&self) -> u16 {
-        self.state.queue_next_avail()
+        self.0.state.queue_next_avail()
     }
 
     fn set_queue_next_avail(&self, base: u16) {
         // The first driver's word on a queue is its set-up: who has said it goes on behind it.
         if base == 0 {
-            self.drivers.fetch_add(1, Ordering::AcqRel);
+            self.0.gate.new_driver();
         }
-        self.state.set_queue_next_avail(base);
+        self.0.state.set_queue_next_avail(base);
     }
 
     fn set_queue_next_used(&self, idx: u16) {
-        self.state.set_queue_next_used(idx);
+        self.0.state.set_queue_next_used(idx);
     }
 
     fn queue_used_idx(&self) -> Result<u16, Error> {
-        self.state.queue_used_idx()
+        self.0.state.queue_used_idx()
     }
 
     fn set_queue_size(&self, num: u16) {
-        self.state.set_queue_size(num);
+        self.0.state.set_queue_size(num);
     }
 
     fn set_queue_event_idx(&self, enabled: bool) {
-        self.state.set_queue_event_idx(enabled);
+        self.0.state.set_queue_event_idx(enabled);
     }
 
     fn set_queue_ready(&self, ready: bool) {
         if !ready {
             self.stop();
         }
-        self.state.set_queue_ready(ready);
+        self.0.state.set_queue_ready(ready);
         self.start();
     }
 
     fn set_kick(&self, file: Option<File>) {
-        self.state.set_kick(Self::accept(file, "kick"));
+        // Before the old one is closed.
+        self.0.sleep.set_kick(None);
+        self.0.state.set_kick(Self::accept(file, "kick"));
+        self.start();
     }
 
     fn read_kick(&self) -> io::Result<bool> {
@@ -257,8 +308,8 @@ impl VringT<Memory> for Vring {
 
     fn set_call(&self, file: Option<File>) {
         let new = Self::accept(file, "call").map(|file| Arc::new(OwnedFd::from(file)));
-        let mut calls = self.calls.lock();
-        *self.call.lock() = new.clone();
+        let mut calls = self.0.calls.lock();
+        *self.0.call.lock() = new.clone();
         // Two owners: this list and whoever is writing.
         calls.retain(|call| Arc::strong_count(call) > 1);
         calls.extend(new);

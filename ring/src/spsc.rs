@@ -59,7 +59,7 @@ unsafe impl<T: Send> Send for Consumer<T> {}
 
 impl<T: Entry> Producer<T> {
     /// # Safety
-    /// `cells` (`entries` of them, a power of two) and `inline` must stay mapped
+    /// `cells` (`entries` of them, a power of two) and `head` must stay mapped
     /// as long as this lives, and no other producer may serve the ring.
     pub unsafe fn new(cells: *const Cell<T>, head: *const CacheLine, entries: u32) -> Self {
         debug_assert!(entries.is_power_of_two());

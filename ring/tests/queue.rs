@@ -73,12 +73,12 @@ fn an_old_entry_is_not_taken_again() {
     for position in STARTS {
         let region = Region::new(GEOMETRY.bytes(), false).unwrap();
         let (mut guest, mut host) = ends_at(&region, position);
-        for tag in 0..12 {
-            assert!(!host.sq.ready(), "{tag} entries after {position}");
-            guest.sq.push(&sqe(tag)).unwrap();
-            assert!(host.sq.ready(), "{tag} entries after {position}");
-            assert_eq!(host.sq.pop(), Some(sqe(tag)));
-            let cqe = Cqe { user_data: tag, payload_len: 0, inline_len: 16, inline: [tag as u8; CQE_INLINE_BYTES] };
+        for user_data in 0..12 {
+            assert!(!host.sq.ready(), "{user_data} entries after {position}");
+            guest.sq.push(&sqe(user_data)).unwrap();
+            assert!(host.sq.ready(), "{user_data} entries after {position}");
+            assert_eq!(host.sq.pop(), Some(sqe(user_data)));
+            let cqe = Cqe { user_data, payload_len: 0, inline_len: 16, inline: [user_data as u8; CQE_INLINE_BYTES] };
             assert!(!guest.cq.ready() && host.cq.push(&cqe).unwrap());
             assert_eq!(guest.cq.pop(), Some(cqe));
         }
@@ -170,7 +170,7 @@ proptest! {
         let g = Geometry { entries, slots: 1 + part * (entries - 1) / 100, slot_size: 8192 };
         let region = Region::new(g.bytes(), false).unwrap();
         let (mut guest, mut host) = ends_of(&region, g);
-        let cqe = |tag: u32| Cqe { user_data: tag, payload_len: !0, inline_len: !0, inline: [0xff; CQE_INLINE_BYTES] };
+        let cqe = |user_data: u32| Cqe { user_data, payload_len: !0, inline_len: !0, inline: [0xff; CQE_INLINE_BYTES] };
         for n in 0..entries {
             let sqe = Sqe { inline: [0xff; SQE_INLINE_BYTES], ..sqe(n) };
             prop_assert!(guest.sq.push(&sqe).unwrap());

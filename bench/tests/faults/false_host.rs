@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{fence, AtomicBool, AtomicU16, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
-use tunnelfs_ring::{ring_bell, Cqe, DeviceQueue, RingSetup, Sqe, CQE_HEAD_BYTES, OP_SETUP};
+use tunnelfs_ring::{Cqe, DeviceQueue, Eventfd, RingSetup, Sqe, CQE_INLINE_BYTES};
 
 /// What is said to one request.
 pub enum Said {
@@ -218,7 +218,7 @@ impl Queue {
         let chain = self.chain(head);
         let request: Vec<u8> =
             chain.iter().filter(|b| !b.write).flat_map(|b| self.memory.read(b.address, b.len)).collect();
-        if request.get(4..8) == Some(&OP_SETUP.to_ne_bytes()[..]) {
+        if request.get(4..8) == Some(&RingSetup::OPCODE.to_ne_bytes()[..]) {
             let done = self.set_up(&request[40..]).is_some();
             let unique = request[8..16].try_into().unwrap();
             let error = if done { 0 } else { -libc::ENOSYS };
@@ -272,7 +272,7 @@ impl Queue {
         self.used = self.used.wrapping_add(used.step);
         self.memory.index(ring + 2).store(self.used, Ordering::Release);
         fence(Ordering::SeqCst);
-        ring_bell(&self.call);
+        Eventfd::signal(&self.call);
     }
 
     fn set_up(&mut self, body: &[u8]) -> Option<()> {
@@ -288,9 +288,9 @@ impl Queue {
 
     fn serve_ring(&mut self) -> bool {
         let Some(sqe) = self.ring.as_mut().and_then(|ring| ring.sq.pop()) else { return false };
-        let Some(slot) = self.ring.as_ref().and_then(|ring| ring.slots.of(&sqe).ok()) else { return true };
-        let mut request = sqe.head[..sqe.head_len as usize].to_vec();
-        // SAFETY: in the slot, by `of`.
+        let Some(slot) = self.ring.as_ref().and_then(|ring| ring.slots.get(&sqe).ok()) else { return true };
+        let mut request = sqe.inline[..sqe.inline_len as usize].to_vec();
+        // SAFETY: in the slot, by `get`.
         request.extend((0..sqe.payload_len as usize).map(|i| unsafe { slot.add(i).read_volatile() }));
         let (said, honest) = (self.speaker)(&request);
         for said in said {
@@ -300,16 +300,16 @@ impl Queue {
     }
 
     fn complete(&mut self, sqe: &Sqe, slot: *mut u8, said: Said, honest: bool) {
-        let mut cqe = Cqe { tag: sqe.tag, payload_len: 0, head_len: 0, head: [0; CQE_HEAD_BYTES] };
+        let mut cqe = Cqe { user_data: sqe.user_data, payload_len: 0, inline_len: 0, inline: [0; CQE_INLINE_BYTES] };
         match said {
             Said::End => return self.end(),
             Said::Done => {}
             Said::Reply { len, error, unique, body } => {
                 let room = body.len().min(sqe.reply_max as usize);
-                // SAFETY: the slot has room for that, by `of`.
+                // SAFETY: the slot has room for that, by `get`.
                 body[..room].iter().enumerate().for_each(|(i, byte)| unsafe { slot.add(i).write_volatile(*byte) });
-                cqe.head[..16].copy_from_slice(&[&len.to_ne_bytes()[..], &error.to_ne_bytes(), &unique].concat());
-                (cqe.payload_len, cqe.head_len) = (len.saturating_sub(16), 16);
+                cqe.inline[..16].copy_from_slice(&[&len.to_ne_bytes()[..], &error.to_ne_bytes(), &unique].concat());
+                (cqe.payload_len, cqe.inline_len) = (len.saturating_sub(16), 16);
             }
         }
         if !honest {
@@ -318,7 +318,7 @@ impl Queue {
         if let Some(ring) = &mut self.ring {
             let _ = ring.cq.push(&cqe);
             fence(Ordering::SeqCst);
-            ring_bell(&self.call);
+            Eventfd::signal(&self.call);
         }
     }
 }

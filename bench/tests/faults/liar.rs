@@ -81,22 +81,22 @@ const TWISTS: [(&str, Twist); 9] = {
         Twist { cqe, used }
     }
     [
-        ("a number beyond all", twist(|c| c.tag = u32::MAX, |u| u.id = u32::MAX)),
-        ("the first number behind", twist(|c| c.tag = 4, |u| u.id = 16)),
-        ("the middle of a chain", twist(|c| c.tag ^= 1 << 31, |u| u.id += 1)),
-        ("another one's number", twist(|c| c.tag = (c.tag + 1) % 4, |u| u.id = (u.id + 4) % 16)),
+        ("a number beyond all", twist(|c| c.user_data = u32::MAX, |u| u.id = u32::MAX)),
+        ("the first number behind", twist(|c| c.user_data = 4, |u| u.id = 16)),
+        ("the middle of a chain", twist(|c| c.user_data ^= 1 << 31, |u| u.id += 1)),
+        ("another one's number", twist(|c| c.user_data = (c.user_data + 1) % 4, |u| u.id = (u.id + 4) % 16)),
         ("a huge payload", twist(|c| c.payload_len = u32::MAX, |u| u.len = u32::MAX)),
         ("a payload beyond the slot", twist(longer_than_a_slot, |u| u.step = 2)),
-        ("a header beyond the entry", twist(|c| (c.head_len, c.payload_len) = (u32::MAX, 17), |u| u.step = 1000)),
-        ("a header of one byte too many", twist(|c| c.head_len = 49, |u| u.step = u16::MAX)),
-        ("no header", twist(|c| (c.head_len, c.payload_len) = (8, 8), |u| u.step = 0x8000)),
+        ("a header beyond the entry", twist(|c| (c.inline_len, c.payload_len) = (u32::MAX, 17), |u| u.step = 1000)),
+        ("a header of one byte too many", twist(|c| c.inline_len = 49, |u| u.step = u16::MAX)),
+        ("no header", twist(|c| (c.inline_len, c.payload_len) = (8, 8), |u| u.step = 0x8000)),
     ]
 };
 
 /// It fits what the header says.
 fn longer_than_a_slot(cqe: &mut Cqe) {
     cqe.payload_len = 16_384 + 1;
-    cqe.head[..4].copy_from_slice(&(16 + cqe.payload_len).to_ne_bytes());
+    cqe.inline[..4].copy_from_slice(&(16 + cqe.payload_len).to_ne_bytes());
 }
 
 const NO_TWIST: Twist = Twist { cqe: |_| {}, used: |_| {} };

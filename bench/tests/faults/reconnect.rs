@@ -419,13 +419,13 @@ fn no_host_in_time_is_an_error() {
             })
             .collect();
         users.iter().for_each(|_| told.recv_timeout(PATIENCE).expect("the work has begun"));
-        served.kill_host();
         let killed = Instant::now();
+        served.kill_host();
         for user in users {
             let (failed, _) = within(PATIENCE, "an operation under way", move || user.join().unwrap());
             let took = failed.duration_since(killed);
-            let as_told = took > Duration::from_millis(800) && took < PROMPT;
-            assert!(as_told, "{channel}, {transport}: {took:?}");
+            // Not at once, and not later than a busy machine has it.
+            assert!(took > Duration::from_millis(800) && took < PATIENCE, "{channel}, {transport}: {took:?}");
         }
         assert!(!served.guest.ended().success());
         assert!(served.guest.output().contains("the host has gone away"), "{}", served.guest.output());

@@ -144,6 +144,11 @@ impl Host {
         Host { child, socket, share }
     }
 
+    /// One that a test has started in a way of its own.
+    pub fn of(child: Child, socket: PathBuf, share: PathBuf) -> Host {
+        Host { child, socket, share }
+    }
+
     /// The process that serves.
     pub fn server(&self) -> Pid {
         server(self.child.id())

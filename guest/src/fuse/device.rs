@@ -51,32 +51,78 @@ impl Default for MountOptions {
     }
 }
 
+/// mount(8)'s options, each with what it sets and what it clears. Later ones win over earlier ones.
+const WORDS: &[(&str, MsFlags, MsFlags)] = {
+    const NONE: MsFlags = MsFlags::empty();
+    const NOT_ATIME: MsFlags = MsFlags::MS_STRICTATIME.union(MsFlags::MS_RELATIME);
+    const NOT_STRICT: MsFlags = MsFlags::MS_NOATIME.union(MsFlags::MS_RELATIME);
+    const NOT_RELATIVE: MsFlags = MsFlags::MS_NOATIME.union(MsFlags::MS_STRICTATIME);
+    /// Whoever lets others mount trusts nothing on it.
+    const OWNERS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+    const USERS: MsFlags = OWNERS.union(MsFlags::MS_NOEXEC);
+    &[
+        ("ro", MsFlags::MS_RDONLY, NONE),
+        ("rw", NONE, MsFlags::MS_RDONLY),
+        ("nosuid", MsFlags::MS_NOSUID, NONE),
+        ("suid", NONE, MsFlags::MS_NOSUID),
+        ("nodev", MsFlags::MS_NODEV, NONE),
+        ("dev", NONE, MsFlags::MS_NODEV),
+        ("noexec", MsFlags::MS_NOEXEC, NONE),
+        ("exec", NONE, MsFlags::MS_NOEXEC),
+        ("sync", MsFlags::MS_SYNCHRONOUS, NONE),
+        ("async", NONE, MsFlags::MS_SYNCHRONOUS),
+        ("dirsync", MsFlags::MS_DIRSYNC, NONE),
+        ("noatime", MsFlags::MS_NOATIME, NOT_ATIME),
+        ("atime", NONE, MsFlags::MS_NOATIME),
+        ("nodiratime", MsFlags::MS_NODIRATIME, NONE),
+        ("diratime", NONE, MsFlags::MS_NODIRATIME),
+        ("relatime", MsFlags::MS_RELATIME, NOT_RELATIVE),
+        ("norelatime", NONE, MsFlags::MS_RELATIME),
+        ("strictatime", MsFlags::MS_STRICTATIME, NOT_STRICT),
+        ("nostrictatime", NONE, MsFlags::MS_STRICTATIME),
+        ("lazytime", MsFlags::MS_LAZYTIME, NONE),
+        ("nolazytime", NONE, MsFlags::MS_LAZYTIME),
+        ("iversion", MsFlags::MS_I_VERSION, NONE),
+        ("noiversion", NONE, MsFlags::MS_I_VERSION),
+        ("silent", MsFlags::MS_SILENT, NONE),
+        ("loud", NONE, MsFlags::MS_SILENT),
+        ("nosymfollow", NOSYMFOLLOW, NONE),
+        ("symfollow", NONE, NOSYMFOLLOW),
+        // Kernels since 5.15 have no mandatory locks, and ignore it; FUSE would refuse the mount.
+        ("mand", NONE, NONE),
+        ("nomand", NONE, NONE),
+        ("owner", OWNERS, NONE),
+        ("group", OWNERS, NONE),
+        ("user", USERS, NONE),
+        ("users", USERS, NONE),
+        // For mount(8) and systemd; they say nothing to a file system.
+        ("", NONE, NONE),
+        ("defaults", NONE, NONE),
+        ("auto", NONE, NONE),
+        ("noauto", NONE, NONE),
+        ("nofail", NONE, NONE),
+        ("_netdev", NONE, NONE),
+        ("noowner", NONE, NONE),
+        ("nogroup", NONE, NONE),
+        ("nouser", NONE, NONE),
+        ("nousers", NONE, NONE),
+    ]
+};
+
+/// MS_NOSYMFOLLOW of `linux/mount.h` (5.10 and later).
+const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
+
+/// What words may start with that are for mount(8), systemd and their like alone.
+const NOT_OURS: &[&str] = &["x-", "X-", "comment=", "user=", "uhelper=", "helper="];
+
 impl MountOptions {
     /// Takes over a word of mount(8)'s `-o`; `false` when it is none.
     pub fn word(&mut self, word: &str) -> bool {
-        let (flag, on) = match word {
-            "ro" => (MsFlags::MS_RDONLY, true),
-            "rw" => (MsFlags::MS_RDONLY, false),
-            "nosuid" => (MsFlags::MS_NOSUID, true),
-            "suid" => (MsFlags::MS_NOSUID, false),
-            "nodev" => (MsFlags::MS_NODEV, true),
-            "dev" => (MsFlags::MS_NODEV, false),
-            "noexec" => (MsFlags::MS_NOEXEC, true),
-            "exec" => (MsFlags::MS_NOEXEC, false),
-            "noatime" => (MsFlags::MS_NOATIME, true),
-            "atime" => (MsFlags::MS_NOATIME, false),
-            "nodiratime" => (MsFlags::MS_NODIRATIME, true),
-            "relatime" => (MsFlags::MS_RELATIME, true),
-            "sync" => (MsFlags::MS_SYNCHRONOUS, true),
-            "async" => (MsFlags::MS_SYNCHRONOUS, false),
-            "dirsync" => (MsFlags::MS_DIRSYNC, true),
-            // For mount(8) and systemd; they say nothing to a file system.
-            "" | "defaults" | "auto" | "noauto" | "nofail" | "_netdev" | "user" | "nouser" | "users" => {
-                (MsFlags::empty(), true)
-            }
-            _ => return word.starts_with("x-") || word.starts_with("X-") || word.starts_with("comment"),
+        let Some((_, set, cleared)) = WORDS.iter().find(|(name, ..)| *name == word) else {
+            return word == "comment" || NOT_OURS.iter().any(|start| word.starts_with(start));
         };
-        self.flags.set(flag, on);
+        self.flags.remove(*cleared);
+        self.flags.insert(*set);
         true
     }
 }
@@ -206,5 +252,50 @@ pub fn uring_hint() -> &'static str {
         Ok(on) if on.trim() == "Y" => "FUSE-over-io_uring is switched on but not offered",
         Ok(_) => "FUSE-over-io_uring is compiled in but switched off: `echo Y > /sys/module/fuse/parameters/enable_uring` as root, then mount again",
         Err(_) => "this kernel has no FUSE-over-io_uring (it came with 6.14): using /dev/fuse",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The flags that words come to.
+    fn flags(words: &str) -> Option<MsFlags> {
+        let mut options = MountOptions::default();
+        words.split(',').all(|word| options.word(word)).then_some(options.flags)
+    }
+
+    #[test]
+    fn words_set_what_mount_says() {
+        let trusted_little = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        for (words, wanted) in [
+            ("ro,nosuid", MsFlags::MS_RDONLY | MsFlags::MS_NOSUID),
+            ("ro,rw", MsFlags::empty()),
+            ("strictatime", MsFlags::MS_STRICTATIME),
+            ("strictatime,nostrictatime", MsFlags::empty()),
+            ("strictatime,noatime", MsFlags::MS_NOATIME),
+            ("noatime,relatime", MsFlags::MS_RELATIME),
+            ("noatime,strictatime,lazytime", MsFlags::MS_STRICTATIME | MsFlags::MS_LAZYTIME),
+            ("relatime,norelatime,lazytime,nolazytime", MsFlags::empty()),
+            ("nodiratime,diratime", MsFlags::empty()),
+            ("iversion", MsFlags::MS_I_VERSION),
+            ("mand,nomand,iversion,noiversion,silent,loud", MsFlags::empty()),
+            ("silent,nosymfollow", MsFlags::MS_SILENT | NOSYMFOLLOW),
+            ("nosymfollow,symfollow", MsFlags::empty()),
+            ("owner,nogroup", trusted_little),
+            ("group", trusted_little),
+            ("user", trusted_little | MsFlags::MS_NOEXEC),
+            ("users,exec", trusted_little),
+            ("user=somebody,comment=x,x-systemd.automount,X-mount.mkdir,defaults,_netdev,nofail", MsFlags::empty()),
+        ] {
+            assert_eq!(flags(words), Some(wanted), "{words}");
+        }
+    }
+
+    #[test]
+    fn other_words_are_none_of_mounts() {
+        for word in ["noatim", "norw", "strict", "commentary", "users=x", "ro=1"] {
+            assert_eq!(flags(word), None, "{word}");
+        }
     }
 }

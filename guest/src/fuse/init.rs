@@ -13,8 +13,8 @@ pub struct Wanted {
     pub uring: Option<bool>,
     /// Cache writes in the kernel.
     pub writeback: bool,
-    /// Another host may take over, which knows of no locks.
-    pub reconnect: bool,
+    /// The kernel checks modes and owners.
+    pub default_permissions: bool,
 }
 
 /// What was agreed on.
@@ -24,6 +24,8 @@ pub struct Agreed {
     pub uring: bool,
     /// Bytes of the largest WRITE.
     pub max_write: u32,
+    /// The host keeps the locks: they are gone when it is, and no other host may take over.
+    pub shared_locks: bool,
 }
 
 /// FUSE_KERNEL_VERSION, and the first of its minor versions that hosts have spoken over virtio-fs.
@@ -37,20 +39,105 @@ const OUT_BYTES: usize = 64;
 const OUT_FLAGS: usize = 12;
 const OUT_MAX_WRITE: usize = 20;
 const OUT_MAX_PAGES: usize = 28;
+const OUT_MAP_ALIGNMENT: usize = 30;
 const OUT_FLAGS2: usize = 32;
 
-/// What no host of ours may be offered: it concerns the guest's kernel alone,
-/// or brings messages that are not carried; and ATOMIC_O_TRUNC, by which the kernel
-/// has a running program's file truncated before it finds out that it must not be (ETXTBSY).
-const NOT_FOR_HOST: u64 = OVER_IO_URING
-    | ATOMIC_O_TRUNC
-    | MAP_ALIGNMENT
-    | HAS_INODE_DAX
-    | PASSTHROUGH
-    | SECURITY_CTX
-    | HAS_RESEND
-    | ALLOW_IDMAP
-    | REQUEST_TIMEOUT;
+/// INIT flags that only this module names; the others are in [`super::abi::init_flag`].
+mod flag {
+    pub const ASYNC_READ: u64 = 1;
+    pub const EXPORT_SUPPORT: u64 = 1 << 4;
+    pub const BIG_WRITES: u64 = 1 << 5;
+    pub const DONT_MASK: u64 = 1 << 6;
+    pub const HAS_IOCTL_DIR: u64 = 1 << 11;
+    pub const AUTO_INVAL_DATA: u64 = 1 << 12;
+    pub const DO_READDIRPLUS: u64 = 1 << 13;
+    pub const READDIRPLUS_AUTO: u64 = 1 << 14;
+    pub const ASYNC_DIO: u64 = 1 << 15;
+    pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
+    pub const PARALLEL_DIROPS: u64 = 1 << 18;
+    pub const HANDLE_KILLPRIV: u64 = 1 << 19;
+    pub const POSIX_ACL: u64 = 1 << 20;
+    pub const CACHE_SYMLINKS: u64 = 1 << 23;
+    pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
+    pub const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
+    pub const SUBMOUNTS: u64 = 1 << 27;
+    pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
+    pub const SETXATTR_EXT: u64 = 1 << 29;
+    pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
+    pub const HAS_EXPIRE_ONLY: u64 = 1 << 35;
+    pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+    pub const NO_EXPORT_SUPPORT: u64 = 1 << 38;
+}
+use flag::*;
+
+/// The flags that pass between kernel and host, and why each may. A flag that is not here passes neither way:
+/// what it brings (messages, memory, descriptors) might not be carried.
+///
+/// Left out for a reason: ATOMIC_O_TRUNC (the kernel would have a running program's file truncated before it
+/// finds out that it must not be, ETXTBSY); MAP_ALIGNMENT and HAS_INODE_DAX (the host's memory in the guest's
+/// files); PASSTHROUGH (descriptors of the guest's own kernel); ABORT_ERROR, HAS_RESEND, REQUEST_TIMEOUT, SPLICE_*
+/// and OVER_IO_URING (between this program and the kernel).
+const CARRIED: [(u64, &str); 30] = [
+    // How requests may be sent; their form stays the same.
+    (ASYNC_READ, "ASYNC_READ"),
+    (ASYNC_DIO, "ASYNC_DIO"),
+    (BIG_WRITES, "BIG_WRITES"),
+    (MAX_PAGES, "MAX_PAGES"),
+    (PARALLEL_DIROPS, "PARALLEL_DIROPS"),
+    (INIT_EXT, "INIT_EXT"),
+    // What the kernel keeps, or asks less for.
+    (AUTO_INVAL_DATA, "AUTO_INVAL_DATA"),
+    (EXPLICIT_INVAL_DATA, "EXPLICIT_INVAL_DATA"),
+    (WRITEBACK_CACHE, "WRITEBACK_CACHE"),
+    (CACHE_SYMLINKS, "CACHE_SYMLINKS"),
+    (NO_OPEN_SUPPORT, "NO_OPEN_SUPPORT"),
+    (NO_OPENDIR_SUPPORT, "NO_OPENDIR_SUPPORT"),
+    (DO_READDIRPLUS, "DO_READDIRPLUS"),
+    (READDIRPLUS_AUTO, "READDIRPLUS_AUTO"),
+    // The kernel tells what its notifications can do; nothing changes until one is sent.
+    (HAS_EXPIRE_ONLY, "HAS_EXPIRE_ONLY"),
+    // Who checks, and who drops set-user-id bits: flags in fields that hosts get in any case.
+    (DONT_MASK, "DONT_MASK"),
+    (POSIX_ACL, "POSIX_ACL"),
+    (HANDLE_KILLPRIV, "HANDLE_KILLPRIV"),
+    (HANDLE_KILLPRIV_V2, "HANDLE_KILLPRIV_V2"),
+    // Longer forms of SETXATTR, and extensions behind a request's names: both lie in the slot like any payload.
+    (SETXATTR_EXT, "SETXATTR_EXT"),
+    (SECURITY_CTX, "SECURITY_CTX"),
+    (CREATE_SUPP_GROUP, "CREATE_SUPP_GROUP"),
+    // Whether LOOKUP of "." and ".." finds what a file handle means, or handles are not given out at all.
+    (EXPORT_SUPPORT, "EXPORT_SUPPORT"),
+    (NO_EXPORT_SUPPORT, "NO_EXPORT_SUPPORT"),
+    // A flag in an entry's attributes.
+    (SUBMOUNTS, "SUBMOUNTS"),
+    // IOCTL on directories.
+    (HAS_IOCTL_DIR, "HAS_IOCTL_DIR"),
+    // Shared mappings of files that are not cached: READ and WRITE as ever.
+    (DIRECT_IO_ALLOW_MMAP, "DIRECT_IO_ALLOW_MMAP"),
+    // The caller's ids in a request are the mount's; without `default_permissions` the kernel refuses it.
+    (ALLOW_IDMAP, "ALLOW_IDMAP"),
+    // Locks that the host keeps. They would be lost with it: see `Agreed::shared_locks`.
+    (POSIX_LOCKS, "POSIX_LOCKS"),
+    (FLOCK_LOCKS, "FLOCK_LOCKS"),
+];
+
+/// The bits of [`CARRIED`] that `wanted` has a use for.
+fn carried(wanted: Wanted) -> u64 {
+    let mut all = CARRIED.iter().fold(0, |all, (bit, _)| all | bit);
+    if !wanted.writeback {
+        all &= !WRITEBACK_CACHE;
+    }
+    if !wanted.default_permissions {
+        all &= !ALLOW_IDMAP;
+    }
+    all
+}
+
+/// The names of flags, for people.
+fn names(flags: u64) -> String {
+    let known = CARRIED.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name);
+    known.collect::<Vec<_>>().join(", ")
+}
 
 fn flags(body: &[u8], low: usize, high: usize) -> u64 {
     let first = u64::from(u32_at(body, low));
@@ -76,14 +163,7 @@ pub fn offered(body: &[u8]) -> u64 {
 
 /// Takes out of the kernel's `fuse_init_in` what the host must not see.
 pub fn narrow_request(body: &mut [u8], wanted: Wanted) {
-    let mut kept = offered(body) & !NOT_FOR_HOST;
-    if !wanted.writeback {
-        kept &= !WRITEBACK_CACHE;
-    }
-    if wanted.reconnect {
-        // They are the guest's kernel's then.
-        kept &= !(POSIX_LOCKS | FLOCK_LOCKS);
-    }
+    let kept = offered(body) & carried(wanted);
     set_flags(body, IN_FLAGS, IN_FLAGS2, kept);
 }
 
@@ -102,18 +182,19 @@ pub fn adapt_reply(body: &mut [u8], offered: u64, wanted: Wanted) -> Result<Agre
     let max_write = u32_at(body, OUT_MAX_WRITE).min(max_pages * page).max(page);
     let uring = wanted.uring.unwrap_or(true) && offered & OVER_IO_URING != 0;
     // The host chose from what it was shown; the rest is between the kernel and us.
-    let mut agreed = flags(body, OUT_FLAGS, OUT_FLAGS2) & offered & !NOT_FOR_HOST;
+    let mut agreed = flags(body, OUT_FLAGS, OUT_FLAGS2) & offered & carried(wanted);
     agreed |= offered & (MAX_PAGES | INIT_EXT);
     if uring {
         agreed |= OVER_IO_URING;
     }
-    if !wanted.writeback {
-        agreed &= !WRITEBACK_CACHE;
-    }
     set_flags(body, OUT_FLAGS, OUT_FLAGS2, agreed);
+    // What belongs to flags that do not pass: DAX, passthrough, the kernel's own limit of time.
+    body[OUT_MAP_ALIGNMENT..OUT_FLAGS2].fill(0);
+    body[OUT_FLAGS2 + 4..].fill(0);
     put(body, OUT_MAX_WRITE, max_write);
     body[OUT_MAX_PAGES..OUT_MAX_PAGES + 2].copy_from_slice(&((max_write / page) as u16).to_ne_bytes());
-    Ok(Agreed { uring, max_write })
+    let shared_locks = agreed & (POSIX_LOCKS | FLOCK_LOCKS) != 0;
+    Ok(Agreed { uring, max_write, shared_locks })
 }
 
 /// What was agreed on with one host, for the next one to agree on.
@@ -152,7 +233,7 @@ impl Replay {
         }
         let lacking = self.flags & !flags(reply, OUT_FLAGS, OUT_FLAGS2);
         if lacking != 0 {
-            return Err(format!("it does not agree to what the one before it did: INIT flags {lacking:#x}; is it started with other options?"));
+            return Err(format!("it does not agree to what the one before it did: INIT flags {lacking:#x} ({}); is it started with other options?", names(lacking)));
         }
         if u32_at(reply, OUT_MAX_WRITE) < self.max_write {
             return Err(format!("its largest write is smaller than {} bytes", self.max_write));
@@ -171,7 +252,7 @@ fn kernel_pages_limit() -> u32 {
 mod tests {
     use super::*;
 
-    const WANTED: Wanted = Wanted { slot_size: 64 << 10, uring: None, writeback: false, reconnect: false };
+    const WANTED: Wanted = Wanted { slot_size: 64 << 10, uring: None, writeback: false, default_permissions: true };
 
     fn reply(flags: u64, max_write: u32) -> [u8; OUT_BYTES] {
         let mut body = [0; OUT_BYTES];
@@ -191,10 +272,64 @@ mod tests {
     }
 
     #[test]
+    fn a_flag_passes_only_if_it_is_listed() {
+        let all = Wanted { writeback: true, ..WANTED };
+        let listed = CARRIED.iter().fold(0, |all, (bit, _)| all | bit);
+        for bit in (0..64).map(|n| 1u64 << n) {
+            let mut request = [0; 64];
+            set_flags(&mut request, IN_FLAGS, IN_FLAGS2, INIT_EXT | bit);
+            narrow_request(&mut request, all);
+            assert_eq!(offered(&request), INIT_EXT | bit & listed, "{bit:#x} to the host");
+
+            let mut body = reply(INIT_EXT | bit, 4096);
+            let no_uring = Wanted { uring: Some(false), ..all };
+            adapt_reply(&mut body, INIT_EXT | bit, no_uring).unwrap();
+            assert_eq!(flags(&body, OUT_FLAGS, OUT_FLAGS2), INIT_EXT | bit & listed, "{bit:#x} to the kernel");
+        }
+        // Nobody has given these bits a meaning yet (protocol 7.45).
+        assert_eq!(listed >> 43, 0);
+        assert_eq!(listed.count_ones() as usize, CARRIED.len(), "each is there once");
+    }
+
+    #[test]
+    fn mapped_ids_need_the_kernels_checks() {
+        for default_permissions in [true, false] {
+            let wanted = Wanted { default_permissions, ..WANTED };
+            let passes = if default_permissions { INIT_EXT | ALLOW_IDMAP } else { INIT_EXT };
+            let mut request = [0; 64];
+            set_flags(&mut request, IN_FLAGS, IN_FLAGS2, INIT_EXT | ALLOW_IDMAP);
+            narrow_request(&mut request, wanted);
+            assert_eq!(offered(&request), passes);
+            let mut body = reply(INIT_EXT | ALLOW_IDMAP, 4096);
+            adapt_reply(&mut body, INIT_EXT | ALLOW_IDMAP, wanted).unwrap();
+            assert_eq!(flags(&body, OUT_FLAGS, OUT_FLAGS2), passes);
+        }
+    }
+
+    #[test]
+    fn shared_locks_are_noticed() {
+        for (bit, shared) in [(POSIX_LOCKS, true), (FLOCK_LOCKS, true), (ASYNC_DIO, false)] {
+            let agreed = adapt_reply(&mut reply(bit, 4096), bit, WANTED).unwrap();
+            assert_eq!(agreed.shared_locks, shared, "{bit:#x}");
+            // A host cannot have them where the kernel has not offered them.
+            assert!(!adapt_reply(&mut reply(bit, 4096), 0, WANTED).unwrap().shared_locks);
+        }
+    }
+
+    #[test]
+    fn fields_of_flags_that_do_not_pass_are_empty() {
+        let mut body = reply(INIT_EXT | PASSTHROUGH | REQUEST_TIMEOUT, 4096);
+        body[OUT_MAP_ALIGNMENT..OUT_FLAGS2].fill(7);
+        body[OUT_FLAGS2 + 4..].fill(7);
+        adapt_reply(&mut body, u64::MAX, WANTED).unwrap();
+        assert!(body[OUT_MAP_ALIGNMENT..OUT_FLAGS2].iter().chain(&body[OUT_FLAGS2 + 4..]).all(|b| *b == 0));
+    }
+
+    #[test]
     fn writes_are_capped_to_the_slots() {
         let mut body = reply(INIT_EXT | MAX_PAGES, 1 << 20);
         let agreed = adapt_reply(&mut body, INIT_EXT | MAX_PAGES | OVER_IO_URING, WANTED).unwrap();
-        assert_eq!(agreed, Agreed { uring: true, max_write: 64 << 10 });
+        assert_eq!(agreed, Agreed { uring: true, max_write: 64 << 10, shared_locks: false });
         assert_eq!((u32_at(&body, OUT_MAX_WRITE), u32_at(&body, OUT_MAX_PAGES) & 0xffff), (64 << 10, 16));
     }
 
@@ -210,7 +345,7 @@ mod tests {
     fn the_next_host_must_agree_to_no_less_and_is_offered_no_more() {
         let mut request = vec![0; IN_HEADER + 64];
         set_flags(&mut request[IN_HEADER..], IN_FLAGS, IN_FLAGS2, INIT_EXT | 0b1011 | 1 << 34);
-        let agreed = Agreed { uring: true, max_write: 64 << 10 };
+        let agreed = Agreed { uring: true, max_write: 64 << 10, shared_locks: false };
         let replay = Replay::new(&request, &reply(INIT_EXT | 0b1101, 1 << 20), agreed);
         assert_eq!(offered(&replay.request()[IN_HEADER..]), INIT_EXT | 0b1001);
         assert!(replay.check(&reply(INIT_EXT | 0b1111, 64 << 10)).is_ok());

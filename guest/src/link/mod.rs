@@ -220,8 +220,9 @@ fn upgrade(drivers: Vec<virtqueue::Driver>, config: &GuestConfig) -> Result<Conn
 }
 
 fn connect_socket(config: &GuestConfig, opened: &Opened) -> Result<Connection, Error> {
-    let control = socket::connect(config, control_geometry(config.geometry), None, opened)?;
-    let queues = (0..config.queues).map(|_| socket::connect(config, config.geometry, None, opened));
+    let token = socket::new_token()?;
+    let control = socket::connect(config, control_geometry(config.geometry), None, opened)?.join(&token)?;
+    let queues = (0..config.queues).map(|_| socket::connect(config, config.geometry, None, opened)?.join(&token));
     let queues = queues.collect::<Result<Vec<_>, _>>()?;
     let regions = std::iter::once(&control).chain(&queues).map(|driver| driver.memory().clone()).collect();
     let queues = queues.into_iter().map(|driver| driver as Box<dyn Transport>).collect();
@@ -237,10 +238,12 @@ fn connect_socket_again(
     let [of_control, of_first, of_others @ ..] = regions else {
         return Err(Error::Protocol("no memory to go on with"));
     };
-    let connect = |geometry, region: &Arc<Region>| socket::connect(config, geometry, Some(region.clone()), opened);
+    let token = socket::new_token()?;
+    let connect =
+        |geometry, region: &Arc<Region>| socket::connect(config, geometry, Some(region.clone()), opened)?.join(&token);
     let control = connect(control_geometry(config.geometry), of_control)?;
     // The first words lie in memory of their own; by a queue that stays: a host forgets all with its last connection.
-    let mut first = socket::connect(config, config.geometry, None, opened)?;
+    let mut first = socket::connect(config, config.geometry, None, opened)?.join(&token)?;
     greet(first.as_mut())?;
     let mut queues: Vec<Box<dyn Transport>> = vec![Box::new(first.with_memory(of_first.clone()))];
     for region in of_others {

@@ -5,15 +5,15 @@ use super::{Completion, Transport};
 use crate::deadline::Opened;
 use crate::fuse::abi::{opcode, request_opcode};
 use crate::link::GuestConfig;
-use crate::message::{reply_header, OUT_HEADER};
+use crate::message::{reply_header, request, OUT_HEADER};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::collections::{HashMap, VecDeque};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use tunnelfs_ring::{Counters, Geometry, Parker, Region, WaitConfig, CQE_INLINE_BYTES};
+use tunnelfs_ring::{Counters, Geometry, Parker, Region, WaitConfig, CQE_INLINE_BYTES, JOIN_TOKEN_BYTES, OP_JOIN};
 
 /// A request queue over a stream socket.
 pub struct Driver {
@@ -62,6 +62,19 @@ pub(crate) fn connect(
     Ok(Box::new(Driver::new(stream, config.wait, geometry, kept)?))
 }
 
+/// Random bytes that the connections of one guest have in common.
+pub type Token = [u8; JOIN_TOKEN_BYTES];
+
+/// A new guest's token.
+///
+/// # Errors
+/// [`Error::Io`] when the system has no randomness.
+pub fn new_token() -> Result<Token, Error> {
+    let mut token = [0; JOIN_TOKEN_BYTES];
+    std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut token)).map_err(Error::Io)?;
+    Ok(token)
+}
+
 impl Driver {
     /// A queue over a connection; its slots may be those of one that has gone.
     ///
@@ -88,6 +101,18 @@ impl Driver {
             parker: Parker::new(wait),
             copied: 0,
         })
+    }
+
+    /// Tells the host to which guest this connection belongs. The first message on it.
+    ///
+    /// # Errors
+    /// [`Error::HostGone`] when the host closes the connection: it serves as many guests as it can.
+    pub fn join(mut self: Box<Self>, token: &Token) -> Result<Box<Self>, Error> {
+        let message = request(OP_JOIN, 0, 0, token, 0);
+        self.stream.write_all(&message).map_err(gone)?;
+        // A host that does not know the message answers too; it has one guest only.
+        self.stream.read_exact(&mut [0; OUT_HEADER]).map_err(gone)?;
+        Ok(self)
     }
 
     /// Where the slots lie.

@@ -1,8 +1,9 @@
 //! Device side of the ring: entries in, file I/O in place, completions out.
 
-use crate::pool::{Budget, Pool};
-use crate::server::{Caller, Helper, Outcome, Reply, Server};
+use crate::handler::Handler;
+use crate::server::{Caller, Helper, Outcome, Reply};
 use crate::shared::Shared;
+use crossbeam_utils::CachePadded;
 use libc::iovec;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,19 +11,18 @@ use std::sync::Arc;
 use tunnelfs_ring::{
     Consumer, Cqe, DeviceQueue, Error, NeedWakeup, Producer, RingSetup, SlotTable, Sqe, CPU_UNKNOWN, CQE_INLINE_BYTES,
 };
-use virtiofsd::filesystem::FileSystem;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 
 /// Rings the guest's doorbell.
 pub type Call = Arc<dyn Fn() + Send + Sync>;
 
-/// The completing half, shared with pool threads.
-struct Completions {
-    cq: Mutex<Producer<Cqe>>,
+/// The completing half, shared with threads of late requests.
+pub struct Completions {
+    cq: CachePadded<Mutex<Producer<Cqe>>>,
     driver_wakeup: NeedWakeup,
     call: Call,
     /// The guest broke the protocol: nothing is taken any more.
-    broken: AtomicBool,
+    broken: CachePadded<AtomicBool>,
     /// Keeps the guest's memory mapped while a request is under way.
     _memory: Arc<GuestMemoryMmap>,
 }
@@ -49,18 +49,16 @@ pub struct RingDevice {
     slots: SlotTable,
     own_wakeup: NeedWakeup,
     done: Arc<Completions>,
-    /// Requests that the pool has.
-    handed_over: Budget,
     /// The CPU that the guest's thread stays on.
     pub guest_cpu: Option<usize>,
 }
 
 impl RingDevice {
-    /// Checks a guest's set-up message and takes the ring over; `pool`: the queue's requests there.
+    /// Checks a guest's set-up message and takes the ring over.
     ///
     /// # Errors
     /// [`Error`] when the message or the memory that it names is not acceptable.
-    pub fn new(setup: &RingSetup, memory: Arc<GuestMemoryMmap>, call: Call, pool: &Budget) -> Result<Self, Error> {
+    pub fn new(setup: &RingSetup, memory: Arc<GuestMemoryMmap>, call: Call) -> Result<Self, Error> {
         let mapped = |address: u64, bytes: usize| {
             let slice = memory.get_slice(GuestAddress(address), bytes);
             let start =
@@ -83,14 +81,13 @@ impl RingDevice {
         let DeviceQueue { sq, cq, peer_wakeup, own_wakeup, slots } = queue;
         let guest_cpu = (setup.cpu != CPU_UNKNOWN).then_some(setup.cpu as usize);
         let done = Arc::new(Completions {
-            cq: Mutex::new(cq),
+            cq: CachePadded::new(Mutex::new(cq)),
             driver_wakeup: peer_wakeup,
             call,
-            broken: AtomicBool::new(false),
+            broken: CachePadded::new(AtomicBool::new(false)),
             _memory: memory,
         });
-        let handed_over = pool.limited(setup.geometry.entries);
-        Ok(RingDevice { sq, slots, own_wakeup, done, handed_over, guest_cpu })
+        Ok(RingDevice { sq, slots, own_wakeup, done, guest_cpu })
     }
 
     /// Whether a submission waits that could be served.
@@ -102,94 +99,82 @@ impl RingDevice {
         self.done.broken.load(Ordering::Relaxed)
     }
 
+    /// The completing half.
+    pub fn completions(&self) -> &Arc<Completions> {
+        &self.done
+    }
+
     /// The "host sleeps" flag.
     pub fn own_wakeup(&self) -> &NeedWakeup {
         &self.own_wakeup
     }
 
-    /// Serves what has been submitted, at most `limit` requests, large READs together with `helper`.
+    /// The next submission, privately, with its slot checked; `None`: no more for now.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the guest broke the protocol; the ring then stays closed.
-    pub fn serve<F>(
-        &mut self,
-        server: &Arc<Server<F>>,
-        pool: &Pool,
-        helper: Option<&Helper>,
-        limit: u32,
-    ) -> Result<Served, Error>
-    where
-        F: FileSystem + Send + Sync + 'static,
-    {
-        let mut served = Served::default();
-        while served.requests < limit {
-            if self.broken() {
-                break;
-            }
-            let Some(sqe) = self.sq.pop() else { break };
-            served.requests += 1;
-            let moved = self.serve_one(sqe, server, pool, helper);
-            served.bytes += moved.inspect_err(|_| self.done.broken.store(true, Ordering::Relaxed))?;
+    pub fn pop(&mut self) -> Result<Option<Submission>, Error> {
+        if self.broken() {
+            return Ok(None);
         }
-        Ok(served)
+        let Some(sqe) = self.sq.pop() else { return Ok(None) };
+        let slot = self.slots.get(&sqe).inspect_err(|_| self.done.close())?;
+        Ok(Some(Submission { sqe, slot }))
     }
+}
 
-    /// Returns the payload bytes that were moved at once.
-    fn serve_one<F>(
-        &self,
-        sqe: Sqe,
-        server: &Arc<Server<F>>,
-        pool: &Pool,
-        helper: Option<&Helper>,
-    ) -> Result<u64, Error>
-    where
-        F: FileSystem + Send + Sync + 'static,
-    {
-        let ptr = self.slots.get(&sqe)?;
-        let input = [iovec { iov_base: ptr.cast(), iov_len: sqe.payload_len as usize }];
-        let output = [iovec { iov_base: ptr.cast(), iov_len: sqe.reply_max as usize }];
-        // SAFETY: `of` has checked that both lie in the slot.
-        let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-        match server.handle(&sqe.inline[..sqe.inline_len as usize], input, output, Caller::Queue(helper)) {
-            Outcome::WouldBlock => {
-                let share = self.handed_over.take().ok_or(Error::Corrupt("more requests than completions fit"))?;
-                let (input, output) = (input.to_buf(), output.to_buf());
-                let (done, server) = (self.done.clone(), server.clone());
-                pool.run(Box::new(move || {
-                    let (input, output, share) = (input, output, share);
-                    if share.is_abandoned() {
-                        return;
-                    }
-                    // SAFETY: still in the slot, whose mapping `done` keeps.
-                    let (payload, out) = unsafe { (Shared::new(&input.0), Shared::new(&output.0)) };
-                    let outcome = server.handle(&sqe.inline[..sqe.inline_len as usize], payload, out, Caller::Patient);
-                    if share.is_abandoned() {
-                        return;
-                    }
-                    if let Err(e) = done.complete(&sqe, outcome, out) {
-                        tracing::warn!("closing a ring: {e}");
-                        done.broken.store(true, Ordering::Relaxed);
-                    }
-                }));
-                Ok(0)
-            }
-            outcome => self.done.complete(&sqe, outcome, output),
-        }
+/// One request: the private copy of its entry, and its slot.
+pub struct Submission {
+    sqe: Sqe,
+    slot: *mut u8,
+}
+
+// SAFETY: the slot is only touched by raw copies and system calls, which may run on any thread; `Completions` keeps it
+// mapped.
+unsafe impl Send for Submission {}
+
+impl Submission {
+    /// The request's first bytes.
+    pub fn head(&self) -> &[u8] {
+        &self.sqe.inline[..self.sqe.inline_len as usize]
     }
 }
 
 impl Completions {
+    /// Nothing is taken from the ring any more.
+    pub fn close(&self) {
+        self.broken.store(true, Ordering::Relaxed);
+    }
+
+    /// Handles a request of this ring, large READs together with `helper`.
+    pub fn handle<H: Handler>(&self, request: &Submission, handler: &H, helper: Option<&Helper>) -> Outcome {
+        let part = |len: u32| [iovec { iov_base: request.slot.cast(), iov_len: len as usize }];
+        let (input, output) = (part(request.sqe.payload_len), part(request.sqe.reply_max));
+        // SAFETY: `RingDevice::pop` has checked that both lie in the slot, which this keeps mapped.
+        let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
+        handler.handle(request.head(), input, output, Caller::Queue(helper))
+    }
+
     /// Publishes the completion, also of a request without a reply: the guest gets its slot back.
     ///
     /// Returns the payload bytes that the request has moved.
-    fn complete(&self, sqe: &Sqe, outcome: Outcome, out: Shared<'_>) -> Result<u64, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the guest broke the protocol; the ring then stays closed.
+    pub fn complete(&self, request: &Submission, outcome: Outcome) -> Result<u64, Error> {
+        let sqe = &request.sqe;
+        let output = [iovec { iov_base: request.slot.cast(), iov_len: sqe.reply_max as usize }];
+        // SAFETY: as in `handle`.
+        let out = unsafe { Shared::new(&output) };
         let mut cqe = Cqe { user_data: sqe.user_data, payload_len: 0, inline_len: 0, inline: [0; CQE_INLINE_BYTES] };
         if let Outcome::Reply(reply) = outcome {
             fill(&mut cqe, sqe, reply, out);
         }
         // A guest reuses a slot only after it has reaped, and has no more slots
         // than entries: one that lets the ring fill up has broken the protocol.
-        if !self.cq.lock().push(&cqe)? {
+        let room = self.cq.lock().push(&cqe).inspect_err(|_| self.close())?;
+        if !room {
+            self.close();
             return Err(Error::Corrupt("more requests than completions fit"));
         }
         if self.driver_wakeup.take() {

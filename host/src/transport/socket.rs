@@ -1,24 +1,40 @@
 //! The streamed baseline: whole FUSE messages over a UNIX stream socket, as a
 //! separate process without shared memory would have them. Payloads are
 //! copied into and out of private buffers, and counted.
+//!
+//! The host goes on reading while a reply does not fit the socket: what is left of it waits in the connection's outbox.
+//! So two sides that both write large messages do not wait for each other.
 
-use crate::server::{Caller, Outcome, Server};
+use crate::handler::Handler;
+use crate::request::interrupted_unique;
+use crate::server::{Caller, Outcome};
 use crate::shared::Shared;
+use crate::takeover::{Crew, Duty, Lane};
 use libc::iovec;
 use memmap2::MmapMut;
-use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
-use tunnelfs_ring::{Parker, WaitConfig, MAX_SLOT_SIZE, PAGE};
-use virtiofsd::filesystem::FileSystem;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+use tunnelfs_ring::{Eventfd, Parker, WaitConfig, MAX_SLOT_SIZE, PAGE};
 
-const IN_HEADER: usize = 40;
+/// Bytes of `struct fuse_in_header`.
+pub const IN_HEADER: usize = 40;
 const OUT_HEADER: usize = 16;
 /// Header and structure of WRITE, whose data follows.
 const WRITE_HEAD: usize = IN_HEADER + 40;
 /// Most bytes of a message: the largest slot and room for headers.
 const MAX_MESSAGE: usize = MAX_SLOT_SIZE as usize + 4096;
+/// Bytes of replies that wait for the guest to read, from which on the host reads no more requests.
+const OUTBOX_LIMIT: usize = 64 << 20;
+/// Between two looks whether all threads of a guest that has gone have ended.
+const ENDING: Duration = Duration::from_millis(10);
 
 /// Private memory whose byte `at` starts a page: files with O_DIRECT want their data so. A mapping of its own, which
 /// costs what is touched of it, and is gone with the connection: an allocator would keep it for the next one.
@@ -37,54 +53,322 @@ impl Buffer {
     }
 }
 
-/// Serves one connection until the guest closes it.
-///
-/// # Errors
-/// The socket's error, or `InvalidData` when the guest breaks the framing.
-pub fn serve<F: FileSystem + Sync>(mut stream: UnixStream, server: &Server<F>, wait: WaitConfig) -> io::Result<()> {
-    let mut parker = Parker::new(wait);
-    let (mut input, mut output) = (Buffer::new(WRITE_HEAD)?, Buffer::new(OUT_HEADER)?);
-    let output = output.get();
-    loop {
-        parker.spin(|| readable(&stream));
-        let Some(input) = read_message(&mut stream, input.get())? else { return Ok(()) };
-        parker.unparked();
-        let head_len = input.len().min(WRITE_HEAD);
-        let rest = [iovec { iov_base: input[head_len..].as_mut_ptr().cast(), iov_len: input.len() - head_len }];
+/// One request's room, and its reply's.
+struct Buffers {
+    input: Buffer,
+    output: Buffer,
+}
+
+impl Buffers {
+    fn new() -> io::Result<Self> {
+        Ok(Buffers { input: Buffer::new(WRITE_HEAD)?, output: Buffer::new(OUT_HEADER)? })
+    }
+
+    /// Handles the request of `len` bytes in `input`; the reply's bytes in `output`, 0 for none.
+    fn handle<H: Handler>(&mut self, len: usize, handler: &H) -> io::Result<usize> {
+        let (input, output) = (&mut self.input.get()[..len], self.output.get());
+        let head_len = len.min(WRITE_HEAD);
+        let rest = [iovec { iov_base: input[head_len..].as_mut_ptr().cast(), iov_len: len - head_len }];
         let room = MAX_SLOT_SIZE as usize;
         let out = [iovec { iov_base: output[OUT_HEADER..].as_mut_ptr().cast(), iov_len: room }];
-        // SAFETY: both are private buffers of this function.
+        // SAFETY: both are private buffers of this call.
         let (payload, out) = unsafe { (Shared::new(&rest), Shared::new(&out)) };
-        let Outcome::Reply(reply) = server.handle(&input[..head_len], payload, out, Caller::Patient) else { continue };
+        let reply = match handler.handle(&input[..head_len], payload, out, Caller::Patient) {
+            Outcome::Reply(reply) => reply,
+            _ => return Ok(0),
+        };
         out.write(0, reply.fixed())?;
-        let len = OUT_HEADER + reply.fixed().len() + reply.in_place;
-        output[..4].copy_from_slice(&(len as u32).to_ne_bytes());
+        let reply_len = OUT_HEADER + reply.fixed().len() + reply.in_place;
+        output[..4].copy_from_slice(&(reply_len as u32).to_ne_bytes());
         output[4..8].copy_from_slice(&reply.error.to_ne_bytes());
         output[8..16].copy_from_slice(&input[8..16]);
         // The kernel copied the request in and copies the reply out: two trips that shared memory saves.
-        server.copied.fetch_add((input.len() - head_len + reply.in_place) as u64, Ordering::Relaxed);
-        stream.write_all(&output[..len])?;
+        handler.count_copied((len - head_len + reply.in_place) as u64);
+        Ok(reply_len)
+    }
+}
+
+/// Replies that the socket has no room for.
+#[derive(Default)]
+struct Outbox {
+    parts: VecDeque<Vec<u8>>,
+    /// Bytes of the first part that have been sent.
+    sent: usize,
+    /// Bytes that have not.
+    queued: usize,
+}
+
+/// One connection.
+pub struct Connection {
+    stream: UnixStream,
+    outbox: Mutex<Outbox>,
+    /// Tells the reading thread that the outbox is not empty any more.
+    wakeup: OwnedFd,
+}
+
+impl Connection {
+    fn new(stream: UnixStream) -> io::Result<Self> {
+        let wakeup = Eventfd::new().map_err(io::Error::other)?;
+        Ok(Connection { stream, outbox: Mutex::default(), wakeup })
+    }
+
+    /// Sends what the socket takes, and keeps the rest.
+    fn reply(&self, message: &[u8]) -> io::Result<()> {
+        let mut outbox = self.outbox.lock();
+        let sent = if outbox.queued == 0 { self.send(message)? } else { 0 };
+        if sent < message.len() {
+            outbox.parts.push_back(message[sent..].to_vec());
+            outbox.queued += message.len() - sent;
+            Eventfd::signal(self.wakeup.as_fd());
+        }
+        Ok(())
+    }
+
+    /// As much as fits now.
+    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: readable bytes, as many.
+        let n = unsafe { libc::send(self.stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+        if n >= 0 {
+            return Ok(n as usize);
+        }
+        match io::Error::last_os_error() {
+            e if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
+            e => Err(e),
+        }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let mut outbox = self.outbox.lock();
+        while let Some(part) = outbox.parts.front() {
+            let sent = self.send(&part[outbox.sent..])?;
+            if sent == 0 {
+                return Ok(());
+            }
+            let done = outbox.sent + sent == part.len();
+            outbox.queued -= sent;
+            outbox.sent += sent;
+            if done {
+                outbox.parts.pop_front();
+                outbox.sent = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn queued(&self) -> usize {
+        self.outbox.lock().queued
+    }
+
+    /// Waits until there is something to read; sends meanwhile.
+    fn wait(&self) -> io::Result<()> {
+        loop {
+            let queued = self.queued();
+            let mut wanted = if queued > OUTBOX_LIMIT { PollFlags::empty() } else { PollFlags::POLLIN };
+            if queued > 0 {
+                wanted |= PollFlags::POLLOUT;
+            }
+            let mut fds =
+                [PollFd::new(self.stream.as_fd(), wanted), PollFd::new(self.wakeup.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(nix::Error::EINTR) => continue,
+                other => other?,
+            };
+            let (stream, wakeup) =
+                (fds[0].revents().unwrap_or(PollFlags::empty()), fds[1].revents().unwrap_or(PollFlags::empty()));
+            if wakeup.contains(PollFlags::POLLIN) {
+                Eventfd::drain(self.wakeup.as_fd());
+            }
+            if stream.contains(PollFlags::POLLOUT) {
+                self.flush()?;
+            }
+            // A broken stream is for `read` to report.
+            if stream.intersects(PollFlags::POLLIN | PollFlags::POLLERR | PollFlags::POLLHUP) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads one message, and returns its length; `None` at the end of the stream.
+    fn read_message(&self, room: &mut [u8]) -> io::Result<Option<usize>> {
+        let mut stream = &self.stream;
+        let n = loop {
+            match recv_now(&self.stream, &mut room[..IN_HEADER], 0) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait()?,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        if n == 0 {
+            return Ok(None);
+        }
+        stream.read_exact(&mut room[n..IN_HEADER])?;
+        let len = u32::from_ne_bytes(room[..4].try_into().expect("four bytes")) as usize;
+        if !(IN_HEADER..=MAX_MESSAGE).contains(&len) {
+            return Err(io::Error::new(ErrorKind::InvalidData, "message length out of range"));
+        }
+        stream.read_exact(&mut room[IN_HEADER..len])?;
+        Ok(Some(len))
+    }
+}
+
+/// Reads what is there.
+fn recv_now(stream: &UnixStream, room: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+    let flags = flags | libc::MSG_DONTWAIT;
+    // SAFETY: as much room as is told.
+    let n = unsafe { libc::recv(stream.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), flags) };
+    if n < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(n as usize)
     }
 }
 
 fn readable(stream: &UnixStream) -> bool {
-    let mut byte = 0u8;
-    // SAFETY: one byte of room; peeking takes nothing off the stream.
-    let n = unsafe { libc::recv(stream.as_raw_fd(), (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
     // A broken stream is for `read` to report.
-    n >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock
+    recv_now(stream, &mut [0], libc::MSG_PEEK).err().is_none_or(|e| e.kind() != ErrorKind::WouldBlock)
 }
 
-/// Reads one message; `None` at the end of the stream.
-fn read_message<'a>(stream: &mut UnixStream, room: &'a mut [u8]) -> io::Result<Option<&'a mut [u8]>> {
-    match stream.read(&mut room[..IN_HEADER])? {
-        0 => return Ok(None),
-        n => stream.read_exact(&mut room[n..IN_HEADER])?,
+/// Serves one connection until the guest closes it, on the calling thread alone.
+///
+/// # Errors
+/// The socket's error, or `InvalidData` when the guest breaks the framing.
+pub fn serve<H: Handler>(stream: UnixStream, handler: &H, wait: WaitConfig) -> io::Result<()> {
+    let (mut parker, mut buffers) = (Parker::new(wait), Buffers::new()?);
+    let connection = Connection::new(stream)?;
+    loop {
+        parker.spin(|| readable(&connection.stream));
+        let Some(len) = connection.read_message(buffers.input.get())? else { return Ok(()) };
+        parker.unparked();
+        let reply = buffers.handle(len, handler)?;
+        connection.reply(&buffers.output.get()[..reply])?;
     }
-    let len = u32::from_ne_bytes(room[..4].try_into().expect("four bytes")) as usize;
-    if !(IN_HEADER..=MAX_MESSAGE).contains(&len) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "message length out of range"));
+}
+
+/// One guest: its connections share a handler.
+pub struct Session<H: Handler> {
+    handler: H,
+    crew: Crew<Reader<H>>,
+    wait: WaitConfig,
+    connections: Mutex<Connections>,
+    less: Condvar,
+    numbers: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Connections {
+    open: usize,
+    /// The last one has gone: nobody may join any more.
+    closed: bool,
+}
+
+impl<H: Handler> Session<H> {
+    /// A session without connections.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub fn new(handler: H, spares: usize, wait: WaitConfig) -> io::Result<Arc<Self>> {
+        let (connections, less, numbers) = (Mutex::default(), Condvar::new(), AtomicUsize::new(0));
+        Ok(Arc::new(Session { handler, crew: Crew::new(spares)?, wait, connections, less, numbers }))
     }
-    stream.read_exact(&mut room[IN_HEADER..len])?;
-    Ok(Some(&mut room[..len]))
+
+    /// Serves a connection from now on.
+    ///
+    /// # Errors
+    /// The system has no thread or descriptor left, or the guest has just left.
+    pub fn join(self: &Arc<Self>, stream: UnixStream) -> io::Result<()> {
+        let mut connections = self.connections.lock();
+        if connections.closed {
+            return Err(io::Error::other("its guest has just left"));
+        }
+        let reader = Reader {
+            session: self.clone(),
+            connection: Arc::new(Connection::new(stream)?),
+            parker: Parker::new(self.wait),
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+        };
+        self.crew.start(reader)?;
+        connections.open += 1;
+        Ok(())
+    }
+
+    /// Waits until all connections have gone, calls `closed`, and ends the session: nobody may join any more.
+    pub fn wait(&self, closed: impl FnOnce()) {
+        let mut connections = self.connections.lock();
+        while connections.open > 0 {
+            self.less.wait(&mut connections);
+        }
+        connections.closed = true;
+        drop(connections);
+        closed();
+        self.crew.stop();
+        while !self.crew.join(ENDING) {}
+        self.handler.reset();
+    }
+}
+
+/// What the thread of a connection owns: whoever has it reads the next request.
+struct Reader<H: Handler> {
+    session: Arc<Session<H>>,
+    connection: Arc<Connection>,
+    parker: Parker,
+    number: usize,
+}
+
+impl<H: Handler> Duty for Reader<H> {
+    fn run(self: Box<Self>, lane: &Lane<Self>) {
+        lane.set_number(self.number);
+        let (session, connection) = (self.session.clone(), self.connection.clone());
+        match self.serve(lane) {
+            Ok(TakenOver) => return,
+            Err(None) => {}
+            Err(Some(e)) => tracing::info!("guest's socket: {e}"),
+        }
+        let _ = connection.stream.shutdown(Shutdown::Both);
+        session.crew.finished();
+        session.connections.lock().open -= 1;
+        session.less.notify_all();
+    }
+
+    fn taken(&mut self) {}
+}
+
+/// Another thread reads the connection.
+struct TakenOver;
+
+impl<H: Handler> Reader<H> {
+    /// # Errors
+    /// The connection has ended: by an error, or (`None`) by the guest.
+    fn serve(mut self: Box<Self>, lane: &Lane<Self>) -> Result<TakenOver, Option<io::Error>> {
+        let (session, connection) = (self.session.clone(), self.connection.clone());
+        let mut buffers = Buffers::new()?;
+        loop {
+            self.parker.spin(|| readable(&connection.stream));
+            let len = connection.read_message(buffers.input.get())?.ok_or(None)?;
+            self.parker.unparked();
+            let head = &buffers.input.get()[..len.min(WRITE_HEAD)];
+            if let Some(unique) = interrupted_unique(head) {
+                session.crew.interrupt(unique);
+                continue;
+            }
+            lane.lend(self, u64::from_ne_bytes(head[8..16].try_into().expect("eight bytes")));
+            let reply = buffers.handle(len, &session.handler);
+            let kept = lane.reclaim();
+            let sent = reply.and_then(|len| connection.reply(&buffers.output.get()[..len]));
+            match (kept, sent) {
+                (Some(reader), sent) => {
+                    self = reader;
+                    sent?;
+                }
+                (None, sent) => {
+                    if let Err(e) = sent {
+                        tracing::info!("guest's socket: {e}");
+                        let _ = connection.stream.shutdown(Shutdown::Both);
+                    }
+                    lane.leave();
+                    return Ok(TakenOver);
+                }
+            }
+        }
+    }
 }

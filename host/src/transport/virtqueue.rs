@@ -1,8 +1,8 @@
 //! Device side of a plain split virtqueue, as virtio-fs has it: each chain is
 //! a request in readable buffers and room for the reply in writable ones.
 
-use crate::pool::Pool;
-use crate::server::{Caller, Outcome, Server};
+use crate::handler::Handler;
+use crate::server::{Caller, Outcome};
 use crate::shared::{Shared, SharedBuf};
 use crate::vring::Vring;
 use libc::iovec;
@@ -11,7 +11,6 @@ use std::sync::Arc;
 use tunnelfs_ring::RingSetup;
 use vhost_user_backend::VringT;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
-use virtiofsd::filesystem::FileSystem;
 use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap};
 
 /// `fuse_in_header`, and `fuse_out_header`, bytes.
@@ -36,85 +35,104 @@ pub fn ready(vring: &Vring, memory: &Memory) -> bool {
     queue.ready() && avail().is_ok_and(|idx| idx.0 != queue.next_avail())
 }
 
-/// Serves the chains that wait; returns whether there were any. `setup` gets
-/// a ring's set-up message and answers whether the ring was accepted.
-pub fn serve<F>(
-    vring: &Vring,
-    memory: &Memory,
-    server: &Arc<Server<F>>,
-    pool: &Pool,
-    setup: &mut dyn FnMut(RingSetup) -> io::Result<()>,
-) -> io::Result<bool>
-where
-    F: FileSystem + Send + Sync + 'static,
-{
-    let snapshot: Arc<GuestMemoryMmap> = memory.memory().clone().into_inner();
-    // The guest may add chains as fast as they are served: after each lap the caller looks round.
-    let lap = vring.get_ref().get_queue().size();
-    for served in 0..lap {
-        let chain = vring.get_mut().get_queue_mut().iter(snapshot.clone()).map_err(io::Error::other)?.next();
-        let Some(chain) = chain else { return Ok(served > 0) };
-        let head_index = chain.head_index();
-        match gather(&snapshot, chain) {
-            // A chain that cannot be read is given back unanswered: the guest broke it.
-            Err(_) => finish(vring, head_index, 0),
-            Ok((input, output)) => {
-                serve_chain(vring, head_index, &snapshot, (input, output), server, pool, setup);
-            }
-        }
-    }
-    Ok(true)
+/// One request: its chain, resolved to mapped buffers, and a private copy of its first bytes.
+pub struct ChainRequest {
+    head_index: u16,
+    head: [u8; HEAD],
+    /// Bytes of `head` that the handler gets: it ends where the operation's structure does, so that WRITE's data starts
+    /// in the buffers.
+    head_len: usize,
+    input: SharedBuf,
+    output: SharedBuf,
+    payload: SharedBuf,
+    out: SharedBuf,
+    /// Keeps the buffers mapped.
+    _memory: Arc<GuestMemoryMmap>,
 }
 
-fn serve_chain<F>(
-    vring: &Vring,
-    head_index: u16,
-    snapshot: &Arc<GuestMemoryMmap>,
-    (input, output): (SharedBuf, SharedBuf),
-    server: &Arc<Server<F>>,
-    pool: &Pool,
-    setup: &mut dyn FnMut(RingSetup) -> io::Result<()>,
-) where
-    F: FileSystem + Send + Sync + 'static,
-{
-    let mut head = [0; HEAD];
-    // SAFETY: `gather` has checked each buffer against the memory, which `snapshot` keeps mapped.
-    let whole = unsafe { Shared::new(&input.0) };
-    let len = whole.len().min(HEAD);
-    if len < IN_HEADER || whole.read(0, &mut head[..len]).is_err() {
-        return finish(vring, head_index, 0);
-    }
-    if head[4..8] == RingSetup::OPCODE.to_ne_bytes() {
-        let result = setup_message(whole).and_then(setup);
-        let error = if result.is_ok() { 0 } else { -libc::EINVAL };
-        return finish(vring, head_index, write_header(&output, error, &[], 0, &head));
-    }
-    // The private head must end where the operation's structure does, so that WRITE's data starts in the buffers.
-    let head_len = len.min(IN_HEADER + 40);
-    let payload = SharedBuf(skip(&input.0, head_len));
-    let out = SharedBuf(skip(&output.0, OUT_HEADER));
-    // SAFETY: parts of the checked buffers.
-    let (p, o) = unsafe { (Shared::new(&payload.0), Shared::new(&out.0)) };
-    match server.handle(&head[..head_len], p, o, Caller::Queue(None)) {
-        Outcome::WouldBlock => {
-            // More than the queue has entries: it is given back unanswered.
-            let Some(share) = vring.handed_over.take() else { return finish(vring, head_index, 0) };
-            let (vring, server, keep) = (vring.clone(), server.clone(), snapshot.clone());
-            pool.run(Box::new(move || {
-                let (payload, out, output, share) = (payload, out, output, share);
-                if share.is_abandoned() {
-                    return;
-                }
-                // SAFETY: as above; `keep` holds the mapping.
-                let (p, o) = unsafe { (Shared::new(&payload.0), Shared::new(&out.0)) };
-                let outcome = server.handle(&head[..head_len], p, o, Caller::Patient);
-                if !share.is_abandoned() {
-                    finish(&vring, head_index, deliver(&output, outcome, o, &head));
-                }
-                drop(keep);
-            }));
+/// What a look at the available ring finds.
+pub enum Next {
+    /// Nothing.
+    Empty,
+    /// A chain that cannot be read: it has been given back unanswered, for the guest broke it.
+    Broken,
+    /// A request.
+    Request(Box<ChainRequest>),
+}
+
+/// Chains that the caller may serve before it looks round: the guest may add them as fast as they are served.
+pub fn lap(vring: &Vring) -> u16 {
+    vring.get_ref().get_queue().size()
+}
+
+/// Takes the next chain.
+///
+/// # Errors
+/// The guest's available ring is not in its memory, or its index is out of range.
+pub fn pop(vring: &Vring, memory: &Arc<GuestMemoryMmap>) -> io::Result<Next> {
+    let chain = vring.get_mut().get_queue_mut().iter(memory.clone()).map_err(io::Error::other)?.next();
+    let Some(chain) = chain else { return Ok(Next::Empty) };
+    let head_index = chain.head_index();
+    let request = gather(memory, chain).and_then(|buffers| ChainRequest::new(head_index, memory, buffers));
+    Ok(request.map_or_else(
+        |_| {
+            finish(vring, head_index, 0);
+            Next::Broken
+        },
+        |request| Next::Request(Box::new(request)),
+    ))
+}
+
+impl ChainRequest {
+    fn new(
+        head_index: u16,
+        memory: &Arc<GuestMemoryMmap>,
+        (input, output): (SharedBuf, SharedBuf),
+    ) -> io::Result<Self> {
+        let mut head = [0; HEAD];
+        // SAFETY: `gather` has checked each buffer against the memory, which `memory` keeps mapped.
+        let whole = unsafe { Shared::new(&input.0) };
+        let len = whole.len().min(HEAD);
+        if len < IN_HEADER {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
-        outcome => finish(vring, head_index, deliver(&output, outcome, o, &head)),
+        whole.read(0, &mut head[..len])?;
+        let head_len = len.min(IN_HEADER + 40);
+        let payload = SharedBuf(skip(&input.0, head_len));
+        let out = SharedBuf(skip(&output.0, OUT_HEADER));
+        Ok(ChainRequest { head_index, head, head_len, input, output, payload, out, _memory: memory.clone() })
+    }
+
+    /// The request's first bytes.
+    pub fn head(&self) -> &[u8] {
+        &self.head[..self.head_len]
+    }
+
+    /// What the guest wants, if this asks for a ring.
+    pub fn setup(&self) -> Option<io::Result<RingSetup>> {
+        // SAFETY: as in `new`.
+        (self.head[4..8] == RingSetup::OPCODE.to_ne_bytes())
+            .then(|| setup_message(unsafe { Shared::new(&self.input.0) }))
+    }
+
+    /// Answers a set-up message.
+    pub fn accept(&self, vring: &Vring, result: &io::Result<()>) {
+        let error = if result.is_ok() { 0 } else { -libc::EINVAL };
+        finish(vring, self.head_index, write_header(&self.output, error, &[], 0, &self.head));
+    }
+
+    /// Handles the request.
+    pub fn handle<H: Handler>(&self, handler: &H) -> Outcome {
+        // SAFETY: parts of the checked buffers, which `_memory` keeps mapped.
+        let (payload, out) = unsafe { (Shared::new(&self.payload.0), Shared::new(&self.out.0)) };
+        handler.handle(self.head(), payload, out, Caller::Queue(None))
+    }
+
+    /// Gives the chain back, with the answer.
+    pub fn complete(&self, vring: &Vring, outcome: Outcome) {
+        // SAFETY: as in `handle`.
+        let out = unsafe { Shared::new(&self.out.0) };
+        finish(vring, self.head_index, deliver(&self.output, outcome, out, &self.head));
     }
 }
 

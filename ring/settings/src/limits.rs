@@ -49,7 +49,8 @@ const NUMBERS: &[Number] = &[
 
 /// Checks what is true on every machine.
 pub(crate) fn check(s: &Settings) -> Checked {
-    if !(MIN_SLOT_SIZE..=MAX_SLOT_SIZE).contains(&s.transport.slot_size) {
+    let size = s.transport.slot_size;
+    if !(MIN_SLOT_SIZE..=MAX_SLOT_SIZE).contains(&size) || size as usize % PAGE != 0 {
         let allowed = format!("must be a multiple of {PAGE} from {MIN_SLOT_SIZE} to {MAX_SLOT_SIZE} bytes");
         return refuse("transport.slot_size", allowed);
     }

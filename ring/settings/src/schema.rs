@@ -196,7 +196,7 @@ impl Default for Host {
         Host {
             shared_dir: PathBuf::new(),
             tag: "tunnelfs".into(),
-            thread_pool_size: 4,
+            thread_pool_size: 64,
             cpus: Vec::new(),
             readonly: false,
             cache: Cache::default(),

@@ -1,0 +1,4 @@
+//! What several test programs need beside the rig of `mount/`.
+
+pub mod pair;
+pub mod sys;

@@ -1,0 +1,226 @@
+//! Whether a queue runs, what is under way in it, and what becomes of answers that come after it has been stopped.
+//!
+//! A stop is acknowledged when nothing is under way any more. A request that takes longer than [`DRAIN_LIMIT`] is
+//! abandoned: the driver goes on without its answer. If the same driver starts the queue again, the answer is
+//! delivered then, or later. For another driver it is dropped.
+
+use parking_lot::{Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// How long a front end that stops a queue waits for the requests under way, at the most.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Delivers a late answer.
+type Delivery = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct State {
+    /// Whether the driver has the queue running.
+    running: bool,
+    /// Whether the queue's thread is serving.
+    serving: bool,
+    /// Late requests that a stop waits for.
+    late: usize,
+    /// How often a stop has given up waiting for late requests.
+    abandoned: u32,
+    /// How many drivers the queue has had.
+    driver: u32,
+    /// Answers that the next start delivers.
+    held: Vec<Delivery>,
+}
+
+/// The gate of one queue.
+#[derive(Default)]
+pub struct Gate {
+    state: Mutex<State>,
+    /// `serving` or `late` has become less.
+    quieter: Condvar,
+    /// Whether the queue's thread is to leave.
+    closing: AtomicBool,
+    /// Takes the queue from a thread that is held up.
+    force: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+/// For whom a late request is served.
+#[derive(Clone, Copy)]
+pub struct Pass {
+    abandoned: u32,
+    /// The queue's driver: one that goes on after a pause of its VM is still the same.
+    pub driver: u32,
+}
+
+impl Gate {
+    /// Sets what takes the queue from a thread that is held up.
+    pub fn on_stuck(&self, force: impl Fn() + Send + Sync + 'static) {
+        let _ = self.force.set(Box::new(force));
+    }
+
+    /// The queue's thread begins to serve; `None`: the queue is stopped. Followed by [`Gate::leave`].
+    pub fn enter(&self) -> Option<Pass> {
+        let mut state = self.state.lock();
+        state.serving = state.running;
+        state.running.then_some(Pass { abandoned: state.abandoned, driver: state.driver })
+    }
+
+    /// It has served.
+    pub fn leave(&self) {
+        let mut state = self.state.lock();
+        state.serving = false;
+        if !state.running {
+            self.quieter.notify_all();
+        }
+    }
+
+    /// Whether somebody stops the queue.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// The queue's thread is late, and another one takes the queue.
+    pub fn taken_over(&self) {
+        let mut state = self.state.lock();
+        state.serving = false;
+        state.late += 1;
+        self.quieter.notify_all();
+    }
+
+    /// A late request has been handled: delivers its answer, keeps it for the next start, or drops it.
+    pub fn finish_late(&self, pass: Pass, deliver: impl FnOnce() + Send + 'static) {
+        let mut state = self.state.lock();
+        let abandoned = pass.abandoned != state.abandoned;
+        if !abandoned {
+            state.late -= 1;
+        }
+        // Delivered with the lock held: a stop is not acknowledged meanwhile.
+        match (pass.driver == state.driver, state.running || !abandoned) {
+            (true, true) => deliver(),
+            (true, false) => state.held.push(Box::new(deliver)),
+            (false, _) => tracing::info!("the answer to a slow request of a former driver is dropped"),
+        }
+        self.quieter.notify_all();
+    }
+
+    /// A driver that begins at the beginning: answers to its predecessor are not for it.
+    pub fn new_driver(&self) {
+        let mut state = self.state.lock();
+        state.driver = state.driver.wrapping_add(1);
+        let dropped = std::mem::take(&mut state.held);
+        drop(state);
+        drop(dropped);
+    }
+
+    /// Starts the queue.
+    pub fn start(&self) {
+        let mut state = self.state.lock();
+        state.running = true;
+        self.closing.store(false, Ordering::Relaxed);
+        for deliver in std::mem::take(&mut state.held) {
+            deliver();
+        }
+    }
+
+    /// Stops the queue, and waits for what is under way in it.
+    pub fn stop(&self) {
+        let mut state = self.state.lock();
+        if !state.running {
+            return;
+        }
+        state.running = false;
+        self.closing.store(true, Ordering::Relaxed);
+        let until = Instant::now() + DRAIN_LIMIT;
+        while state.serving || state.late > 0 {
+            if !self.quieter.wait_until(&mut state, until).timed_out() {
+                continue;
+            }
+            if state.serving {
+                // All other threads are held up too: the next start needs one.
+                parking_lot::MutexGuard::unlocked(&mut state, || {
+                    self.force.get().into_iter().for_each(|force| force())
+                });
+            }
+            if state.serving {
+                tracing::warn!("a queue is stopped while its thread writes to the guest");
+            }
+            tracing::warn!(
+                "a queue is stopped with {} requests under way, which have taken more than {DRAIN_LIMIT:?}: \
+                 the shared directory is too slow; their answers are kept for this driver",
+                state.late
+            );
+            state.abandoned = state.abandoned.wrapping_add(1);
+            state.late = 0;
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+    use std::sync::Arc;
+
+    fn abandoned_request() -> (Gate, Pass, Arc<AtomicU32>) {
+        let gate = Gate::default();
+        gate.new_driver();
+        gate.start();
+        let pass = gate.enter().unwrap();
+        gate.taken_over();
+        gate.stop();
+        assert!(gate.enter().is_none());
+        (gate, pass, Arc::default())
+    }
+
+    fn count(counter: &Arc<AtomicU32>) -> impl FnOnce() + Send + 'static {
+        let counter = counter.clone();
+        move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_comes_while_stopped_waits_for_the_same_driver() {
+        let (gate, pass, delivered) = abandoned_request();
+        gate.finish_late(pass, count(&delivered));
+        assert_eq!(delivered.load(Ordering::Relaxed), 0);
+        gate.start();
+        assert_eq!(delivered.load(Ordering::Relaxed), 1);
+        assert!(gate.enter().is_some());
+    }
+
+    #[test]
+    fn an_answer_that_comes_after_the_start_is_delivered() {
+        let (gate, pass, delivered) = abandoned_request();
+        gate.start();
+        gate.finish_late(pass, count(&delivered));
+        assert_eq!(delivered.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn another_driver_gets_no_answers_of_its_predecessor() {
+        let (gate, pass, delivered) = abandoned_request();
+        gate.finish_late(pass, count(&delivered));
+        gate.new_driver();
+        gate.start();
+        gate.finish_late(pass, count(&delivered));
+        assert_eq!(delivered.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_stop_waits_for_late_requests() {
+        let gate = Arc::new(Gate::default());
+        gate.start();
+        let pass = gate.enter().unwrap();
+        gate.taken_over();
+        let (its, delivered) = (gate.clone(), Arc::default());
+        let answer = count(&delivered);
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            its.finish_late(pass, answer);
+        });
+        gate.stop();
+        assert_eq!(delivered.load(Ordering::Relaxed), 1);
+        late.join().unwrap();
+    }
+}

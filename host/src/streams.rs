@@ -1,0 +1,185 @@
+//! Accepts streamed connections, and groups them by guest: those that begin with the same token are one guest's. A
+//! connection without a token is a guest of its own.
+
+use crate::handler::Handler;
+use crate::listen::SocketFile;
+use crate::serve::{Guests, Seat, MAX_GUESTS, PAUSE};
+use crate::transport::socket::{Session, IN_HEADER};
+use parking_lot::{Condvar, Mutex};
+use std::collections::HashMap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use tunnelfs_ring::{JOIN_TOKEN_BYTES, OP_JOIN};
+use tunnelfs_settings::Settings;
+use vhost::vhost_user::Listener;
+
+/// Connections at a time that have said nothing yet. One more is refused.
+const MAX_SILENT: usize = 256;
+
+type Token = [u8; JOIN_TOKEN_BYTES];
+
+/// Guests that are there.
+type Sessions<H> = HashMap<Token, Arc<Session<H>>>;
+
+/// All guests of the host.
+struct Streams<H: Handler, O> {
+    settings: Settings,
+    open: O,
+    /// The file system that was opened at the start, for the first guest.
+    first: Mutex<Option<H>>,
+    guests: Guests,
+    silent: Guests,
+    sessions: Mutex<Sessions<H>>,
+    /// Guests that have left.
+    left: Mutex<usize>,
+    changed: Condvar,
+}
+
+/// Serves guests.
+///
+/// # Errors
+/// The listening socket's, at the start.
+pub fn serve<H: Handler>(
+    settings: &Settings,
+    once: bool,
+    (listener, file): (Listener, Option<SocketFile>),
+    first: H,
+    open: impl Fn() -> io::Result<H> + Send + Sync + 'static,
+) -> io::Result<()> {
+    // SAFETY: open as long as `listener` lives, which is to the end of this function.
+    let accepting = UnixListener::from(unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) }.try_clone_to_owned()?);
+    let streams = Arc::new(Streams {
+        settings: settings.clone(),
+        open,
+        first: Mutex::new(Some(first)),
+        guests: Guests::new(MAX_GUESTS),
+        silent: Guests::new(MAX_SILENT),
+        sessions: Mutex::default(),
+        left: Mutex::default(),
+        changed: Condvar::new(),
+    });
+    let its = streams.clone();
+    let accept = move || {
+        for stream in accepting.incoming() {
+            match stream.and_then(|stream| its.clone().greet_beside(stream)) {
+                Ok(()) => {}
+                Err(e) => {
+                    tracing::warn!("a guest's connection: {e}");
+                    std::thread::sleep(PAUSE);
+                }
+            }
+        }
+    };
+    if !once {
+        accept();
+        return Ok(());
+    }
+    std::thread::Builder::new().name("accept".into()).spawn(accept)?;
+    let mut left = streams.left.lock();
+    while *left == 0 {
+        streams.changed.wait(&mut left);
+    }
+    // Ends the accepting thread, and refuses whoever is still waiting.
+    // SAFETY: the listener's descriptor.
+    unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) };
+    drop(file);
+    Ok(())
+}
+
+impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O> {
+    /// Hears a connection's first words on a thread of its own: they may be long in coming.
+    fn greet_beside(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
+        let Some(seat) = self.silent.admit() else {
+            return Err(io::Error::other(format!("refused: {MAX_SILENT} connections have said nothing yet")));
+        };
+        let greet = move || {
+            let _seat = seat;
+            if let Err(e) = self.greet(stream) {
+                tracing::warn!("a guest's connection: {e}");
+            }
+        };
+        std::thread::Builder::new().name("greet".into()).spawn(greet).map(|_| ())
+    }
+
+    fn greet(self: &Arc<Self>, mut stream: UnixStream) -> io::Result<()> {
+        let mut header = [0; IN_HEADER];
+        let n = peek(&stream, &mut header)?;
+        if n == 0 {
+            // Whoever only looks whether somebody listens.
+            return Ok(());
+        }
+        let mut token = None;
+        if n == IN_HEADER && header[4..8] == OP_JOIN.to_ne_bytes() {
+            token = Some(read_token(&mut stream)?);
+        }
+        let mut sessions = self.sessions.lock();
+        let known = token.and_then(|token| sessions.get(&token).cloned());
+        let (session, seat) = match known {
+            Some(session) => (session, None),
+            None => {
+                let (session, seat) = self.new_session()?;
+                (session, Some(seat))
+            }
+        };
+        if token.is_some() {
+            let mut reply = [0; 16];
+            reply[..4].copy_from_slice(&16u32.to_ne_bytes());
+            reply[8..].copy_from_slice(&header[8..16]);
+            stream.write_all(&reply)?;
+        }
+        session.join(stream)?;
+        if let Some(seat) = seat {
+            if let Some(token) = token {
+                sessions.insert(token, session.clone());
+            }
+            drop(sessions);
+            self.see_off(&session, token);
+            drop(seat);
+        }
+        Ok(())
+    }
+
+    fn new_session(&self) -> io::Result<(Arc<Session<H>>, Seat)> {
+        let seat = self.guests.admit();
+        let seat = seat.ok_or_else(|| io::Error::other(format!("a guest is refused: {MAX_GUESTS} are there")))?;
+        let first = self.first.lock().take();
+        let handler = first.map_or_else(&self.open, Ok)?;
+        Ok((Session::new(handler, self.settings.host.thread_pool_size, self.settings.wait)?, seat))
+    }
+
+    /// Waits until the guest has left.
+    fn see_off(&self, session: &Arc<Session<H>>, token: Option<Token>) {
+        session.wait(|| {
+            if let Some(token) = token {
+                self.sessions.lock().remove(&token);
+            }
+        });
+        *self.left.lock() += 1;
+        self.changed.notify_all();
+    }
+}
+
+/// Waits for a connection's first bytes, and leaves them there. Fewer than wanted: the stream has ended behind them.
+fn peek(stream: &UnixStream, room: &mut [u8]) -> io::Result<usize> {
+    let flags = libc::MSG_PEEK | libc::MSG_WAITALL;
+    loop {
+        // SAFETY: as much room as is told.
+        let n = unsafe { libc::recv(stream.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), flags) };
+        match io::Error::last_os_error() {
+            _ if n >= 0 => return Ok(n as usize),
+            e if e.kind() == ErrorKind::Interrupted => {}
+            e => return Err(e),
+        }
+    }
+}
+
+fn read_token(stream: &mut UnixStream) -> io::Result<Token> {
+    let mut message = [0; IN_HEADER + JOIN_TOKEN_BYTES];
+    stream.read_exact(&mut message)?;
+    if message[..4] != (message.len() as u32).to_ne_bytes() {
+        return Err(io::Error::new(ErrorKind::InvalidData, "JOIN of a wrong length"));
+    }
+    Ok(message[IN_HEADER..].try_into().expect("as many bytes"))
+}
