@@ -85,7 +85,7 @@ audit: .deps/bin/cargo-deny
 	./.ci/audit
 
 .deps/bin/cargo-deny:
-	cargo install cargo-deny --version DENY_VERSION --locked --root .deps --quiet
+	cargo install cargo-deny --version 0.20.2 --locked --root .deps --quiet
 
 lint: deps
 	cargo fmt --check

@@ -4,7 +4,7 @@ use crate::{Kind, Settings, MAX_QUEUES};
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use tunnelfs_ring::{set_affinity, Region};
+use tunnelfs_ring::{set_affinity, Region, MAX_SLOT_SIZE, PAGE};
 
 /// Longest path of a UNIX socket, bytes: `sun_path` of `struct sockaddr_un`, less the NUL at its end.
 pub(crate) const MAX_SOCKET_PATH: usize = 107;
@@ -12,6 +12,8 @@ pub(crate) const MAX_SOCKET_PATH: usize = 107;
 const MAX_TAG: usize = 36;
 /// Longest time limit, seconds: a year.
 const MAX_SECONDS: u64 = 31_536_000;
+/// Smallest payload slot, bytes: FUSE's own least read buffer (`FUSE_MIN_READ_BUFFER`).
+const MIN_SLOT_SIZE: u32 = 8192;
 /// Longest spin, microseconds. A thread that spins does not see that its queue was stopped.
 const MAX_SPIN: u64 = 1_000_000;
 /// Most threads of the pool: more than any disk answers at a time.
@@ -47,6 +49,11 @@ const NUMBERS: &[Number] = &[
 
 /// Checks what is true on every machine.
 pub(crate) fn check(s: &Settings) -> Checked {
+    let size = s.transport.slot_size;
+    if !(MIN_SLOT_SIZE..=MAX_SLOT_SIZE).contains(&size) || size as usize % PAGE != 0 {
+        let allowed = format!("must be a multiple of {PAGE} from {MIN_SLOT_SIZE} to {MAX_SLOT_SIZE} bytes");
+        return refuse("transport.slot_size", allowed);
+    }
     if let Err(tunnelfs_ring::Error::Geometry { key, allowed, .. }) = s.transport.geometry().check() {
         return refuse(&format!("transport.{key}"), allowed);
     }

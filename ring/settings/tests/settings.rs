@@ -91,6 +91,7 @@ fn values_that_would_go_wrong_later_are_refused() {
         ("transport.slots", "4294967295", "1 to entries"),
         ("transport.slot_size", "0", "8192 to 16777216"),
         ("transport.slot_size", "1", "8192 to 16777216"),
+        ("transport.slot_size", "4096", "8192 to 16777216"),
         ("transport.slot_size", "4294967295", "8192 to 16777216"),
         ("transport.slot_size", "-4096", "64k, 1M or 2MiB"),
         ("transport.slot_size", "1T", "64k, 1M or 2MiB"),
