@@ -107,16 +107,8 @@ fn open_and_serve(
 fn again(view: &View) -> io::Result<View> {
     let (root_dir, mountinfo_prefix) = (view.root_dir.clone(), view.mountinfo_prefix.clone());
     let descriptors = view.descriptors.as_ref().map(std::fs::File::try_clone).transpose()?;
-    // A descriptor of its own, with a position of its own.
-    let mounts = match (&view.mounts, &view.descriptors) {
-        (Some(mounts), Some(descriptors)) => {
-            let name = mounts.as_raw_fd().to_string();
-            let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_CLOEXEC;
-            let opened = nix::fcntl::openat(descriptors, name.as_str(), flags, nix::sys::stat::Mode::empty())?;
-            Some(opened.into())
-        }
-        (mounts, _) => mounts.as_ref().map(std::fs::File::try_clone).transpose()?,
-    };
+    // It cannot be opened again: in the sandbox it would not have the mounts outside.
+    let mounts = view.mounts.as_ref().map(std::fs::File::try_clone).transpose()?;
     Ok(View { root_dir, mountinfo_prefix, descriptors, mounts })
 }
 

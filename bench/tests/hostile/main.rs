@@ -8,4 +8,6 @@ mod guest;
 mod pauses;
 mod queues;
 mod rig;
+mod starts;
 mod stream;
+mod stuck;

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tunnelfs_ring::{drain, new_eventfd, ring_bell, WaitConfig, Waiter, MAX_SLOT_SIZE, PAGE};
 
+/// Bytes of `fuse_in_header`.
 pub const IN_HEADER: usize = 40;
 const OUT_HEADER: usize = 16;
 /// Header and structure of WRITE, whose data follows.
