@@ -210,10 +210,9 @@ impl<H: Handler> Queue<H> {
                 break;
             };
             served.requests += 1;
-            let outcome;
             let unique = unique(request.head());
             lane.lend(self, unique);
-            outcome = device.outcome(request.head(), || done.handle(&request, device.handler(), helper.as_deref()));
+            let outcome = device.outcome(request.head(), || done.handle(&request, device.handler(), helper.as_deref()));
             match lane.reclaim() {
                 Some(queue) => self = queue,
                 None => {

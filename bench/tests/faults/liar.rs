@@ -107,6 +107,10 @@ fn serve(mut stream: UnixStream, lie: Lie) -> io::Result<()> {
         if let Die(0) = lie {
             return Ok(());
         }
+        if word(4) == tunnelfs_ring::OP_JOIN && !matches!(lie, NeverAnything) {
+            answer(&mut stream, 16, 0, unique, &[])?;
+            continue;
+        }
         if word(4) == opcode::INIT && !matches!(lie, NeverAnything) {
             // Protocol 7.38, writes of 64 KiB.
             let mut reply = [0u32; 16];
