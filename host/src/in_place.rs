@@ -50,7 +50,6 @@ fn transfer(
             0 => break,
             1.. => done += n as usize,
             _ => match io::Error::last_os_error() {
-                e if e.kind() == io::ErrorKind::Interrupted => {}
                 // A transfer that must wait for the rest starts again on a pool thread.
                 e if done == 0 || way == Way::Out || e.kind() == io::ErrorKind::WouldBlock => return Err(e),
                 _ => break,
@@ -211,7 +210,6 @@ impl InPlace<'_> {
             }
         };
         if self.caller.may_block() {
-            self.find_out(f);
             return read(0);
         }
         match self.ask(f, read) {
