@@ -179,10 +179,10 @@ impl Channel for OnRing<'_> {
 
     fn answer(&mut self, within: Duration) -> Option<(u64, Answer)> {
         let cqe = self.1.reap(within)?;
-        let mut payload = cqe.head[16..(cqe.head_len as usize).clamp(16, cqe.head.len())].to_vec();
-        payload.extend(self.0.bytes(slot_at(1, cqe.tag), cqe.payload_len as usize));
-        let word = |at: usize| i32::from_ne_bytes(cqe.head[at..at + 4].try_into().unwrap());
-        let unique = u64::from_ne_bytes(cqe.head[8..16].try_into().unwrap());
+        let mut payload = cqe.inline[16..(cqe.inline_len as usize).clamp(16, cqe.inline.len())].to_vec();
+        payload.extend(self.0.bytes(slot_at(1, cqe.user_data), cqe.payload_len as usize));
+        let word = |at: usize| i32::from_ne_bytes(cqe.inline[at..at + 4].try_into().unwrap());
+        let unique = u64::from_ne_bytes(cqe.inline[8..16].try_into().unwrap());
         Some((unique, Answer { error: word(4), payload }))
     }
 }
