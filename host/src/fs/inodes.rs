@@ -11,7 +11,7 @@ use super::forgotten::Forgotten;
 use super::mounts::Mounts;
 use super::sys::{self, device, errno, FileHandle};
 use parking_lot::{Mutex, RwLock};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -215,6 +215,12 @@ impl Inodes {
     #[cfg(test)]
     pub fn descriptors(&self) -> usize {
         self.pins.load(Relaxed)
+    }
+
+    /// Numbers on the clock.
+    #[cfg(test)]
+    fn clock_len(&self) -> usize {
+        self.clock.lock().len()
     }
 
     /// Inodes known.
@@ -508,7 +514,9 @@ impl Inodes {
             return;
         }
         let mut ids = std::mem::take(&mut *self.clock.lock());
-        ids.retain(|&id| self.get(id).is_ok_and(|inode| !inode.is_handle()));
+        // One that was forgotten and found again has its number more than once.
+        let mut seen = HashSet::new();
+        ids.retain(|&id| seen.insert(id) && self.get(id).is_ok_and(|inode| !inode.is_handle()));
         let mut clock = self.clock.lock();
         ids.append(&mut clock);
         *clock = ids;

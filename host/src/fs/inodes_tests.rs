@@ -165,3 +165,15 @@ fn a_guest_that_forgets_too_much_forgets_no_more_than_there_is() {
     table.forget(4711, 1, true);
     assert!(table.get(ROOT_ID).is_ok() && table.get(inode.id).is_err());
 }
+
+#[test]
+fn looking_up_and_forgetting_for_ever_takes_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(table) = table(dir.path(), 1000) else { return };
+    fs::write(dir.path().join("0"), "").unwrap();
+    for _ in 0..5000 {
+        let inode = look_up(&table, &name(0)).unwrap();
+        table.forget(inode.id, 1, true);
+    }
+    assert!(table.clock_len() < 1100, "{}", table.clock_len());
+}
