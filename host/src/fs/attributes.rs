@@ -14,7 +14,7 @@ use tunnelfs_fuse_abi::flags::fattr;
 impl Passthrough {
     /// Attributes for the guest, of a file that a descriptor has open.
     pub(super) fn attr(&self, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<Attr> {
-        let Ownership { uid, gid, mode } = self.config.ids.of(st, FdName::new(fd).as_c_str())?;
+        let Ownership { uid, gid, mode } = self.config.ids.of(st, fd)?;
         let seconds = |time: &libc::statx_timestamp| time.tv_sec as u64;
         Ok(Attr {
             ino: self.number(st),
@@ -73,7 +73,7 @@ impl Passthrough {
     }
 
     pub(super) fn statx_out(&self, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<StatxOut> {
-        let Ownership { uid, gid, mode } = self.config.ids.of(st, FdName::new(fd).as_c_str())?;
+        let Ownership { uid, gid, mode } = self.config.ids.of(st, fd)?;
         let timeout = self.attr_timeout(mode);
         let time = |t: &libc::statx_timestamp| SxTime { tv_sec: t.tv_sec, tv_nsec: t.tv_nsec, reserved: 0 };
         let stat = Statx {
@@ -153,7 +153,7 @@ impl Passthrough {
     /// Changes what a file's attribute says of its owner and mode.
     pub(super) fn change_kept(&self, fd: BorrowedFd<'_>, change: impl Fn(Ownership) -> Ownership) -> io::Result<()> {
         let name = FdName::new(fd);
-        let kept = self.config.ids.of(&sys::stat(fd)?, name.as_c_str())?;
+        let kept = self.config.ids.of(&sys::stat(fd)?, fd)?;
         let new = change(kept);
         if new == kept {
             return Ok(());

@@ -386,7 +386,9 @@ impl Inodes {
         if shard.by_key.get(&known.key).is_some_and(|now| Arc::ptr_eq(now, &known)) {
             shard.by_key.remove(&known.key);
         }
-        known.lookups.fetch_sub(1, AcqRel);
+        if known.lookups.fetch_sub(1, AcqRel) == 1 {
+            shard.by_id.remove(&known.id);
+        }
         Ok(None)
     }
 

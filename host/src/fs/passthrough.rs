@@ -289,7 +289,7 @@ impl Passthrough {
     fn access(&self, ctx: &Context, node: u64, mask: u32) -> io::Result<()> {
         let (_, pin) = self.inodes.open(node)?;
         let st = sys::stat(pin.as_fd())?;
-        let own = self.config.ids.of(&st, FdName::new(pin.as_fd()).as_c_str())?;
+        let own = self.config.ids.of(&st, pin.as_fd())?;
         let special = !matches!(own.mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK);
         if mask & libc::W_OK as u32 != 0 && !special {
             self.changes()?;
