@@ -130,6 +130,7 @@ impl Passthrough {
     fn set_owner(&self, pin: &Pin, set: &SetattrIn) -> io::Result<()> {
         let wanted = |flag: u32, id: u32| if set.valid & flag != 0 { id } else { owners::KEEP };
         let (uid, gid) = (wanted(fattr::UID, set.uid), wanted(fattr::GID, set.gid));
+        self.drop_capabilities(pin.as_fd())?;
         let ids = &self.config.ids;
         match ids.owners {
             Owners::Real => sys::chown(pin.as_fd(), ids.uid(uid)?, ids.gid(gid)?),
@@ -178,6 +179,7 @@ impl Passthrough {
         if !inode.is_file() {
             return Err(errno(if inode.is_dir() { libc::EISDIR } else { libc::EINVAL }));
         }
+        self.drop_capabilities(pin.as_fd())?;
         let size = i64::try_from(set.size).map_err(|_| errno(libc::EFBIG))?;
         let opened;
         let file = match handle.filter(|handle| handle.writes()) {
