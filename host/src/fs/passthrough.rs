@@ -358,12 +358,21 @@ pub(super) fn decode_device(device: u32) -> u64 {
     libc::makedev(device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xfff00)
 }
 
+/// Whether there is no room left.
+fn is_full(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
 macro_rules! delegate {
     ($($name:ident($ctx:ident $(, $arg:ident: $type:ty)*) -> $result:ty = $call:expr;)*) => {
         $(fn $name(&self, $ctx: &Context $(, $arg: $type)*) -> io::Result<$result> {
-            let this = self;
             let _ = $ctx;
-            ($call)(this)
+            #[allow(unused_mut)] // Only some change what they have.
+            let mut call = $call;
+            match call(self) {
+                Err(e) if is_full(&e) && self.inodes.reclaim() => call(self),
+                other => other,
+            }
         })*
     };
 }
