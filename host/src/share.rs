@@ -87,8 +87,9 @@ impl Share {
             handles: host.inode_file_handles,
             xattrs: wants_xattrs.then(|| Xattrs::new(rules)),
             ids: self.ids()?,
-            inodes: (files / 2) as usize,
-            files: (files - files / 2) as usize,
+            // A quarter more of inodes' descriptors may be there for a while (see `Inodes`).
+            inodes: (files / 5 * 2) as usize,
+            files: (files / 2) as usize,
         })
     }
 

@@ -14,7 +14,7 @@ use tunnelfs_fuse_abi::flags::fattr;
 impl Passthrough {
     /// Attributes for the guest, of a file that a descriptor has open.
     pub(super) fn attr(&self, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<Attr> {
-        let Ownership { uid, gid, mode } = self.config.ids.of(st, FdName::new(fd).as_c_str())?;
+        let Ownership { uid, gid, mode } = self.config.ids.of(st, fd)?;
         let seconds = |time: &libc::statx_timestamp| time.tv_sec as u64;
         Ok(Attr {
             ino: self.number(st),
@@ -73,7 +73,7 @@ impl Passthrough {
     }
 
     pub(super) fn statx_out(&self, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<StatxOut> {
-        let Ownership { uid, gid, mode } = self.config.ids.of(st, FdName::new(fd).as_c_str())?;
+        let Ownership { uid, gid, mode } = self.config.ids.of(st, fd)?;
         let timeout = self.attr_timeout(mode);
         let time = |t: &libc::statx_timestamp| SxTime { tv_sec: t.tv_sec, tv_nsec: t.tv_nsec, reserved: 0 };
         let stat = Statx {
@@ -130,6 +130,7 @@ impl Passthrough {
     fn set_owner(&self, pin: &Pin, set: &SetattrIn) -> io::Result<()> {
         let wanted = |flag: u32, id: u32| if set.valid & flag != 0 { id } else { owners::KEEP };
         let (uid, gid) = (wanted(fattr::UID, set.uid), wanted(fattr::GID, set.gid));
+        self.drop_capabilities(pin.as_fd())?;
         let ids = &self.config.ids;
         match ids.owners {
             Owners::Real => sys::chown(pin.as_fd(), ids.uid(uid)?, ids.gid(gid)?),
@@ -153,7 +154,7 @@ impl Passthrough {
     /// Changes what a file's attribute says of its owner and mode.
     pub(super) fn change_kept(&self, fd: BorrowedFd<'_>, change: impl Fn(Ownership) -> Ownership) -> io::Result<()> {
         let name = FdName::new(fd);
-        let kept = self.config.ids.of(&sys::stat(fd)?, name.as_c_str())?;
+        let kept = self.config.ids.of(&sys::stat(fd)?, fd)?;
         let new = change(kept);
         if new == kept {
             return Ok(());
@@ -178,6 +179,7 @@ impl Passthrough {
         if !inode.is_file() {
             return Err(errno(if inode.is_dir() { libc::EISDIR } else { libc::EINVAL }));
         }
+        self.drop_capabilities(pin.as_fd())?;
         let size = i64::try_from(set.size).map_err(|_| errno(libc::EFBIG))?;
         let opened;
         let file = match handle.filter(|handle| handle.writes()) {

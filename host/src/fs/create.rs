@@ -45,8 +45,7 @@ impl Passthrough {
     fn complete(&self, place: &Place<'_>, file: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
         let name = FdName::new(file);
         if self.config.ids.owners == Owners::Attribute {
-            let parent =
-                self.config.ids.of(&sys::stat(place.dir.as_fd())?, FdName::new(place.dir.as_fd()).as_c_str())?;
+            let parent = self.config.ids.of(&sys::stat(place.dir.as_fd())?, place.dir.as_fd())?;
             let inherits = parent.mode & libc::S_ISGID != 0;
             let is_dir = mode & libc::S_IFMT == libc::S_IFDIR;
             let mode = mode & !place.umask | if inherits && is_dir { libc::S_ISGID } else { 0 };

@@ -1,7 +1,7 @@
 //! Operations on open files.
 
 use super::credentials::kill_privileges;
-use super::handles::Handle;
+use super::handles::{Counted, Handle};
 use super::owners::Owners;
 use super::passthrough::Passthrough;
 use super::sys::{self, errno};
@@ -107,8 +107,9 @@ impl Passthrough {
         Ok(written)
     }
 
-    /// After a change of a file: what its owner's attribute says of setuid bits goes too.
+    /// After a change of a file: what attributes that the kernel does not know say of setuid bits and capabilities goes.
     fn written(&self, handle: &Handle, kill: bool) -> io::Result<()> {
+        self.drop_capabilities(handle.as_fd())?;
         if kill && self.config.ids.owners == Owners::Attribute {
             self.clear_bits(handle.as_fd())
         } else {
@@ -200,17 +201,19 @@ impl Passthrough {
     }
 
     /// A file of its own for an owner of locks.
-    fn lock_file(&self, node: u64) -> io::Result<OwnedFd> {
+    fn lock_file(&self, node: u64) -> io::Result<(OwnedFd, Option<Counted>)> {
+        let count = self.handles.reserve()?;
         let (inode, pin) = self.inodes.open(node)?;
         if !inode.is_file() {
             return Err(errno(libc::EBADF));
         }
         let mode = if self.config.readonly { libc::O_RDONLY } else { libc::O_RDWR };
         let readable = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::EACCES | libc::EROFS | libc::ETXTBSY));
-        match self.reopen(pin.as_fd(), mode) {
-            Err(e) if readable(&e) => self.reopen(pin.as_fd(), libc::O_RDONLY),
-            other => other,
-        }
+        let file = match self.reopen(pin.as_fd(), mode) {
+            Err(e) if readable(&e) => self.reopen(pin.as_fd(), libc::O_RDONLY)?,
+            other => other?,
+        };
+        Ok((file, Some(count)))
     }
 
     pub(super) fn getlk(&self, node: u64, args: &LkIn) -> io::Result<FileLock> {

@@ -11,7 +11,7 @@ use super::forgotten::Forgotten;
 use super::mounts::Mounts;
 use super::sys::{self, device, errno, FileHandle};
 use parking_lot::{Mutex, RwLock};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -92,6 +92,11 @@ impl Inode {
         self.kind == libc::S_IFREG
     }
 
+    /// Whether the inode is a file that nobody has open.
+    fn is_idle_file(&self) -> bool {
+        self.is_file() && self.opens.load(Relaxed) == 0
+    }
+
     /// Whether the inode is a directory.
     pub fn is_dir(&self) -> bool {
         self.kind == libc::S_IFDIR
@@ -159,6 +164,8 @@ pub struct Inodes {
     handles: bool,
     /// Whether an inode has ever been kept by its handle.
     cooled: AtomicBool,
+    /// Whether the guest has removed a name since [`reclaim`](Inodes::reclaim) looked last.
+    removed: AtomicBool,
     mounts: Mounts,
     forgotten: Forgotten,
 }
@@ -189,6 +196,7 @@ impl Inodes {
             clock: Mutex::default(),
             handles,
             cooled: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
             mounts,
             forgotten: Forgotten::default(),
         };
@@ -215,6 +223,12 @@ impl Inodes {
     #[cfg(test)]
     pub fn descriptors(&self) -> usize {
         self.pins.load(Relaxed)
+    }
+
+    /// Numbers on the clock.
+    #[cfg(test)]
+    fn clock_len(&self) -> usize {
+        self.clock.lock().len()
     }
 
     /// Inodes known.
@@ -380,7 +394,9 @@ impl Inodes {
         if shard.by_key.get(&known.key).is_some_and(|now| Arc::ptr_eq(now, &known)) {
             shard.by_key.remove(&known.key);
         }
-        known.lookups.fetch_sub(1, AcqRel);
+        if known.lookups.fetch_sub(1, AcqRel) == 1 {
+            shard.by_id.remove(&known.id);
+        }
         Ok(None)
     }
 
@@ -508,7 +524,9 @@ impl Inodes {
             return;
         }
         let mut ids = std::mem::take(&mut *self.clock.lock());
-        ids.retain(|&id| self.get(id).is_ok_and(|inode| !inode.is_handle()));
+        // One that was forgotten and found again has its number more than once.
+        let mut seen = HashSet::new();
+        ids.retain(|&id| seen.insert(id) && self.get(id).is_ok_and(|inode| !inode.is_handle()));
         let mut clock = self.clock.lock();
         ids.append(&mut clock);
         *clock = ids;
@@ -539,6 +557,40 @@ impl Inodes {
             return false;
         }
         true
+    }
+
+    /// The guest has removed a name, perhaps the last one of a file.
+    pub fn removed(&self) {
+        if !self.removed.load(Relaxed) {
+            self.removed.store(true, Release);
+        }
+    }
+
+    /// Gives up the descriptors of files without names that the guest does not have open; whether there were any. A
+    /// descriptor keeps the file's space, and the guest tells only by and by what it has forgotten. Whoever in the guest
+    /// holds such a file by an O_PATH descriptor loses it: only when the space is wanted.
+    pub fn reclaim(&self) -> bool {
+        if !self.removed.swap(false, AcqRel) {
+            return false;
+        }
+        let mut given_up = false;
+        for lock in &self.shards {
+            let inodes: Vec<_> = lock.read().by_id.values().filter(|inode| inode.is_idle_file()).cloned().collect();
+            for inode in inodes {
+                let Some(pin) = inode.pinned() else { continue };
+                let gone = sys::stat(pin.as_fd()).is_ok_and(|st| st.stx_nlink == 0);
+                let Ok(handle) = FileHandle::of(pin.as_fd()) else { continue };
+                if !gone {
+                    continue;
+                }
+                let mut place = inode.place.write();
+                if inode.opens.load(Acquire) == 0 {
+                    *place = Place::Handle(handle);
+                    given_up = true;
+                }
+            }
+        }
+        given_up
     }
 
     /// Forgets all but the root: the guest has gone.

@@ -165,3 +165,35 @@ fn a_guest_that_forgets_too_much_forgets_no_more_than_there_is() {
     table.forget(4711, 1, true);
     assert!(table.get(ROOT_ID).is_ok() && table.get(inode.id).is_err());
 }
+
+#[test]
+fn looking_up_and_forgetting_for_ever_takes_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(table) = table(dir.path(), 1000) else { return };
+    fs::write(dir.path().join("0"), "").unwrap();
+    for _ in 0..5000 {
+        let inode = look_up(&table, &name(0)).unwrap();
+        table.forget(inode.id, 1, true);
+    }
+    assert!(table.clock_len() < 1100, "{}", table.clock_len());
+}
+
+#[test]
+fn space_of_what_is_gone_is_given_back_when_it_is_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(table) = table(dir.path(), 1000) else { return };
+    let [gone, open, there] = [0, 1, 2].map(|number| {
+        fs::write(dir.path().join(number.to_string()), "").unwrap();
+        look_up(&table, &name(number)).unwrap()
+    });
+    let held = table.hold(&open).unwrap();
+    assert!(!table.reclaim(), "nothing was removed");
+    for number in ["0", "1"] {
+        fs::remove_file(dir.path().join(number)).unwrap();
+        table.removed();
+    }
+    assert!(table.reclaim() && !table.reclaim());
+    assert_eq!([&gone, &open, &there].map(|inode| inode.pinned().is_some()), [false, true, true]);
+    assert_eq!(table.pin(&gone).unwrap_err().raw_os_error(), Some(libc::ESTALE));
+    drop(held);
+}

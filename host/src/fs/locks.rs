@@ -7,6 +7,7 @@
 //! Whoever waits for a lock tries again and again, so that an INTERRUPT or the guest's end is noticed at once; the
 //! kernel finds no deadlocks between open file descriptions.
 
+use super::handles::Counted;
 use super::sys::{self, errno};
 use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
@@ -29,6 +30,14 @@ const PAUSES: (Duration, Duration) = (Duration::from_micros(200), Duration::from
 #[derive(Debug)]
 struct Owner {
     file: OwnedFd,
+    /// One of the guest's descriptors.
+    _count: Option<Counted>,
+}
+
+impl Owner {
+    fn new((file, count): (OwnedFd, Option<Counted>)) -> Arc<Owner> {
+        Arc::new(Owner { file, _count: count })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -58,10 +67,10 @@ impl Locks {
         inode: u64,
         owner: u64,
         lock: &FileLock,
-        open: impl FnOnce() -> io::Result<OwnedFd>,
+        open: impl FnOnce() -> io::Result<(OwnedFd, Option<Counted>)>,
     ) -> io::Result<FileLock> {
         let known = self.owners.lock().get(&(inode, owner)).cloned();
-        let file = known.map_or_else(|| open().map(|file| Arc::new(Owner { file })), Ok)?;
+        let file = known.map_or_else(|| open().map(Owner::new), Ok)?;
         let mut wanted = range(lock)?;
         sys::lock(file.file.as_fd(), libc::F_OFD_GETLK, &mut wanted)?;
         let start = wanted.l_start as u64;
@@ -81,14 +90,14 @@ impl Locks {
         owner: u64,
         lock: &FileLock,
         wait: Option<u64>,
-        open: impl FnOnce() -> io::Result<OwnedFd>,
+        open: impl FnOnce() -> io::Result<(OwnedFd, Option<Counted>)>,
     ) -> io::Result<()> {
         let wanted = range(lock)?;
         let known = self.owners.lock().get(&(inode, owner)).cloned();
         let file = match known {
             Some(known) => known,
             None if lock.kind == libc::F_UNLCK as u32 => return Ok(()),
-            None => self.add_owner(inode, owner, open()?)?,
+            None => self.add_owner(inode, owner, Owner::new(open()?))?,
         };
         self.until_done(wait, || {
             let mut wanted = wanted;
@@ -96,8 +105,7 @@ impl Locks {
         })
     }
 
-    fn add_owner(&self, inode: u64, owner: u64, file: OwnedFd) -> io::Result<Arc<Owner>> {
-        let new = Arc::new(Owner { file });
+    fn add_owner(&self, inode: u64, owner: u64, new: Arc<Owner>) -> io::Result<Arc<Owner>> {
         let mut owners = self.owners.lock();
         if owners.len() >= MOST_OWNERS {
             return Err(errno(libc::ENOLCK));
@@ -235,7 +243,7 @@ mod tests {
         }
 
         fn set(&self, owner: u64, wanted: FileLock, wait: Option<u64>) -> Option<i32> {
-            self.locks.set(1, owner, &wanted, wait, || self.open()).err().and_then(|e| e.raw_os_error())
+            self.locks.set(1, owner, &wanted, wait, || Ok((self.open()?, None))).err().and_then(|e| e.raw_os_error())
         }
     }
 
@@ -245,10 +253,10 @@ mod tests {
         assert_eq!(s.set(1, lock(libc::F_WRLCK, 0, 9), None), None);
         assert_eq!(s.set(2, lock(libc::F_RDLCK, 9, 20), None), Some(libc::EAGAIN));
         assert_eq!(s.set(2, lock(libc::F_RDLCK, 10, 20), None), None);
-        let met = s.locks.test(1, 2, &lock(libc::F_WRLCK, 5, i64::MAX as u64), || s.open()).unwrap();
+        let met = s.locks.test(1, 2, &lock(libc::F_WRLCK, 5, i64::MAX as u64), || Ok((s.open()?, None))).unwrap();
         assert_eq!((met.kind, met.start, met.end), (libc::F_WRLCK as u32, 0, 9));
         s.locks.close(1, 1);
-        let met = s.locks.test(1, 2, &lock(libc::F_WRLCK, 5, 9), || s.open()).unwrap();
+        let met = s.locks.test(1, 2, &lock(libc::F_WRLCK, 5, 9), || Ok((s.open()?, None))).unwrap();
         assert_eq!(met.kind, libc::F_UNLCK as u32);
     }
 

@@ -28,7 +28,9 @@ impl Passthrough {
         self.changes()?;
         let (_, dir) = self.inodes.open(node)?;
         let _stays = self.keep_open(dir.as_fd(), name);
-        sys::unlink_at(dir.as_fd(), name, flags)
+        sys::unlink_at(dir.as_fd(), name, flags)?;
+        self.inodes.removed();
+        Ok(())
     }
 
     /// Has the inode that is about to lose a name keep a descriptor, if the guest knows it by its handle alone: the
@@ -57,7 +59,9 @@ impl Passthrough {
         // A whiteout is a new file, of the caller's.
         let whiteout = flags & libc::RENAME_WHITEOUT != 0;
         let _acting = if whiteout { Some(Acting::for_caller(&self.config.ids.caller(ctx)?, &[])?) } else { None };
-        sys::rename_at(from.as_fd(), name, to.as_fd(), new, flags)
+        sys::rename_at(from.as_fd(), name, to.as_fd(), new, flags)?;
+        self.inodes.removed();
+        Ok(())
     }
 
     pub(super) fn link(&self, old: u64, node: u64, name: &CStr) -> io::Result<EntryOut> {

@@ -4,10 +4,11 @@
 //! podman, fuse-overlayfs and libkrun know too (`user.containers.override_stat`, `UID:GID:MODE` with an octal mode),
 //! or have the guest see its own files as somebody else's.
 
-use super::sys::{self, errno};
+use super::sys::{self, errno, FdName};
 use super::Context;
 use std::ffi::CStr;
 use std::io;
+use std::os::fd::BorrowedFd;
 use virtiofsd::soft_idmap::{GuestGid, GuestUid, HostGid, HostUid, Id, IdMap};
 
 /// The attribute.
@@ -92,11 +93,11 @@ impl Ids {
         }
     }
 
-    /// Whose a file is and with which mode; `path`: its name in `/proc/self/fd`.
+    /// Whose an open file is and with which mode.
     ///
     /// # Errors
     /// When the map forbids its owner.
-    pub fn of(&self, st: &libc::statx, path: &CStr) -> io::Result<Ownership> {
+    pub fn of(&self, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<Ownership> {
         let real = Ownership { uid: st.stx_uid, gid: st.stx_gid, mode: st.stx_mode.into() };
         match self.owners {
             Owners::Real if !self.mapped => Ok(real),
@@ -110,7 +111,7 @@ impl Ids {
                 gid: if real.gid == self.own.1 { gid } else { real.gid },
                 ..real
             }),
-            Owners::Attribute => Ok(read(path).map_or_else(
+            Owners::Attribute => Ok(read(FdName::new(fd).as_c_str()).map_or_else(
                 || Ownership {
                     uid: if real.uid == self.own.0 { 0 } else { real.uid },
                     gid: if real.gid == self.own.1 { 0 } else { real.gid },

@@ -289,7 +289,7 @@ impl Passthrough {
     fn access(&self, ctx: &Context, node: u64, mask: u32) -> io::Result<()> {
         let (_, pin) = self.inodes.open(node)?;
         let st = sys::stat(pin.as_fd())?;
-        let own = self.config.ids.of(&st, FdName::new(pin.as_fd()).as_c_str())?;
+        let own = self.config.ids.of(&st, pin.as_fd())?;
         let special = !matches!(own.mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK);
         if mask & libc::W_OK as u32 != 0 && !special {
             self.changes()?;
@@ -358,12 +358,21 @@ pub(super) fn decode_device(device: u32) -> u64 {
     libc::makedev(device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xfff00)
 }
 
+/// Whether there is no room left.
+fn is_full(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
 macro_rules! delegate {
     ($($name:ident($ctx:ident $(, $arg:ident: $type:ty)*) -> $result:ty = $call:expr;)*) => {
         $(fn $name(&self, $ctx: &Context $(, $arg: $type)*) -> io::Result<$result> {
-            let this = self;
             let _ = $ctx;
-            ($call)(this)
+            #[allow(unused_mut)] // Only some change what they have.
+            let mut call = $call;
+            match call(self) {
+                Err(e) if is_full(&e) && self.inodes.reclaim() => call(self),
+                other => other,
+            }
         })*
     };
 }

@@ -11,12 +11,14 @@ use super::{Context, XattrReply};
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use tunnelfs_fuse_abi::flags::{init, SETXATTR_ACL_KILL_SGID};
 use virtiofsd::passthrough::xattrmap::{AppliedRule, XattrMap};
 
 /// What a guest's `trusted` attributes are called here when this process may not set real ones.
 const TRUSTED: &[u8] = b"user.tunnelfs.";
+/// A program's capabilities, which go when it is changed.
+const CAPABILITY: &CStr = c"security.capability";
 /// Bytes of the largest value or list (XATTR_SIZE_MAX, XATTR_LIST_MAX of linux/limits.h).
 const MOST: usize = 64 << 10;
 
@@ -26,13 +28,19 @@ pub struct Xattrs {
     rules: Option<XattrMap>,
     /// `trusted` attributes are kept under [`TRUSTED`].
     moves_trusted: bool,
+    /// What a program's capabilities are called here, if rules call them otherwise: the kernel does not know them then.
+    capability: Option<CString>,
 }
 
 impl Xattrs {
     /// By virtiofsd's rules (`host.xattrmap`), or as they are but for `trusted` ones that this process may not set.
     pub fn new(rules: Option<XattrMap>) -> Xattrs {
         let moves_trusted = rules.is_none() && !credentials::administers();
-        Xattrs { rules, moves_trusted }
+        let named = rules.as_ref().and_then(|rules| match rules.map_client_xattr(CAPABILITY) {
+            Ok(AppliedRule::Pass(name)) if *name != *CAPABILITY => Some(name.into_owned()),
+            _ => None,
+        });
+        Xattrs { rules, moves_trusted, capability: named }
     }
 
     /// Whether rules decide about names.
@@ -78,6 +86,15 @@ impl Xattrs {
 }
 
 impl Passthrough {
+    /// A program was changed: its capabilities go, as the kernel has it, where it does not see them.
+    pub(super) fn drop_capabilities(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let Some(name) = self.config.xattrs.as_ref().and_then(|names| names.capability.as_ref()) else { return Ok(()) };
+        match sys::remove_xattr(FdName::new(fd).as_c_str(), name) {
+            Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODATA | libc::ENOTSUP | libc::EPERM)) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     /// The rules, and the attribute's name here.
     fn xattr<'a>(&self, name: &'a CStr) -> io::Result<Cow<'a, CStr>> {
         let rules = self.config.xattrs.as_ref().ok_or_else(|| errno(libc::ENOSYS))?;
@@ -190,7 +207,7 @@ mod tests {
 
     #[test]
     fn trusted_attributes_move_out_of_the_users_reach() {
-        let names = Xattrs { rules: None, moves_trusted: true };
+        let names = Xattrs { rules: None, moves_trusted: true, capability: None };
         assert_eq!(&*names.to_host(c"user.a").unwrap(), c"user.a");
         let moved = names.to_host(c"trusted.overlay.opaque").unwrap();
         assert_eq!(&*moved, c"user.tunnelfs.trusted.overlay.opaque");
@@ -203,7 +220,10 @@ mod tests {
     #[test]
     fn rules_decide_about_names() {
         let rules = XattrMap::try_from(":prefix:all:trusted.:user.vm.::ok:all:::").unwrap();
-        let names = Xattrs { rules: Some(rules), moves_trusted: false };
+        let names = Xattrs::new(Some(rules));
+        assert_eq!(names.capability, None);
+        let moved = XattrMap::try_from(":map::user.vm.:").unwrap();
+        assert_eq!(Xattrs::new(Some(moved)).capability.as_deref(), Some(c"user.vm.security.capability"));
         assert_eq!(&*names.to_host(c"trusted.x").unwrap(), c"user.vm.trusted.x");
         assert_eq!(names.to_guest(b"user.vm.trusted.x\0".to_vec()).unwrap(), b"trusted.x\0");
         assert_eq!(names.to_guest(Vec::new()).unwrap(), b"");
