@@ -5,16 +5,16 @@ use crate::session::{open_file, thread_cpu, Bench, OpenFile};
 use crate::workload::{check, fill, Sample, Template};
 use std::io;
 use std::time::{Duration, Instant};
-use tunnelfs_host::server::{Caller, Outcome, Server};
+use tunnelfs_host::fs::Passthrough;
+use tunnelfs_host::server::{Caller, Handler, Outcome, Server};
 use tunnelfs_host::share;
 use tunnelfs_host::shared::Shared;
 use tunnelfs_ring::{Geometry, Region};
 use tunnelfs_settings::Host;
-use virtiofsd::passthrough::PassthroughFs;
 
 /// A server over the benchmark's directory, and as many payload buffers as a queue has slots.
 pub struct Direct {
-    server: Server<PassthroughFs>,
+    server: Server<Passthrough>,
     memory: Region,
     geometry: Geometry,
     file: OpenFile,
@@ -27,7 +27,7 @@ impl Direct {
     /// The file system's.
     pub fn open(bench: &Bench) -> io::Result<Self> {
         let host = Host { shared_dir: bench.dir.clone(), announce_submounts: false, ..bench.settings.host.clone() };
-        let server = Server::new(share::open(&host)?, host.allow_direct_io);
+        let server = Server::new(share::open(&host)?);
         let geometry = bench.settings.transport.geometry();
         let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false);
         let memory = memory.map_err(io::Error::other)?;

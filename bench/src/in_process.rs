@@ -7,16 +7,17 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use tunnelfs_guest::fuse::abi::reply_header;
 use tunnelfs_guest::{Completion, Error, Transport};
-use tunnelfs_host::server::{Caller, Outcome, Server};
+use tunnelfs_host::fs::Passthrough;
+use tunnelfs_host::handler::{Caller, Handler, Outcome};
+use tunnelfs_host::server::Server;
 use tunnelfs_host::shared::Shared;
 use tunnelfs_ring::{Counters, Geometry, Region, CQE_INLINE_BYTES};
-use virtiofsd::passthrough::PassthroughFs;
 
 const OUT_HEADER: usize = 16;
 
 /// A request queue that answers as soon as it is asked.
 pub struct InProcess {
-    server: Arc<Server<PassthroughFs>>,
+    server: Arc<Server<Passthrough>>,
     memory: Region,
     geometry: Geometry,
     done: VecDeque<Completion>,
@@ -29,7 +30,7 @@ impl InProcess {
     ///
     /// # Errors
     /// When there is no memory or descriptor.
-    pub fn new(server: Arc<Server<PassthroughFs>>, geometry: Geometry) -> Result<Self, Error> {
+    pub fn new(server: Arc<Server<Passthrough>>, geometry: Geometry) -> Result<Self, Error> {
         let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?;
         let bell = EventFd::new().map_err(std::io::Error::from)?;
         Ok(InProcess { server, memory, geometry, done: VecDeque::new(), bell })

@@ -1,6 +1,7 @@
 //! Benchmarks of TunnelFS's transports against each other and against the
 //! limits of the machine, all in one interleaved run.
 
+pub mod calls;
 pub mod direct;
 pub mod idle;
 pub mod in_process;

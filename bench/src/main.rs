@@ -9,7 +9,7 @@ use tunnelfs_bench::mount::{self, MountPlan, Peer};
 use tunnelfs_bench::plan::{HostLocation, Load, Matrix, Op, Plan, TransportKind};
 use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
-use tunnelfs_bench::{idle, interrupt, measure, plot, report, target, workload};
+use tunnelfs_bench::{calls, idle, interrupt, measure, plot, report, target, workload};
 use tunnelfs_ring::Policy;
 use tunnelfs_settings::{args, load, parse_bytes, Loader, Settings};
 
@@ -44,6 +44,8 @@ enum Command {
     All(MatrixArgs),
     /// Jobs on mounted file systems, ours and others' (needs root, /dev/fuse, and fio for all jobs)
     Mount(MountArgs),
+    /// Each operation of the host's file server beside the system calls that it needs
+    Calls(CallsArgs),
 }
 
 #[derive(clap::Args)]
@@ -125,8 +127,23 @@ struct MountArgs {
     report: Option<PathBuf>,
 }
 
+#[derive(clap::Args)]
+#[command(after_help = "Example:
+  tunnelfs-bench calls --directory /dev/shm --directory /srv --report calls.md")]
+struct CallsArgs {
+    /// Directories to work in, one after the other (default: one in /dev/shm)
+    #[arg(long)]
+    directory: Vec<PathBuf>,
+    /// Length of each turn, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 20)]
+    runtime: u64,
+    /// Write the tables as Markdown
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
-    let command = ["latency", "throughput", "all", "mount"]
+    let command = ["latency", "throughput", "all", "mount", "calls"]
         .into_iter()
         .fold(Args::command(), |c, name| c.mut_subcommand(name, |sub| sub.args(args(SECTIONS))));
     let matches = command.get_matches();
@@ -139,6 +156,7 @@ fn main() -> ExitCode {
         Command::Throughput(args) => run(&args, Matrix::Throughput, settings),
         Command::All(args) => run(&args, Matrix::All, settings),
         Command::Mount(args) => run_mount(&args, &settings),
+        Command::Calls(args) => run_calls(&args),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -204,6 +222,24 @@ fn run_mount(args: &MountArgs, settings: &Settings) -> io::Result<()> {
         std::fs::write(path, page)?;
     }
     Ok(())
+}
+
+fn run_calls(args: &CallsArgs) -> io::Result<()> {
+    let given = args.directory.iter().map(|dir| Some(dir.as_path()));
+    let directories: Vec<_> = if args.directory.is_empty() { vec![None] } else { given.collect() };
+    let mut page = String::new();
+    for directory in directories {
+        let scratch = scratch(directory)?;
+        let rows = calls::run(scratch.path(), Duration::from_millis(args.runtime.max(1)))?;
+        let title = directory.map_or_else(|| "memory".into(), |dir| dir.display().to_string());
+        let table = calls::table(&title, &rows);
+        println!("{table}");
+        page += &format!("{table}\n");
+    }
+    match &args.report {
+        Some(path) => std::fs::write(path, page),
+        None => Ok(()),
+    }
 }
 
 /// A new directory in `base`, or in memory; gone when it is dropped.

@@ -2,7 +2,7 @@
 
 use crate::server::SERVER;
 use libc::iovec;
-use tunnelfs_host::server::{Caller, Outcome};
+use tunnelfs_host::server::{Caller, Handler, Outcome};
 use tunnelfs_host::shared::Shared;
 
 /// First byte: where the head ends; second: where the payload is cut in two; third: the reply's room.

@@ -1,16 +1,16 @@
 //! The server that the host's targets share, on a small directory.
 
 use std::sync::LazyLock;
+use tunnelfs_host::fs::Passthrough;
 use tunnelfs_host::server::Server;
 use tunnelfs_host::share;
 use tunnelfs_settings::Host;
-use virtiofsd::passthrough::PassthroughFs;
 
 /// In a temporary directory that stays: a guest of no known end works in it.
-pub static SERVER: LazyLock<Server<PassthroughFs>> = LazyLock::new(|| {
+pub static SERVER: LazyLock<Server<Passthrough>> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap().keep();
     std::fs::create_dir(dir.join("share")).unwrap();
     std::fs::write(dir.join("share/words"), "words").unwrap();
     let host = Host { shared_dir: dir.join("share"), xattr: true, rlimit_nofile: 4000, ..Host::default() };
-    Server::new(share::open(&host).unwrap(), false)
+    Server::new(share::open(&host).unwrap())
 });

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
+use tunnelfs_host::handler::Handler;
 use tunnelfs_host::transport::socket;
 use tunnelfs_ring::WaitConfig;
 

@@ -165,7 +165,11 @@ impl<H: Handler> Backend<H> {
         self.device.stopping.store(true, Ordering::Release);
         let vrings = self.vrings.get().map_or(&[][..], Vec::as_slice);
         self.device.crew.stop();
-        vrings.iter().for_each(Vring::wake);
+        for vring in vrings {
+            vring.wake();
+            // Whoever waits for this driver waits no more.
+            vring.gate().new_driver();
+        }
         let (start, mut told) = (Instant::now(), false);
         while !self.device.crew.join(ENDING) {
             if start.elapsed() > STOPPING {

@@ -5,7 +5,7 @@
 //! delivered then, or later. For another driver it is dropped.
 
 use parking_lot::{Condvar, Mutex};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,10 @@ pub struct Gate {
     state: Mutex<State>,
     /// `serving` or `late` has become less.
     quieter: Condvar,
+    /// The queue runs again, or has another driver.
+    started: Condvar,
+    /// As in the state, to be looked at without the lock.
+    abandoned: AtomicU32,
     /// Whether the queue's thread is to leave.
     closing: AtomicBool,
     /// Takes the queue from a thread that is held up.
@@ -102,12 +106,26 @@ impl Gate {
         self.quieter.notify_all();
     }
 
+    /// Whether a request may write to the guest's memory. One that has been abandoned waits until the queue runs again;
+    /// `false`: for another driver.
+    pub fn may_write(&self, pass: Pass) -> bool {
+        if self.abandoned.load(Ordering::Acquire) == pass.abandoned {
+            return true;
+        }
+        let mut state = self.state.lock();
+        while !state.running && state.driver == pass.driver {
+            self.started.wait(&mut state);
+        }
+        state.driver == pass.driver
+    }
+
     /// A driver that begins at the beginning: answers to its predecessor are not for it.
     pub fn new_driver(&self) {
         let mut state = self.state.lock();
         state.driver = state.driver.wrapping_add(1);
         let dropped = std::mem::take(&mut state.held);
         drop(state);
+        self.started.notify_all();
         drop(dropped);
     }
 
@@ -119,6 +137,7 @@ impl Gate {
         for deliver in std::mem::take(&mut state.held) {
             deliver();
         }
+        self.started.notify_all();
     }
 
     /// Stops the queue, and waits for what is under way in it.
@@ -149,6 +168,7 @@ impl Gate {
                 state.late
             );
             state.abandoned = state.abandoned.wrapping_add(1);
+            self.abandoned.store(state.abandoned, Ordering::Release);
             state.late = 0;
             return;
         }
@@ -205,6 +225,23 @@ mod tests {
         gate.start();
         gate.finish_late(pass, count(&delivered));
         assert_eq!(delivered.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn an_abandoned_request_writes_when_its_driver_goes_on() {
+        for (another, may) in [(false, true), (true, false)] {
+            let (gate, pass, _) = abandoned_request();
+            std::thread::scope(|scope| {
+                let writer = scope.spawn(|| gate.may_write(pass));
+                std::thread::sleep(Duration::from_millis(50));
+                assert!(!writer.is_finished(), "a write to a stopped guest");
+                if another {
+                    gate.new_driver();
+                }
+                gate.start();
+                assert_eq!(writer.join().unwrap(), may);
+            });
+        }
     }
 
     #[test]

@@ -1,32 +1,91 @@
-//! What serves a guest's requests.
+//! What a transport hands its requests to.
 
-use crate::server::{Caller, Outcome, Server};
+pub use crate::helper::Helper;
 use crate::shared::Shared;
-use std::sync::atomic::Ordering;
-use virtiofsd::filesystem::FileSystem;
+use std::io;
+use zerocopy::{Immutable, IntoBytes};
 
-/// A server of FUSE requests for one guest. All of its queues share it.
+/// Bytes that the largest reply of a fixed size needs (CREATE: an entry and an open file). STATX's, which is larger and
+/// seldom, goes to the guest's buffer.
+pub const MAX_FIXED_REPLY: usize = 144;
+
+/// What a request came to.
+pub struct Reply {
+    /// 0 or a negative errno.
+    pub error: i32,
+    fixed: [u8; MAX_FIXED_REPLY],
+    fixed_len: usize,
+    /// Reply bytes that already lie in the guest's buffer.
+    pub in_place: usize,
+}
+
+impl Reply {
+    /// A positive answer without a body.
+    pub fn ok() -> Self {
+        Reply { error: 0, fixed: [0; MAX_FIXED_REPLY], fixed_len: 0, in_place: 0 }
+    }
+
+    /// A structure, of at most [`MAX_FIXED_REPLY`] bytes.
+    pub fn with<T: IntoBytes + Immutable>(value: &T) -> Self {
+        const { assert!(size_of::<T>() <= MAX_FIXED_REPLY) };
+        let mut reply = Reply::ok();
+        reply.fixed[..size_of::<T>()].copy_from_slice(value.as_bytes());
+        reply.fixed_len = size_of::<T>();
+        reply
+    }
+
+    /// Bytes that lie in the guest's buffer.
+    pub fn in_place(bytes: usize) -> Self {
+        Reply { in_place: bytes, ..Reply::ok() }
+    }
+
+    /// A negative answer.
+    pub fn error(e: &io::Error) -> Self {
+        Reply { error: -e.raw_os_error().unwrap_or(libc::EIO), ..Reply::ok() }
+    }
+
+    /// The reply's structure, private bytes that are still to be delivered.
+    pub fn fixed(&self) -> &[u8] {
+        &self.fixed[..self.fixed_len]
+    }
+}
+
+/// How a request came out of [`Handler::handle`].
+pub enum Outcome {
+    /// Deliver this.
+    Reply(Reply),
+    /// The operation has no reply (FORGET).
+    NoReply,
+    /// It would block: call again on a pool thread, as [`Caller::Patient`].
+    WouldBlock,
+}
+
+/// Who has a request served.
+#[derive(Clone, Copy)]
+pub enum Caller<'a> {
+    /// A queue's own thread, which must not be held up; with a second one for large READs.
+    Queue(Option<&'a Helper>),
+    /// A thread that may be held up.
+    Patient,
+}
+
+impl Caller<'_> {
+    /// Whether it may be held up. All may: another thread takes the queue of a request that is late.
+    pub fn may_block(self) -> bool {
+        true
+    }
+}
+
+/// Serves one guest's requests; shared by all its queues. Buffers are borrowed for the call: the transport keeps them
+/// mapped.
 pub trait Handler: Send + Sync + 'static {
-    /// Serves one request. It may take as long as it likes: see [`crate::takeover`].
+    /// Serves one request: `head` is a private copy of its first bytes, `payload` the rest, `out` where reply data may
+    /// go.
     fn handle(&self, head: &[u8], payload: Shared<'_>, out: Shared<'_>, caller: Caller<'_>) -> Outcome;
 
-    /// Forgets all that the guest had open: it has gone.
+    /// Forgets all that the guest had open; called when it has gone.
     fn reset(&self);
 
     /// Counts payload bytes that a transport has copied.
     fn count_copied(&self, bytes: u64);
-}
-
-impl<F: FileSystem + Send + Sync + 'static> Handler for Server<F> {
-    fn handle(&self, head: &[u8], payload: Shared<'_>, out: Shared<'_>, caller: Caller<'_>) -> Outcome {
-        Server::handle(self, head, payload, out, caller)
-    }
-
-    fn reset(&self) {
-        Server::reset(self);
-    }
-
-    fn count_copied(&self, bytes: u64) {
-        self.copied.fetch_add(bytes, Ordering::Relaxed);
-    }
 }

@@ -1,32 +1,36 @@
 //! File I/O straight between a file and the guest's buffers.
 
+use crate::handler::{Caller, Helper};
 use crate::patience::{Nowait, Patience};
 use crate::request::einval;
-use crate::server::{Caller, Helper};
 use crate::shared::Shared;
 use libc::{EOPNOTSUPP, RWF_NOWAIT};
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
-use virtiofsd::filesystem::{ZeroCopyReader, ZeroCopyWriter};
-use virtiofsd::oslib::{ReadvFlags, WritevFlags};
 
 /// Bytes of one part of a READ that two threads do together.
 const PART: usize = 128 << 10;
 
 /// A part of a request's buffers, and what is known of the file behind its handle.
 pub struct InPlace<'a> {
-    pub shared: Shared<'a>,
+    shared: Shared<'a>,
     /// Where in the buffers the data starts.
-    pub offset: usize,
+    offset: usize,
     /// Bytes there.
-    pub len: usize,
+    len: usize,
     /// The request's file handle.
-    pub handle: u64,
+    handle: u64,
     /// Who waits for it.
-    pub caller: Caller<'a>,
-    pub patience: &'a Patience,
+    caller: Caller<'a>,
+    patience: &'a Patience,
+}
+
+/// Which way data goes: into a file a part of it may go, out of one fewer bytes would be the end of the file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    In,
+    Out,
 }
 
 /// Moves up to `count` bytes between `start` in the buffers and `off` in the file.
@@ -35,6 +39,7 @@ fn transfer(
     start: usize,
     count: usize,
     off: u64,
+    way: Way,
     call: impl Fn(&[libc::iovec], i64) -> isize,
 ) -> io::Result<usize> {
     let mut done = 0;
@@ -45,9 +50,8 @@ fn transfer(
             0 => break,
             1.. => done += n as usize,
             _ => match io::Error::last_os_error() {
-                e if e.kind() == io::ErrorKind::Interrupted => {}
                 // A transfer that must wait for the rest starts again on a pool thread.
-                e if done == 0 || e.kind() == io::ErrorKind::WouldBlock => return Err(e),
+                e if done == 0 || way == Way::Out || e.kind() == io::ErrorKind::WouldBlock => return Err(e),
                 _ => break,
             },
         }
@@ -55,9 +59,64 @@ fn transfer(
     Ok(done)
 }
 
+impl<'a> InPlace<'a> {
+    /// `len` bytes from `offset` on in a request's buffers; `handle` is its file handle.
+    pub(crate) fn new(
+        shared: Shared<'a>,
+        offset: usize,
+        len: usize,
+        handle: u64,
+        caller: Caller<'a>,
+        patience: &'a Patience,
+    ) -> Self {
+        InPlace { shared, offset, len, handle, caller, patience }
+    }
+}
+
 impl InPlace<'_> {
-    fn transfer(&self, count: usize, off: u64, call: impl Fn(&[libc::iovec], i64) -> isize) -> io::Result<usize> {
-        transfer(self.shared, self.offset, count.min(self.len), off, call)
+    /// Bytes of the buffer.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies bytes at `at` of the buffer out of it, for a file system whose data is in no file.
+    ///
+    /// # Errors
+    /// `EINVAL` when they do not all lie in it.
+    pub fn read_bytes(&self, at: usize, bytes: &mut [u8]) -> io::Result<()> {
+        self.check(at, bytes.len())?;
+        self.shared.read(self.offset + at, bytes)
+    }
+
+    /// Copies bytes to `at` of the buffer.
+    ///
+    /// # Errors
+    /// `EINVAL` when they do not all fit into it.
+    pub fn write_bytes(&self, at: usize, bytes: &[u8]) -> io::Result<()> {
+        self.check(at, bytes.len())?;
+        self.shared.write(self.offset + at, bytes)
+    }
+
+    fn check(&self, at: usize, len: usize) -> io::Result<()> {
+        match at.checked_add(len) {
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(einval()),
+        }
+    }
+
+    fn transfer(
+        &self,
+        count: usize,
+        off: u64,
+        way: Way,
+        call: impl Fn(&[libc::iovec], i64) -> isize,
+    ) -> io::Result<usize> {
+        transfer(self.shared, self.offset, count.min(self.len), off, way, call)
     }
 
     /// Who helps, if there is enough to do for two.
@@ -82,23 +141,22 @@ impl InPlace<'_> {
         let (buffers, offset) = (AnyThread(self.shared), self.offset);
         helper.share(ends.len(), &|part| {
             let start = part * PART;
-            let _ = ends[part].set(transfer(buffers.get(), offset + start, part_len(part), off + start as u64, &call));
+            let at = off + start as u64;
+            let _ = ends[part].set(transfer(buffers.get(), offset + start, part_len(part), at, Way::Out, &call));
         });
         let mut done = 0;
         for (part, end) in ends.into_iter().filter_map(OnceLock::into_inner).enumerate() {
             match end {
                 Ok(n) if n == part_len(part) => done += n,
                 Ok(n) => return Ok(done + n),
-                // As in `transfer`.
-                Err(e) if done == 0 || e.kind() == io::ErrorKind::WouldBlock => return Err(e),
-                Err(_) => break,
+                Err(e) => return Err(e),
             }
         }
         Ok(done)
     }
 
     /// Looks whether the file's device is memory, if that is not known: the device itself is asked, which may take long.
-    fn find_out(&self, f: &File) {
+    fn find_out(&self, f: BorrowedFd<'_>) {
         if self.patience.has_met(self.handle) {
             return;
         }
@@ -109,7 +167,7 @@ impl InPlace<'_> {
     }
 
     /// `io` without waiting, or the file's answer why not.
-    fn ask(&self, f: &File, io: impl Fn(i32) -> io::Result<usize>) -> Result<io::Result<usize>, Nowait> {
+    fn ask(&self, f: BorrowedFd<'_>, io: impl Fn(i32) -> io::Result<usize>) -> Result<io::Result<usize>, Nowait> {
         match self.patience.of(self.handle) {
             Nowait::Ask => match io(RWF_NOWAIT) {
                 Err(e) if e.raw_os_error() == Some(EOPNOTSUPP) => {
@@ -135,21 +193,23 @@ impl<'a> AnyThread<'a> {
 // SAFETY: the buffers are only handed to the kernel, each thread its own parts of them.
 unsafe impl Sync for AnyThread<'_> {}
 
-impl ZeroCopyWriter for InPlace<'_> {
-    fn read_from_file_at(&mut self, f: &File, count: usize, off: u64, flags: Option<ReadvFlags>) -> io::Result<usize> {
-        let wanted = flags.map_or(0, |f| f.bits());
+impl InPlace<'_> {
+    /// Reads up to `count` bytes at `off` of a file into the buffer: fewer at the file's end alone.
+    ///
+    /// # Errors
+    /// The file's, also when some bytes were read before it; `EWOULDBLOCK` to have it done by a thread that may wait.
+    pub fn read_from(&self, f: BorrowedFd<'_>, count: usize, off: u64) -> io::Result<usize> {
         let read = |extra: i32| {
             let call = |v: &[libc::iovec], at| {
                 // SAFETY: the iovecs lie in mapped guest memory; the kernel checks the rest.
-                unsafe { libc::preadv2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, wanted | extra) }
+                unsafe { libc::preadv2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, extra) }
             };
             match self.helper(count) {
                 Some(helper) => self.transfer_together(helper, count, off, call),
-                None => self.transfer(count, off, call),
+                None => self.transfer(count, off, Way::Out, call),
             }
         };
         if self.caller.may_block() {
-            self.find_out(f);
             return read(0);
         }
         match self.ask(f, read) {
@@ -158,22 +218,23 @@ impl ZeroCopyWriter for InPlace<'_> {
             Err(_) => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
-}
 
-impl ZeroCopyReader for InPlace<'_> {
-    fn write_to_file_at(&mut self, f: &File, count: usize, off: u64, flags: Option<WritevFlags>) -> io::Result<usize> {
-        let wanted = flags.map_or(0, |f| f.bits());
+    /// Writes up to `count` bytes of the buffer at `off` of a file; `how`: `RWF_...` of linux/fs.h.
+    ///
+    /// # Errors
+    /// The file's, when nothing was written; `EWOULDBLOCK` to have it done by a thread that may wait.
+    pub fn write_to(&self, f: BorrowedFd<'_>, count: usize, off: u64, how: i32) -> io::Result<usize> {
         let write = |extra: i32| {
-            self.transfer(count, off, |v, at| {
-                // SAFETY: as in `read_from_file_at`.
-                unsafe { libc::pwritev2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, wanted | extra) }
+            self.transfer(count, off, Way::In, |v, at| {
+                // SAFETY: as in `read_from`.
+                unsafe { libc::pwritev2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, how | extra) }
             })
         };
         if self.caller.may_block() {
             return write(0);
         }
         // What has been appended before a wait would be appended again on the pool.
-        let append = wanted & libc::RWF_APPEND != 0;
+        let append = how & libc::RWF_APPEND != 0;
         let answer = if append { Err(Nowait::Unknown) } else { self.ask(f, write) };
         match answer {
             Ok(answer) => answer,
@@ -188,7 +249,7 @@ impl ZeroCopyReader for InPlace<'_> {
 }
 
 /// The device's number, from what the kernel has: a file system behind it is not asked.
-fn device(f: &File) -> Option<u64> {
+fn device(f: BorrowedFd<'_>) -> Option<u64> {
     // SAFETY: all-zero bytes are a valid `statx`.
     let mut st = unsafe { std::mem::zeroed::<libc::statx>() };
     let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
@@ -198,6 +259,34 @@ fn device(f: &File) -> Option<u64> {
 }
 
 /// Whether the file's data is always in memory, so that I/O never waits for a device.
-fn in_memory(f: &File) -> bool {
+fn in_memory(f: BorrowedFd<'_>) -> bool {
     nix::sys::statfs::fstatfs(f).is_ok_and(|st| st.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Moves bytes 100 at a time; the third call fails.
+    fn failing(way: Way, error: i32) -> io::Result<usize> {
+        let mut bytes = [0u8; 1000];
+        let iovs = [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
+        // SAFETY: the iovec lies in `bytes`.
+        let shared = unsafe { Shared::new(&iovs) };
+        transfer(shared, 0, 1000, 0, way, |_, at| {
+            if at < 200 {
+                return 100;
+            }
+            // SAFETY: the thread's own errno.
+            unsafe { *libc::__errno_location() = error };
+            -1
+        })
+    }
+
+    #[test]
+    fn a_read_that_fails_half_way_is_no_end_of_file() {
+        assert_eq!(failing(Way::Out, libc::EIO).unwrap_err().raw_os_error(), Some(libc::EIO));
+        assert_eq!(failing(Way::In, libc::ENOSPC).unwrap(), 200);
+        assert!(failing(Way::In, libc::EAGAIN).is_err(), "done again by who may wait");
+    }
 }

@@ -1,11 +1,15 @@
 //! Serves a directory to a guest: a vhost-user-fs back end whose queues carry
 //! plain virtqueues or the shared-memory ring, and the same server over a socket.
 //!
+//! Transports hand requests to a [`handler::Handler`]; [`server::Server`] is one over any [`fs::FileSystem`], and
+//! [`fs::Passthrough`] is that of a directory, which [`share::Share`] makes of the settings.
+//!
 //! Everything that a guest can write is reached only through [`shared::Shared`]
 //! (raw copies and iovecs) and decoded once, in [`request`]: the trust boundary.
 
 mod backend;
 mod extensions;
+pub mod fs;
 mod gate;
 pub mod handler;
 mod helper;

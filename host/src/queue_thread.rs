@@ -1,10 +1,10 @@
 //! Serves one queue: its virtqueue, and its ring once the guest has asked for one.
 
 use crate::backend::Device;
-use crate::handler::Handler;
+use crate::handler::{Handler, Outcome};
 use crate::placement::{Decision, Placement};
 use crate::request::interrupted_unique;
-use crate::server::Outcome;
+use crate::shared::serve_for;
 use crate::takeover::{Duty, Lane};
 use crate::transport::ring::{Call, RingDevice, Served};
 use crate::transport::virtqueue::{self, Next};
@@ -193,6 +193,7 @@ impl<H: Handler> Queue<H> {
             return Some((self, false));
         };
         let vring = self.vring.clone();
+        serve_for(&vring, pass);
         let (done, device) = (ring.completions().clone(), self.device.clone());
         let helper = self.placement.as_ref().and_then(Placement::helper).cloned();
         let mut served = Served::default();
@@ -209,10 +210,9 @@ impl<H: Handler> Queue<H> {
                 break;
             };
             served.requests += 1;
-            let outcome;
             let unique = unique(request.head());
             lane.lend(self, unique);
-            outcome = device.outcome(request.head(), || done.handle(&request, device.handler(), helper.as_deref()));
+            let outcome = device.outcome(request.head(), || done.handle(&request, device.handler(), helper.as_deref()));
             match lane.reclaim() {
                 Some(queue) => self = queue,
                 None => {
@@ -238,6 +238,7 @@ impl<H: Handler> Queue<H> {
         let Some(pass) = self.vring.gate().enter() else { return Some((self, Ok(false))) };
         self.meet(pass.driver);
         let (vring, device) = (self.vring.clone(), self.device.clone());
+        serve_for(&vring, pass);
         let memory: Arc<GuestMemoryMmap> = device.memory.memory().clone().into_inner();
         let mut result = Ok(false);
         for _ in 0..virtqueue::lap(&vring) {

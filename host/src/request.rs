@@ -4,12 +4,12 @@
 //! header and mostly the operation's structure), then shared buffers. Each
 //! byte is copied out at most once, and only the copy is looked at.
 
+use crate::fs::Context;
 use crate::shared::Shared;
 use std::ffi::CStr;
 use std::io;
-use virtiofsd::filesystem::Context;
-use virtiofsd::fuse::InHeader;
-use vm_memory::ByteValued;
+use tunnelfs_fuse_abi::InHeader;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Most bytes of names and values that a request may carry beside WRITE data.
 const MAX_TAIL: usize = 128 << 10;
@@ -29,7 +29,7 @@ impl<'a> Request<'a> {
     /// `EINVAL` when the header is cut off or announces more than there is.
     pub fn new(head: &'a [u8], payload: Shared<'a>) -> io::Result<Self> {
         let size = size_of::<InHeader>();
-        let header = copy_of::<InHeader>(head.get(..size).ok_or_else(einval)?);
+        let (header, _) = InHeader::read_from_prefix(head).map_err(|_| einval())?;
         let end = header.len as usize;
         if end < size || end > head.len() + payload.len() {
             return Err(einval());
@@ -39,19 +39,18 @@ impl<'a> Request<'a> {
 
     /// The caller's identity.
     pub fn context(&self) -> Context {
-        Context::from(self.header)
+        let InHeader { uid, gid, pid, unique, .. } = self.header;
+        Context { uid, gid, pid, unique }
     }
 
     /// The next structure of the stream.
     ///
     /// # Errors
     /// `EINVAL` when the request ends before it.
-    pub fn object<T: ByteValued>(&mut self) -> io::Result<T> {
-        // The largest operation structure is SETATTR's 88 bytes.
-        let mut bytes = [0; 128];
-        let bytes = bytes.get_mut(..size_of::<T>()).ok_or_else(einval)?;
-        self.take(bytes)?;
-        Ok(copy_of(bytes))
+    pub fn object<T: FromBytes + IntoBytes>(&mut self) -> io::Result<T> {
+        let mut value = T::new_zeroed();
+        self.take(value.as_mut_bytes())?;
+        Ok(value)
     }
 
     /// All that is left, privately.
@@ -130,12 +129,6 @@ pub fn take_name<'a>(bytes: &mut &'a [u8]) -> io::Result<&'a CStr> {
 /// The error for a request that breaks the protocol.
 pub fn einval() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
-}
-
-fn copy_of<T: ByteValued>(bytes: &[u8]) -> T {
-    let mut value = T::zeroed();
-    value.as_mut_slice().copy_from_slice(bytes);
-    value
 }
 
 #[cfg(test)]

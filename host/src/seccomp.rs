@@ -3,6 +3,7 @@
 //! The list is virtiofsd's, whose own function takes no additions, and what
 //! placing threads and streaming messages need beside it.
 
+use crate::fs::IOCTLS;
 use libc::*;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -67,6 +68,8 @@ const ALLOWED: &[c_long] = &[
     SYS_write,
     SYS_writev,
     // Who creates them.
+    SYS_setfsgid,
+    SYS_setfsuid,
     SYS_capget,
     SYS_capset,
     SYS_getegid,
@@ -148,6 +151,12 @@ pub fn enable(what: Seccomp) -> io::Result<()> {
 /// The allowed calls: an empty list of rules allows a call with any arguments.
 fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let mut rules: BTreeMap<i64, _> = ALLOWED.iter().chain(OLD).map(|&call| (call, Vec::new())).collect();
+    // What lsattr and chattr need of a file system, no other ioctl.
+    let commands = IOCTLS.iter().map(|&command| {
+        let wanted = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, command.into())?;
+        SeccompRule::new(vec![wanted])
+    });
+    rules.insert(SYS_ioctl, commands.collect::<Result<_, _>>()?);
     // A thread may unshare its working directory, and nothing else.
     let own_directory = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, CLONE_FS as u64)?;
     rules.insert(SYS_unshare, vec![SeccompRule::new(vec![own_directory])?]);

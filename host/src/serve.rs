@@ -7,7 +7,7 @@ use crate::listen::{self, SocketFile};
 use crate::memory;
 use crate::sandbox;
 use crate::server::Server;
-use crate::share::{self, View};
+use crate::share::{Share, View};
 use crate::streams;
 use crate::vring::Vring;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -24,6 +24,9 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 /// Guests at a time. One more is refused: its connection is closed, and both sides tell.
 pub const MAX_GUESTS: usize = 64;
+/// The part of the process's descriptors that the first guest may have, and each other one: a half, a sixteenth.
+const FIRST_GUEST: u64 = 2;
+const OTHER_GUESTS: u64 = 16;
 /// Pause before the next try when the system refuses descriptors, threads or connections.
 pub const PAUSE: Duration = Duration::from_millis(100);
 
@@ -86,38 +89,10 @@ fn open_and_serve(
     view: View,
     confine: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
-    let direct_io = settings.host.allow_direct_io;
-    // The limit of open files is set once, before system calls are given up.
-    let first = settings.host.clone();
-    let host = tunnelfs_settings::Host { rlimit_nofile: 0, ..first.clone() };
-    if host.readonly {
-        let open = move |host: &_| Ok(Server::new(share::open_read_only(host, again(&view)?)?, direct_io));
-        let opened = open(&first)?;
-        confine()?;
-        serve_with(settings, once, socket, opened, move || open(&host))
-    } else {
-        let open = move |host: &_| Ok(Server::new(share::open_in(host, again(&view)?)?, direct_io));
-        let opened = open(&first)?;
-        confine()?;
-        serve_with(settings, once, socket, opened, move || open(&host))
-    }
-}
-
-/// The shared directory once more, for another guest's file system.
-fn again(view: &View) -> io::Result<View> {
-    let (root_dir, mountinfo_prefix) = (view.root_dir.clone(), view.mountinfo_prefix.clone());
-    let descriptors = view.descriptors.as_ref().map(std::fs::File::try_clone).transpose()?;
-    // A descriptor of its own, with a position of its own.
-    let mounts = match (&view.mounts, &view.descriptors) {
-        (Some(mounts), Some(descriptors)) => {
-            let name = mounts.as_raw_fd().to_string();
-            let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_CLOEXEC;
-            let opened = nix::fcntl::openat(descriptors, name.as_str(), flags, nix::sys::stat::Mode::empty())?;
-            Some(opened.into())
-        }
-        (mounts, _) => mounts.as_ref().map(std::fs::File::try_clone).transpose()?,
-    };
-    Ok(View { root_dir, mountinfo_prefix, descriptors, mounts })
+    let share = Share::new(&settings.host, view)?;
+    confine()?;
+    let first = Server::new(share.file_system(FIRST_GUEST)?);
+    serve_with(settings, once, socket, first, move || Ok(Server::new(share.file_system(OTHER_GUESTS)?)))
 }
 
 /// Serves guests: `first` the first one; `open` makes what serves each other one, in the sandbox.

@@ -1,13 +1,12 @@
-//! The shared directory as a file system: virtiofsd's pass-through, by its own options.
+//! The shared directory as file systems, one for each guest: from settings to [`Passthrough`].
 
+use crate::fs::{Config, Ids, Owners, Passthrough, Xattrs};
 use crate::sandbox::list;
 use std::fs::File;
 use std::io;
 use std::time::Duration;
-use tunnelfs_settings::{Cache, FileHandles, Host, Offer};
-use virtiofsd::passthrough::read_only::PassthroughFsRo;
+use tunnelfs_settings::{Cache, Host, KeepOwners, LockScope, Offer};
 use virtiofsd::passthrough::xattrmap::XattrMap;
-use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, NegotiationMode, PassthroughFs};
 use virtiofsd::soft_idmap::cmdline::IdMap;
 
 /// Open files that are kept back from the guest, for the host's own needs.
@@ -36,79 +35,117 @@ impl View {
     }
 }
 
-/// The file system that `host` shares.
-///
-/// # Errors
-/// What cannot be opened or is not understood; names the option.
-pub fn open(host: &Host) -> io::Result<PassthroughFs> {
-    open_in(host, View::whole(host)?)
+/// What is shared, to be opened for each guest.
+#[derive(Debug)]
+pub struct Share {
+    host: Host,
+    view: View,
+    /// Descriptors that guests may have in all.
+    files: u64,
 }
 
-/// The same, perhaps in a sandbox.
-///
-/// # Errors
-/// As [`open`].
-pub fn open_in(host: &Host, view: View) -> io::Result<PassthroughFs> {
-    let fs = PassthroughFs::new(config(host, view)?)?;
-    fs.open_root_node()?;
-    Ok(fs)
-}
-
-/// The same, where nothing can be changed.
-///
-/// # Errors
-/// As [`open`].
-pub fn open_read_only(host: &Host, view: View) -> io::Result<PassthroughFsRo> {
-    PassthroughFsRo::new(config(host, view)?)
-}
-
-fn config(host: &Host, view: View) -> io::Result<Config> {
-    let (uid_map, gid_map) = (
-        list::<IdMap>("host.translate_uid", &host.translate_uid)?,
-        list::<IdMap>("host.translate_gid", &host.translate_gid)?,
-    );
-    if host.posix_acl != Offer::Never && !(uid_map.is_empty() && gid_map.is_empty()) {
-        return Err(wrong(
-            "host.translate_uid, host.translate_gid: ACLs would not be translated: posix_acl = \"never\"".into(),
-        ));
+impl Share {
+    /// Sets this process up for serving; before it drops its rights.
+    ///
+    /// # Errors
+    /// A setting that is not understood; names the option.
+    pub fn new(host: &Host, view: View) -> io::Result<Share> {
+        crate::fs::keep_capabilities();
+        let share = Share { host: host.clone(), view, files: guest_files(host)? };
+        share.ids()?;
+        share.rules()?;
+        Ok(share)
     }
-    let xattrmap = match host.xattrmap.as_str() {
-        "" => None,
-        rules => Some(XattrMap::try_from(rules).map_err(|e| wrong(format!("host.xattrmap = {rules}: {e}")))?),
+
+    /// A file system for one of `guests`, which share the descriptors; when this process has dropped its rights.
+    ///
+    /// # Errors
+    /// What cannot be opened or is not understood; names the option.
+    pub fn file_system(&self, guests: u64) -> io::Result<Passthrough> {
+        let (host, files) = (&self.host, self.files / guests.max(1));
+        let rules = self.rules()?;
+        let wants_xattrs = host.xattr || rules.is_some() || host.posix_acl != Offer::Never;
+        let timeout = timeout(host.cache);
+        // The guest has a directory to itself that it may cache for so long.
+        let alone = matches!(host.cache, Cache::Metadata | Cache::Always);
+        Passthrough::new(Config {
+            root: self.view.root_dir.clone().into(),
+            descriptors: self.view.descriptors.as_ref().map(File::try_clone).transpose()?,
+            cache: host.cache,
+            timeout,
+            missing_timeout: if alone { timeout } else { Duration::ZERO },
+            readonly: host.readonly,
+            writeback: host.writeback,
+            readdirplus: host.readdirplus && host.cache != Cache::Never,
+            announce_submounts: host.announce_submounts,
+            direct_io: host.allow_direct_io,
+            mmap: host.allow_mmap,
+            killpriv: host.killpriv_v2,
+            keep_noatime: host.preserve_noatime,
+            posix_acl: host.posix_acl,
+            shared_locks: host.locks == LockScope::Shared,
+            handles: host.inode_file_handles,
+            xattrs: wants_xattrs.then(|| Xattrs::new(rules)),
+            ids: self.ids()?,
+            // A quarter more of inodes' descriptors may be there for a while (see `Inodes`).
+            inodes: (files / 5 * 2) as usize,
+            files: (files / 2) as usize,
+        })
+    }
+
+    fn rules(&self) -> io::Result<Option<XattrMap>> {
+        match self.host.xattrmap.as_str() {
+            "" => Ok(None),
+            rules => match XattrMap::try_from(rules) {
+                Ok(map) => Ok(Some(map)),
+                Err(e) => Err(wrong(format!("host.xattrmap = {rules}: {e}"))),
+            },
+        }
+    }
+
+    fn ids(&self) -> io::Result<Ids> {
+        let host = &self.host;
+        let uids = list::<IdMap>("host.translate_uid", &host.translate_uid)?;
+        let gids = list::<IdMap>("host.translate_gid", &host.translate_gid)?;
+        let mapped = !(uids.is_empty() && gids.is_empty());
+        if host.posix_acl != Offer::Never && mapped {
+            return Err(wrong(
+                "host.translate_uid, host.translate_gid: ACLs would not be translated: posix_acl = \"never\"".into(),
+            ));
+        }
+        let owners = match (host.owners, parse_owner(&host.map_owner)?) {
+            (KeepOwners::Real, None) => Owners::Real,
+            (KeepOwners::Real, Some((uid, gid))) => Owners::Mapped { uid, gid },
+            (KeepOwners::Xattr, None) => Owners::Attribute,
+            (KeepOwners::Xattr, Some(_)) => {
+                return Err(wrong("host.map_owner: not with owners = \"xattr\", which keeps them".into()));
+            }
+        };
+        if owners != Owners::Real && mapped {
+            return Err(wrong("host.translate_uid, host.translate_gid: not with host.owners or host.map_owner".into()));
+        }
+        Ok(Ids::new(owners, uids.try_into()?, gids.try_into()?, mapped))
+    }
+}
+
+/// `UID:GID`.
+fn parse_owner(text: &str) -> io::Result<Option<(u32, u32)>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parse = || {
+        let (uid, gid) = text.split_once(':')?;
+        Some((uid.parse().ok()?, gid.parse().ok()?))
     };
-    let timeout = timeout(host.cache);
-    Ok(Config {
-        entry_timeout: timeout,
-        attr_timeout: timeout,
-        cache_policy: cache_policy(host.cache),
-        root_dir: view.root_dir,
-        mountinfo_prefix: view.mountinfo_prefix,
-        proc_sfd_rawfd: view.descriptors,
-        proc_mountinfo_rawfd: view.mounts,
-        uid_map: Some(uid_map),
-        gid_map: Some(gid_map),
-        xattr: host.xattr || xattrmap.is_some() || host.posix_acl != Offer::Never,
-        xattrmap,
-        posix_acl: match host.posix_acl {
-            Offer::Never => NegotiationMode::Never,
-            Offer::Auto => NegotiationMode::Auto,
-            Offer::Always => NegotiationMode::Always,
-        },
-        announce_submounts: host.announce_submounts,
-        inode_file_handles: match host.inode_file_handles {
-            FileHandles::Never => InodeFileHandlesMode::Never,
-            FileHandles::Prefer => InodeFileHandlesMode::Prefer,
-            FileHandles::Mandatory => InodeFileHandlesMode::Mandatory,
-        },
-        readdirplus: host.readdirplus && host.cache != Cache::Never,
-        writeback: host.writeback,
-        allow_direct_io: host.allow_direct_io,
-        allow_mmap: host.allow_mmap,
-        killpriv_v2: host.killpriv_v2,
-        clean_noatime: !host.preserve_noatime,
-        guest_fd_limit: guest_files(host)?,
-        ..Default::default()
-    })
+    parse().map(Some).ok_or_else(|| wrong(format!("host.map_owner = {text}: should be like 0:0, a user and a group")))
+}
+
+/// A file system that `host` shares with one guest, without a sandbox.
+///
+/// # Errors
+/// As [`Share::file_system`].
+pub fn open(host: &Host) -> io::Result<Passthrough> {
+    Share::new(host, View::whole(host)?)?.file_system(1)
 }
 
 fn wrong(text: String) -> io::Error {
@@ -135,15 +172,6 @@ fn timeout(cache: Cache) -> Duration {
         Cache::Never => Duration::ZERO,
         Cache::Auto => Duration::from_secs(1),
         Cache::Metadata | Cache::Always => DAY,
-    }
-}
-
-fn cache_policy(cache: Cache) -> CachePolicy {
-    match cache {
-        Cache::Never => CachePolicy::Never,
-        Cache::Metadata => CachePolicy::Metadata,
-        Cache::Auto => CachePolicy::Auto,
-        Cache::Always => CachePolicy::Always,
     }
 }
 

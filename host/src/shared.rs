@@ -1,9 +1,32 @@
 //! Memory that the guest can write while we look: never a reference, only
 //! whole copies and iovecs for the kernel.
 
+use crate::gate::Pass;
+use crate::vring::Vring;
 use libc::iovec;
+use std::cell::RefCell;
 use std::io;
 use vm_memory::VolatileSlice;
+
+thread_local! {
+    /// The queue whose request this thread serves: a stop may have abandoned the request meanwhile.
+    static SERVED: RefCell<Option<(Vring, Pass)>> = const { RefCell::new(None) };
+}
+
+/// From now on the calling thread writes to guest memory for this queue.
+pub(crate) fn serve_for(vring: &Vring, pass: Pass) {
+    SERVED.set(Some((vring.clone(), pass)));
+}
+
+/// Waits while the queue is stopped.
+///
+/// # Errors
+/// `EIO`: the memory is another driver's now.
+fn wait_for_permission() -> io::Result<()> {
+    let may_write =
+        SERVED.with_borrow(|served| served.as_ref().is_none_or(|(vring, pass)| vring.gate().may_write(*pass)));
+    may_write.then_some(()).ok_or_else(|| io::Error::from_raw_os_error(libc::EIO))
+}
 
 /// A list of guest buffers, read or written as one stream.
 #[derive(Clone, Copy)]
@@ -54,8 +77,9 @@ impl<'a> Shared<'a> {
     /// Copies private bytes to `offset`.
     ///
     /// # Errors
-    /// `EINVAL` when they do not all fit into the buffers.
+    /// `EINVAL` when they do not all fit into the buffers, `EIO` when the guest has gone meanwhile.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        wait_for_permission()?;
         let mut done = 0;
         self.window(offset, bytes.len(), &mut |v| {
             volatile(v).copy_from(&bytes[done..done + v.iov_len]);

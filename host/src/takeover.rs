@@ -25,7 +25,7 @@ use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 /// A request that takes longer is late: its queue goes on without it.
-pub const BOUND: Duration = Duration::from_millis(1);
+const BOUND: Duration = Duration::from_millis(1);
 /// Between two looks of the watcher. Late is who is seen twice with one request: after half of the bound or more.
 const TICK: Duration = Duration::from_micros(BOUND.as_micros() as u64 / 2);
 /// Looks without any request after which the watcher sleeps: 20 ms. The next request wakes it.

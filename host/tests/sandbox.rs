@@ -186,9 +186,9 @@ fn inside(words: &str) -> ! {
     let listener = Listener::new(&socket, true).unwrap();
     let parent = nix::unistd::getppid().as_raw();
     let confined = sandbox::enter(&host, listener).and_then(|(listener, view)| {
-        let fs = share::open_in(&host, view)?;
+        let share = share::Share::new(&host, view)?;
         sandbox::confine(&host)?;
-        std::mem::forget((listener, fs));
+        std::mem::forget((listener, share.file_system(1)?));
         Ok(())
     });
     if let Err(e) = confined {

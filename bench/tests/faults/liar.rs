@@ -217,6 +217,9 @@ fn speaker(lie: Lie, plain: bool, count: Arc<AtomicU64>) -> Speaker {
         if let Die(0) = lie {
             return (vec![Said::End], true);
         }
+        if word(4) == tunnelfs_ring::OP_JOIN && !matches!(lie, NeverAnything) {
+            return (vec![reply(16, 0, &[])], true);
+        }
         if word(4) == opcode::INIT && !matches!(lie, NeverAnything) {
             // Protocol 7.38, writes of 64 KiB; READDIRPLUS for those that have something to say there.
             let mut words = [0u32; 16];

@@ -23,6 +23,8 @@ pub const AVAIL: usize = 0x4000;
 pub const USED: usize = 0x6000;
 const REQUEST: usize = 0x8000;
 const REPLY: usize = 0x20000;
+/// Bytes of one of 16 places for requests, and for replies.
+const PLACE: usize = 4096 + 1024;
 /// Where a queue's ring lies.
 const RING: usize = 2 << 20;
 const RING_BLOCK: usize = 8 << 20;
@@ -229,6 +231,35 @@ impl Hostile {
         self.descriptor(queue, 0, (gpa(REQUEST), message.len() as u32), 1, 1);
         self.descriptor(queue, 1, (gpa(REPLY), 4096), 2, 0);
         self.make_available(queue, 0);
+    }
+
+    /// Sends a request by the chain at `place`, one of 16, with room of its own.
+    pub fn send_in(&mut self, queue: usize, place: u16, message: &[u8]) {
+        let at = |area: usize| queue * VQ_BLOCK + area + usize::from(place) * PLACE;
+        self.put_bytes(at(REQUEST), message);
+        self.descriptor(queue, 2 * place, (GPA + at(REQUEST) as u64, message.len() as u32), 1, 2 * place + 1);
+        self.descriptor(queue, 2 * place + 1, (GPA + at(REPLY) as u64, PLACE as u32), 2, 0);
+        self.make_available(queue, 2 * place);
+    }
+
+    /// The chain that has been answered as number `at`.
+    pub fn used_place(&self, queue: usize, at: u16) -> u16 {
+        let element = queue * VQ_BLOCK + USED + 4 + usize::from(at % VQ_SIZE) * 8;
+        self.get::<u32>(element) as u16 / 2
+    }
+
+    /// What lies where a chain's reply goes.
+    pub fn reply_bytes(&self, queue: usize, place: u16) -> Vec<u8> {
+        self.bytes(queue * VQ_BLOCK + REPLY + usize::from(place) * PLACE, PLACE)
+    }
+
+    /// An answer, and the request's number.
+    pub fn answer_in(&self, queue: usize, place: u16) -> (u64, Answer) {
+        let bytes = self.reply_bytes(queue, place);
+        let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+        let len = (word(0) as usize).clamp(16, PLACE);
+        let unique = u64::from_ne_bytes(bytes[8..16].try_into().unwrap());
+        (unique, Answer { error: word(4) as i32, payload: bytes[16..len].to_vec() })
     }
 
     /// One request over a plain virtqueue, and its answer if there is one.

@@ -10,4 +10,6 @@ mod queues;
 mod rig;
 #[path = "../common/skip.rs"]
 mod skip;
+mod starts;
 mod stream;
+mod stuck;

@@ -355,9 +355,9 @@ fn assert_cache(mode: &str, more: &[&str], expected: &Cached) {
 fn cache_modes() {
     let never =
         Cached { attributes: false, data_while_open: false, data_when_opened_again: false, shared_mapping: false };
-    assert_cache("never", &[], &never);
-    assert_cache("never", &["--allow-mmap"], &Cached { shared_mapping: true, ..never });
-    assert_cache("metadata", &[], &Cached { attributes: true, ..never });
+    assert_cache("never", &[], &Cached { shared_mapping: true, ..never });
+    assert_cache("never", &["--no-allow-mmap"], &never);
+    assert_cache("metadata", &["--no-allow-mmap"], &Cached { attributes: true, ..never });
     let auto = Cached { attributes: true, data_while_open: true, data_when_opened_again: false, shared_mapping: true };
     assert_cache("auto", &[], &auto);
     assert_cache("always", &[], &Cached { data_when_opened_again: true, ..auto });

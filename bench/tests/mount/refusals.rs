@@ -57,7 +57,7 @@ pub fn answer_init(socket: &Path, error: i32, words: &[u32]) -> std::thread::Joi
     let words = words.to_vec();
     std::thread::spawn(move || {
         // The control connection comes first.
-        let mut streams: Vec<_> = listener.incoming().take(2).map(Result::unwrap).collect();
+        let mut streams: Vec<_> = listener.incoming().take(2).map(Result::unwrap).map(let_join).collect();
         let mut request = [0; 104];
         streams[1].read_exact(&mut request).unwrap();
         let mut reply = vec![0; if error == 0 { 80 } else { 16 }];
@@ -71,6 +71,17 @@ pub fn answer_init(socket: &Path, error: i32, words: &[u32]) -> std::thread::Joi
         streams[1].write_all(&reply).unwrap();
         streams
     })
+}
+
+/// Answers a connection's first message.
+fn let_join(mut stream: UnixStream) -> UnixStream {
+    let mut request = [0; 56];
+    stream.read_exact(&mut request).unwrap();
+    let mut reply = [0; 16];
+    reply[0] = 16;
+    reply[8..].copy_from_slice(&request[8..16]);
+    stream.write_all(&reply).unwrap();
+    stream
 }
 
 #[test]

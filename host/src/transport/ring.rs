@@ -1,7 +1,6 @@
 //! Device side of the ring: entries in, file I/O in place, completions out.
 
-use crate::handler::Handler;
-use crate::server::{Caller, Helper, Outcome, Reply};
+use crate::handler::{Caller, Handler, Helper, Outcome, Reply};
 use crate::shared::Shared;
 use crossbeam_utils::CachePadded;
 use libc::iovec;

@@ -5,9 +5,8 @@
 //! The host goes on reading while a reply does not fit the socket: what is left of it waits in the connection's outbox.
 //! So two sides that both write large messages do not wait for each other.
 
-use crate::handler::Handler;
+use crate::handler::{Caller, Handler, Outcome};
 use crate::request::interrupted_unique;
-use crate::server::{Caller, Outcome};
 use crate::shared::Shared;
 use crate::takeover::{Crew, Duty, Lane};
 use libc::iovec;

@@ -1,8 +1,7 @@
 //! Device side of a plain split virtqueue, as virtio-fs has it: each chain is
 //! a request in readable buffers and room for the reply in writable ones.
 
-use crate::handler::Handler;
-use crate::server::{Caller, Outcome};
+use crate::handler::{Caller, Handler, Outcome};
 use crate::shared::{Shared, SharedBuf};
 use crate::vring::Vring;
 use libc::iovec;

@@ -116,6 +116,28 @@ pub enum FileHandles {
     Mandatory,
 }
 
+/// Whose locks the guest's are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LockScope {
+    /// They hold among the guest's programs.
+    #[default]
+    Guest,
+    /// They hold among guests and the host's programs too.
+    Shared,
+}
+
+/// Where owners are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepOwners {
+    /// As the file system has them.
+    #[default]
+    Real,
+    /// In an extended attribute.
+    Xattr,
+}
+
 /// Whether a feature is offered to the guest (virtiofsd's `--posix-acl`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -174,6 +196,9 @@ pub struct Host {
     pub xattrmap: String,
     pub posix_acl: Offer,
     pub announce_submounts: bool,
+    pub locks: LockScope,
+    pub owners: KeepOwners,
+    pub map_owner: String,
     pub inode_file_handles: FileHandles,
     pub readdirplus: bool,
     pub allow_direct_io: bool,
@@ -205,10 +230,13 @@ impl Default for Host {
             xattrmap: String::new(),
             posix_acl: Offer::default(),
             announce_submounts: true,
+            locks: LockScope::default(),
+            owners: KeepOwners::default(),
+            map_owner: String::new(),
             inode_file_handles: FileHandles::default(),
             readdirplus: true,
             allow_direct_io: false,
-            allow_mmap: false,
+            allow_mmap: true,
             killpriv_v2: true,
             preserve_noatime: false,
             rlimit_nofile: 1_000_000,

@@ -1,0 +1,225 @@
+//! Operations that create something, which belongs to the caller then.
+
+use super::credentials::{kill_privileges, set_umask, Acting};
+use super::inodes::{Inode, Pin};
+use super::owners::{self, Owners, Ownership};
+use super::passthrough::{decode_device, Passthrough};
+use super::sys::{self, errno, FdName};
+use super::*;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use tunnelfs_fuse_abi::flags::{self, init};
+
+/// A directory in which something is created, and for whom.
+struct Place<'a> {
+    ctx: &'a Context,
+    parent: Arc<Inode>,
+    dir: Arc<Pin>,
+    umask: u32,
+    extensions: &'a Extensions,
+}
+
+impl Passthrough {
+    fn place<'a>(&self, ctx: &'a Context, node: u64, umask: u32, extensions: &'a Extensions) -> io::Result<Place<'a>> {
+        self.changes()?;
+        let (parent, dir) = self.inodes.open(node)?;
+        // Without DONT_MASK the guest's kernel has applied it.
+        let umask = if self.agreed(init::DONT_MASK) { umask } else { 0 };
+        Ok(Place { ctx, parent, dir, umask, extensions })
+    }
+
+    /// Makes `create` act for the caller, with a mode as this machine's file gets it.
+    fn as_caller<R>(
+        &self,
+        place: &Place<'_>,
+        mode: u32,
+        create: impl FnOnce(BorrowedFd<'_>, u32) -> io::Result<R>,
+    ) -> io::Result<R> {
+        set_umask(place.umask)?;
+        let mode = if self.config.ids.owners == Owners::Attribute { owners::usable(mode) } else { mode };
+        let _acting = Acting::for_caller(&self.config.ids.caller(place.ctx)?, &place.extensions.groups)?;
+        create(place.dir.as_fd(), mode)
+    }
+
+    /// Completes what was created with `mode`: owner, bits and labels that creating could not give it.
+    fn complete(&self, place: &Place<'_>, file: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+        let name = FdName::new(file);
+        if self.config.ids.owners == Owners::Attribute {
+            let parent = self.config.ids.of(&sys::stat(place.dir.as_fd())?, place.dir.as_fd())?;
+            let inherits = parent.mode & libc::S_ISGID != 0;
+            let is_dir = mode & libc::S_IFMT == libc::S_IFDIR;
+            let mode = mode & !place.umask | if inherits && is_dir { libc::S_ISGID } else { 0 };
+            let gid = if inherits { parent.gid } else { place.ctx.gid };
+            owners::keep(name.as_c_str(), Ownership { uid: place.ctx.uid, gid, mode })?;
+        } else if mode & libc::S_ISGID != 0 && mode & libc::S_IFMT != libc::S_IFDIR {
+            // The guest's kernel has left the bit to the caller; this thread need not be in the group.
+            let now = u32::from(sys::stat(file)?.stx_mode);
+            if now & libc::S_ISGID == 0 {
+                kill_privileges(false)?;
+                sys::chmod_at(self.descriptors.as_fd(), name.as_c_str(), now & 0o7777 | libc::S_ISGID)?;
+            }
+        }
+        for (label, value) in &place.extensions.labels {
+            self.set_label(name.as_c_str(), label, value)?;
+        }
+        Ok(())
+    }
+
+    /// The entry of what was created under `name`; it is removed again if it cannot be completed.
+    fn created(&self, place: &Place<'_>, name: &CStr, mode: u32) -> io::Result<EntryOut> {
+        let fd = sys::open_at(place.dir.as_fd(), name, libc::O_PATH | libc::O_NOFOLLOW, 0)?;
+        if let Err(e) = self.complete(place, fd.as_fd(), mode) {
+            let flags = if mode & libc::S_IFMT == libc::S_IFDIR { libc::AT_REMOVEDIR } else { 0 };
+            let _ = sys::unlink_at(place.dir.as_fd(), name, flags);
+            return Err(e);
+        }
+        self.enter(fd, &place.parent, name).map(|(_, entry)| entry)
+    }
+
+    pub(super) fn symlink(
+        &self,
+        ctx: &Context,
+        node: u64,
+        name: &CStr,
+        target: &CStr,
+        extensions: &Extensions,
+    ) -> io::Result<EntryOut> {
+        let place = self.place(ctx, node, 0, extensions)?;
+        self.as_caller(&place, 0, |dir, _| sys::symlink_at(target, dir, name))?;
+        self.created(&place, name, libc::S_IFLNK | 0o777)
+    }
+
+    pub(super) fn mknod(
+        &self,
+        ctx: &Context,
+        node: u64,
+        name: &CStr,
+        args: &MknodIn,
+        extensions: &Extensions,
+    ) -> io::Result<EntryOut> {
+        let place = self.place(ctx, node, args.umask, extensions)?;
+        let mode = if args.mode & libc::S_IFMT == 0 { args.mode | libc::S_IFREG } else { args.mode };
+        self.as_caller(&place, mode, |dir, mode| sys::mknod_at(dir, name, mode, decode_device(args.rdev)))?;
+        self.created(&place, name, mode)
+    }
+
+    pub(super) fn mkdir(
+        &self,
+        ctx: &Context,
+        node: u64,
+        name: &CStr,
+        args: &MkdirIn,
+        extensions: &Extensions,
+    ) -> io::Result<EntryOut> {
+        let place = self.place(ctx, node, args.umask, extensions)?;
+        let mode = libc::S_IFDIR | args.mode & 0o7777;
+        self.as_caller(&place, mode, |dir, mode| sys::mkdir_at(dir, name, mode & 0o7777))?;
+        self.created(&place, name, mode)
+    }
+
+    pub(super) fn create(
+        &self,
+        ctx: &Context,
+        node: u64,
+        name: &CStr,
+        args: &CreateIn,
+        extensions: &Extensions,
+    ) -> io::Result<CreateOut> {
+        let place = self.place(ctx, node, args.umask, extensions)?;
+        let count = self.handles.reserve()?;
+        let flags = self.open_flags(args.flags) | args.flags as i32 & (libc::O_EXCL | libc::O_TRUNC);
+        let mode = libc::S_IFREG | args.mode & 0o7777;
+        if flags & libc::O_TRUNC != 0 {
+            kill_privileges(args.open_flags & flags::OPEN_KILL_SUIDGID != 0)?;
+        }
+        let open = |flags: i32| {
+            self.as_caller(&place, mode, |dir, mode| {
+                sys::open_at(dir, name, flags | libc::O_CREAT | libc::O_NOFOLLOW, mode & 0o7777)
+            })
+        };
+        // Only what is new gets an owner's attribute or a label.
+        let (file, new) = if self.completes(extensions, mode) && flags & libc::O_EXCL == 0 {
+            match open(flags | libc::O_EXCL) {
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => (open(flags)?, false),
+                other => (other?, true),
+            }
+        } else {
+            (open(flags)?, flags & libc::O_EXCL != 0 || mode & libc::S_ISGID != 0)
+        };
+        if new {
+            if let Err(e) = self.complete(&place, file.as_fd(), mode) {
+                let _ = sys::unlink_at(place.dir.as_fd(), name, 0);
+                return Err(e);
+            }
+        }
+        let st = sys::stat(file.as_fd())?;
+        let path = self.path_of(place.dir.as_fd(), name, file.as_fd(), &st)?;
+        self.opened(path, &st, &place, name, file, flags, count)
+    }
+
+    /// Whether creating alone does not do.
+    fn completes(&self, extensions: &Extensions, mode: u32) -> bool {
+        self.config.ids.owners == Owners::Attribute || !extensions.labels.is_empty() || mode & libc::S_ISGID != 0
+    }
+
+    /// An O_PATH descriptor of an open file, by its name as long as that is its own.
+    fn path_of(&self, dir: BorrowedFd<'_>, name: &CStr, file: BorrowedFd<'_>, st: &libc::statx) -> io::Result<OwnedFd> {
+        if let Ok(path) = sys::open_at(dir, name, libc::O_PATH | libc::O_NOFOLLOW, 0) {
+            if sys::same_inode(&sys::stat(path.as_fd())?, st) {
+                return Ok(path);
+            }
+        }
+        self.reopen(file, libc::O_PATH)
+    }
+
+    #[allow(clippy::too_many_arguments)] // All that has been opened, and where.
+    fn opened(
+        &self,
+        path: OwnedFd,
+        st: &libc::statx,
+        place: &Place<'_>,
+        name: &CStr,
+        file: OwnedFd,
+        flags: i32,
+        count: handles::Counted,
+    ) -> io::Result<CreateOut> {
+        // What was there already may be anything.
+        if u32::from(st.stx_mode) & libc::S_IFMT != libc::S_IFREG {
+            return Err(errno(libc::ESTALE));
+        }
+        let (inode, entry) = self.enter_with(path, st, &place.parent, name)?;
+        match self.inodes.hold(&inode) {
+            Ok(held) => {
+                let fh = self.handles.add(file, held, flags, count);
+                Ok(CreateOut { entry, open: OpenOut { fh, open_flags: self.file_cache(), backing_id: 0 } })
+            }
+            Err(e) => {
+                self.inodes.forget(inode.id, 1, false);
+                Err(e)
+            }
+        }
+    }
+
+    pub(super) fn tmpfile(
+        &self,
+        ctx: &Context,
+        node: u64,
+        args: &CreateIn,
+        extensions: &Extensions,
+    ) -> io::Result<CreateOut> {
+        let place = self.place(ctx, node, args.umask, extensions)?;
+        let count = self.handles.reserve()?;
+        let mut flags = self.open_flags(args.flags);
+        if flags & libc::O_ACCMODE == libc::O_RDONLY {
+            return Err(errno(libc::EINVAL));
+        }
+        flags |= args.flags as i32 & libc::O_EXCL;
+        let mode = libc::S_IFREG | args.mode & 0o7777;
+        let file =
+            self.as_caller(&place, mode, |dir, mode| sys::open_at(dir, c".", flags | libc::O_TMPFILE, mode & 0o7777))?;
+        self.complete(&place, file.as_fd(), mode)?;
+        let path = self.reopen(file.as_fd(), libc::O_PATH)?;
+        let st = sys::stat(file.as_fd())?;
+        self.opened(path, &st, &place, c"", file, flags, count)
+    }
+}

@@ -1,0 +1,231 @@
+//! Extended attributes, under names that rules may change.
+//!
+//! An attribute is reached by its file's number in `/proc/self/fd`, the working directory of each serving thread.
+
+use super::credentials::{self, kill_privileges, Acting};
+use super::inodes::Pin;
+use super::owners::OVERRIDE;
+use super::passthrough::Passthrough;
+use super::sys::{self, errno, FdName};
+use super::{Context, XattrReply};
+use std::borrow::Cow;
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use tunnelfs_fuse_abi::flags::{init, SETXATTR_ACL_KILL_SGID};
+use virtiofsd::passthrough::xattrmap::{AppliedRule, XattrMap};
+
+/// What a guest's `trusted` attributes are called here when this process may not set real ones.
+const TRUSTED: &[u8] = b"user.tunnelfs.";
+/// A program's capabilities, which go when it is changed.
+const CAPABILITY: &CStr = c"security.capability";
+/// Bytes of the largest value or list (XATTR_SIZE_MAX, XATTR_LIST_MAX of linux/limits.h).
+const MOST: usize = 64 << 10;
+
+/// The names of attributes.
+#[derive(Debug)]
+pub struct Xattrs {
+    rules: Option<XattrMap>,
+    /// `trusted` attributes are kept under [`TRUSTED`].
+    moves_trusted: bool,
+    /// What a program's capabilities are called here, if rules call them otherwise: the kernel does not know them then.
+    capability: Option<CString>,
+}
+
+impl Xattrs {
+    /// By virtiofsd's rules (`host.xattrmap`), or as they are but for `trusted` ones that this process may not set.
+    pub fn new(rules: Option<XattrMap>) -> Xattrs {
+        let moves_trusted = rules.is_none() && !credentials::administers();
+        let named = rules.as_ref().and_then(|rules| match rules.map_client_xattr(CAPABILITY) {
+            Ok(AppliedRule::Pass(name)) if *name != *CAPABILITY => Some(name.into_owned()),
+            _ => None,
+        });
+        Xattrs { rules, moves_trusted, capability: named }
+    }
+
+    /// Whether rules decide about names.
+    pub fn renames(&self) -> bool {
+        self.rules.is_some()
+    }
+
+    /// An attribute's name here.
+    fn to_host<'a>(&self, name: &'a CStr) -> io::Result<Cow<'a, CStr>> {
+        if let Some(rules) = &self.rules {
+            return match rules.map_client_xattr(name) {
+                Ok(AppliedRule::Pass(name)) => Ok(name),
+                Ok(AppliedRule::Unsupported) => Err(errno(libc::ENOTSUP)),
+                Ok(AppliedRule::Deny) | Err(_) => Err(errno(libc::EPERM)),
+            };
+        }
+        if self.moves_trusted {
+            let bytes = name.to_bytes();
+            if bytes.starts_with(TRUSTED) {
+                return Err(errno(libc::EPERM));
+            }
+            if bytes.starts_with(b"trusted.") {
+                let moved = CString::new([TRUSTED, bytes].concat()).map_err(|_| errno(libc::EINVAL))?;
+                return Ok(Cow::Owned(moved));
+            }
+        }
+        Ok(Cow::Borrowed(name))
+    }
+
+    /// A list of names for the guest.
+    fn to_guest(&self, names: Vec<u8>) -> io::Result<Vec<u8>> {
+        if let Some(rules) = &self.rules {
+            let names = rules.map_server_xattrlist(names).map_err(|_| errno(libc::EPERM))?;
+            // One NUL is its empty list.
+            return Ok(if names == [0] { Vec::new() } else { names });
+        }
+        if !self.moves_trusted {
+            return Ok(names);
+        }
+        let each = names.split_inclusive(|&byte| byte == 0);
+        Ok(each.flat_map(|name| name.strip_prefix(TRUSTED).unwrap_or(name)).copied().collect())
+    }
+}
+
+impl Passthrough {
+    /// A program was changed: its capabilities go, as the kernel has it, where it does not see them.
+    pub(super) fn drop_capabilities(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let Some(name) = self.config.xattrs.as_ref().and_then(|names| names.capability.as_ref()) else { return Ok(()) };
+        match sys::remove_xattr(FdName::new(fd).as_c_str(), name) {
+            Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODATA | libc::ENOTSUP | libc::EPERM)) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// The rules, and the attribute's name here.
+    fn xattr<'a>(&self, name: &'a CStr) -> io::Result<Cow<'a, CStr>> {
+        let rules = self.config.xattrs.as_ref().ok_or_else(|| errno(libc::ENOSYS))?;
+        let bytes = name.to_bytes();
+        if bytes.is_empty() {
+            return Err(errno(libc::ERANGE));
+        }
+        if bytes.starts_with(b"system.posix_acl_") && !self.agreed(init::POSIX_ACL) {
+            return Err(errno(libc::ENOTSUP));
+        }
+        let name = rules.to_host(name)?;
+        if *name == *OVERRIDE && self.config.ids.owners == super::Owners::Attribute {
+            return Err(errno(libc::EPERM));
+        }
+        Ok(name)
+    }
+
+    pub(super) fn setxattr(
+        &self,
+        ctx: &Context,
+        node: u64,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+        extra: u32,
+    ) -> io::Result<()> {
+        self.changes()?;
+        let name = self.xattr(name)?;
+        let (_, pin) = self.inodes.open(node)?;
+        let path = FdName::new(pin.as_fd());
+        if extra & SETXATTR_ACL_KILL_SGID == 0 {
+            kill_privileges(false)?;
+            return sys::set_xattr(path.as_c_str(), &name, value, flags as i32);
+        }
+        // Somebody outside of the file's group sets an ACL: the kernel clears the bit for such a one.
+        kill_privileges(true)?;
+        let _acting = Acting::for_caller(&self.config.ids.caller(ctx)?, &[])?;
+        sys::set_xattr(path.as_c_str(), &name, value, flags as i32)
+    }
+
+    /// An attribute that the guest's security module gives a new file.
+    pub(super) fn set_label(&self, path: &CStr, name: &CStr, value: &[u8]) -> io::Result<()> {
+        sys::set_xattr(path, &self.xattr(name)?, value, 0)
+    }
+
+    pub(super) fn getxattr(&self, node: u64, name: &CStr, size: u32) -> io::Result<XattrReply> {
+        // What nobody may have is not there.
+        let name = self.xattr(name).map_err(|e| match e.raw_os_error() {
+            Some(libc::EPERM) => errno(libc::ENODATA),
+            _ => e,
+        })?;
+        let (_, pin) = self.inodes.open(node)?;
+        reply(size, |bytes| sys::get_xattr(FdName::new(pin.as_fd()).as_c_str(), &name, bytes))
+    }
+
+    pub(super) fn listxattr(&self, node: u64, size: u32) -> io::Result<XattrReply> {
+        let rules = self.config.xattrs.as_ref().ok_or_else(|| errno(libc::ENOSYS))?;
+        let (_, pin) = self.inodes.open(node)?;
+        let names = rules.to_guest(self.own_names(&pin)?)?;
+        match size as usize {
+            0 => Ok(XattrReply::Size(names.len() as u32)),
+            size if size < names.len() => Err(errno(libc::ERANGE)),
+            _ => Ok(XattrReply::Bytes(names)),
+        }
+    }
+
+    fn own_names(&self, pin: &Pin) -> io::Result<Vec<u8>> {
+        let path = FdName::new(pin.as_fd());
+        let mut names = vec![0; sys::list_xattr(path.as_c_str(), &mut [])?.min(MOST)];
+        let n = match sys::list_xattr(path.as_c_str(), &mut names) {
+            // It has grown meanwhile.
+            Err(e) if e.raw_os_error() == Some(libc::ERANGE) => {
+                names.resize(MOST, 0);
+                sys::list_xattr(path.as_c_str(), &mut names)?
+            }
+            other => other?,
+        };
+        names.truncate(n);
+        if self.config.ids.owners == super::Owners::Attribute || !self.agreed(init::POSIX_ACL) {
+            let hidden = |name: &[u8]| {
+                let acl = name.starts_with(b"system.posix_acl_") && !self.agreed(init::POSIX_ACL);
+                acl || name == OVERRIDE.to_bytes_with_nul() && self.config.ids.owners == super::Owners::Attribute
+            };
+            names = names.split_inclusive(|&byte| byte == 0).filter(|name| !hidden(name)).flatten().copied().collect();
+        }
+        Ok(names)
+    }
+
+    pub(super) fn removexattr(&self, node: u64, name: &CStr) -> io::Result<()> {
+        self.changes()?;
+        let name = self.xattr(name)?;
+        let (_, pin) = self.inodes.open(node)?;
+        sys::remove_xattr(FdName::new(pin.as_fd()).as_c_str(), &name)
+    }
+}
+
+fn reply(size: u32, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<XattrReply> {
+    if size == 0 {
+        return read(&mut []).map(|n| XattrReply::Size(n as u32));
+    }
+    let mut bytes = vec![0; (size as usize).min(MOST)];
+    let n = read(&mut bytes)?;
+    bytes.truncate(n);
+    Ok(XattrReply::Bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trusted_attributes_move_out_of_the_users_reach() {
+        let names = Xattrs { rules: None, moves_trusted: true, capability: None };
+        assert_eq!(&*names.to_host(c"user.a").unwrap(), c"user.a");
+        let moved = names.to_host(c"trusted.overlay.opaque").unwrap();
+        assert_eq!(&*moved, c"user.tunnelfs.trusted.overlay.opaque");
+        assert_eq!(names.to_host(&moved).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        let list = b"user.a\0user.tunnelfs.trusted.x\0".to_vec();
+        assert_eq!(names.to_guest(list).unwrap(), b"user.a\0trusted.x\0");
+        assert_eq!(names.to_guest(Vec::new()).unwrap(), b"");
+    }
+
+    #[test]
+    fn rules_decide_about_names() {
+        let rules = XattrMap::try_from(":prefix:all:trusted.:user.vm.::ok:all:::").unwrap();
+        let names = Xattrs::new(Some(rules));
+        assert_eq!(names.capability, None);
+        let moved = XattrMap::try_from(":map::user.vm.:").unwrap();
+        assert_eq!(Xattrs::new(Some(moved)).capability.as_deref(), Some(c"user.vm.security.capability"));
+        assert_eq!(&*names.to_host(c"trusted.x").unwrap(), c"user.vm.trusted.x");
+        assert_eq!(names.to_guest(b"user.vm.trusted.x\0".to_vec()).unwrap(), b"trusted.x\0");
+        assert_eq!(names.to_guest(Vec::new()).unwrap(), b"");
+    }
+}

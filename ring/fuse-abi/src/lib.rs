@@ -1,0 +1,23 @@
+//! `linux/fuse.h` of protocol 7.45, for both sides of a mount.
+//!
+//! Source: `include/uapi/linux/fuse.h` of Linux 6.18. Each structure is `repr(C)`, without implicit padding
+//! (zerocopy's derives check it), and its size is asserted. Numbers are in the byte order of the machine.
+
+pub mod flags;
+mod opcode;
+mod structs;
+
+pub use opcode::Opcode;
+pub use structs::*;
+pub use zerocopy;
+
+/// `FUSE_KERNEL_VERSION`.
+pub const MAJOR: u32 = 7;
+/// `FUSE_KERNEL_MINOR_VERSION`.
+pub const MINOR: u32 = 45;
+/// `FUSE_ROOT_ID`: the nodeid of a mount's root.
+pub const ROOT_ID: u64 = 1;
+/// `FUSE_REC_ALIGN`: entries of a listing and extensions of a request are padded to this many bytes.
+pub const REC_ALIGN: usize = 8;
+/// `FUSE_UNKNOWN_INO`: a listing's entry whose inode number is not known.
+pub const UNKNOWN_INO: u64 = 0xffff_ffff;
