@@ -33,9 +33,12 @@ pub struct Mounts {
 /// How a directory is opened that handles are opened on.
 const DIRECTORY: i32 = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_NONBLOCK;
 
-/// Whether handles of this very file lead back to it.
+/// Whether handles of this very file lead back to it, and will do so later. Those of FUSE lead only to what its kernel
+/// has in its cache, unless its server knows NFS export, and nobody tells whether it does.
 fn leads_back(root: BorrowedFd<'_>, file: BorrowedFd<'_>) -> bool {
-    FileHandle::of(file).and_then(|handle| handle.open(root, libc::O_PATH)).is_ok()
+    let is_fuse =
+        nix::sys::statfs::fstatfs(root).is_ok_and(|st| st.filesystem_type() == nix::sys::statfs::FUSE_SUPER_MAGIC);
+    !is_fuse && FileHandle::of(file).and_then(|handle| handle.open(root, libc::O_PATH)).is_ok()
 }
 
 impl Mounts {

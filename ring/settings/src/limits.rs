@@ -104,7 +104,7 @@ pub(crate) fn check_here(s: &Settings, used: impl Fn(&str) -> bool) -> Checked {
     if used("host.rlimit_nofile") {
         open_files(s.host.rlimit_nofile)?;
     }
-    if used("transport.socket_path") && s.transport.socket_path.is_dir() {
+    if used("transport.socket_path") && is_directory(&s.transport.socket_path) {
         return refuse("transport.socket_path", "is a directory: name a socket in it".into());
     }
     Ok(())
@@ -167,4 +167,9 @@ pub(crate) fn from_root(s: &mut Settings) -> Checked {
     socket_path(&absolute, &format!(" from the root: {}", absolute.display()))?;
     s.transport.socket_path = absolute;
     Ok(())
+}
+
+/// Whether a directory is there, and not a symbolic link to one: what a link is refused for is another reason.
+fn is_directory(path: &std::path::Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.is_dir())
 }
