@@ -58,6 +58,8 @@ pub fn serve(settings: &Settings, once: bool) -> io::Result<()> {
 /// # Errors
 /// As [`serve`], or that the sandbox cannot be had.
 pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
+    // Before anybody can see the socket, and take the host for one that is there.
+    listen::handle_signals();
     let listener = match start.socket {
         // SAFETY: it owns the descriptor from now on.
         Some(socket) => unsafe { Listener::from_raw_fd(socket.into_raw_fd()) },
@@ -67,7 +69,6 @@ pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
             listener.into()
         }
     };
-    listen::handle_signals();
     tell_ready();
     if settings.host.sandbox == Sandbox::Chroot {
         listen::fork_remover(listener.as_raw_fd())?;
