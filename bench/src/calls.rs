@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tunnelfs_fuse_abi::zerocopy::{FromBytes, Immutable, IntoBytes};
 use tunnelfs_fuse_abi::*;
 use tunnelfs_host::fs::Passthrough;
-use tunnelfs_host::server::{Caller, Handler, Outcome, Server};
+use tunnelfs_host::server::{Handler, Outcome, Server};
 use tunnelfs_host::share;
 use tunnelfs_host::shared::Shared;
 use tunnelfs_settings::Host;
@@ -64,7 +64,7 @@ impl Served {
         let (input, output) = (part(payload), part(BUFFER));
         // SAFETY: both lie in this object's buffer, which nobody looks at meanwhile.
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-        match self.server.handle(&head, input, output, Caller::Patient) {
+        match self.server.handle(&head, input, output, None) {
             Outcome::Reply(reply) if reply.error == 0 => Ok(reply.fixed().to_vec()),
             Outcome::Reply(reply) => Err(io::Error::from_raw_os_error(-reply.error)),
             _ => Ok(Vec::new()),

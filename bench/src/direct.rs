@@ -6,7 +6,7 @@ use crate::workload::{check, fill, Sample, Template};
 use std::io;
 use std::time::{Duration, Instant};
 use tunnelfs_host::fs::Passthrough;
-use tunnelfs_host::server::{Caller, Handler, Outcome, Server};
+use tunnelfs_host::server::{Handler, Outcome, Server};
 use tunnelfs_host::share;
 use tunnelfs_host::shared::Shared;
 use tunnelfs_ring::{Geometry, Region};
@@ -58,11 +58,7 @@ impl Direct {
         let (input, output) = (part(payload), part(room));
         // SAFETY: both lie in one of this object's buffers.
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-        match self.server.handle(head, input, output, Caller::Queue(None)) {
-            // What a pool thread does for a queue.
-            Outcome::WouldBlock => self.server.handle(head, input, output, Caller::Patient),
-            outcome => outcome,
-        }
+        self.server.handle(head, input, output, None)
     }
 
     /// As [`crate::workload::run`], one call at a time; the depth only says over how many buffers

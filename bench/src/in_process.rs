@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tunnelfs_guest::fuse::abi::reply_header;
 use tunnelfs_guest::{Completion, Error, Transport};
 use tunnelfs_host::fs::Passthrough;
-use tunnelfs_host::handler::{Caller, Handler, Outcome};
+use tunnelfs_host::handler::{Handler, Outcome};
 use tunnelfs_host::server::Server;
 use tunnelfs_host::shared::Shared;
 use tunnelfs_ring::{Counters, Geometry, Region, CQE_INLINE_BYTES};
@@ -60,7 +60,7 @@ impl Transport for InProcess {
         // SAFETY: both lie in the slot.
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
         let mut completion = Completion { slot, head: [0; CQE_INLINE_BYTES], head_len: OUT_HEADER, payload_len: 0 };
-        if let Outcome::Reply(reply) = self.server.handle(head, input, output, Caller::Patient) {
+        if let Outcome::Reply(reply) = self.server.handle(head, input, output, None) {
             output.write(0, reply.fixed())?;
             completion.payload_len = reply.fixed().len() + reply.in_place;
             let unique = u64::from_ne_bytes(head[8..16].try_into().expect("eight bytes"));

@@ -2,7 +2,7 @@
 
 use crate::server::SERVER;
 use libc::iovec;
-use tunnelfs_host::server::{Caller, Handler, Outcome};
+use tunnelfs_host::server::{Handler, Outcome};
 use tunnelfs_host::shared::Shared;
 
 /// First byte: where the head ends; second: where the payload is cut in two; third: the reply's room.
@@ -25,7 +25,7 @@ pub fn once(bytes: &[u8]) {
     let output = [iovec { iov_base: reply.as_mut_ptr().cast(), iov_len: reply.len() }];
     // SAFETY: buffers of this function.
     let (payload, out) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-    if let Outcome::Reply(answer) = SERVER.handle(head, payload, out, Caller::Patient) {
+    if let Outcome::Reply(answer) = SERVER.handle(head, payload, out, None) {
         assert!(answer.in_place <= reply.len());
         assert!((-4095..=0).contains(&answer.error));
     }

@@ -56,32 +56,15 @@ pub enum Outcome {
     Reply(Reply),
     /// The operation has no reply (FORGET).
     NoReply,
-    /// It would block: call again on a pool thread, as [`Caller::Patient`].
-    WouldBlock,
-}
-
-/// Who has a request served.
-#[derive(Clone, Copy)]
-pub enum Caller<'a> {
-    /// A queue's own thread, which must not be held up; with a second one for large READs.
-    Queue(Option<&'a Helper>),
-    /// A thread that may be held up.
-    Patient,
-}
-
-impl Caller<'_> {
-    /// Whether it may be held up. All may: another thread takes the queue of a request that is late.
-    pub fn may_block(self) -> bool {
-        true
-    }
 }
 
 /// Serves one guest's requests; shared by all its queues. Buffers are borrowed for the call: the transport keeps them
 /// mapped.
 pub trait Handler: Send + Sync + 'static {
     /// Serves one request: `head` is a private copy of its first bytes, `payload` the rest, `out` where reply data may
-    /// go.
-    fn handle(&self, head: &[u8], payload: Shared<'_>, out: Shared<'_>, caller: Caller<'_>) -> Outcome;
+    /// go. May block: another thread takes the queue of a request that takes too long. `helper`, if there is one,
+    /// copies parts of a large READ.
+    fn handle(&self, head: &[u8], payload: Shared<'_>, out: Shared<'_>, helper: Option<&Helper>) -> Outcome;
 
     /// Forgets all that the guest had open; called when it has gone.
     fn reset(&self);

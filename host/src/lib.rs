@@ -17,7 +17,6 @@ mod in_place;
 mod interrupt;
 mod listen;
 mod memory;
-mod patience;
 mod placement;
 mod queue_thread;
 pub mod request;

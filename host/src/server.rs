@@ -2,8 +2,7 @@
 
 use crate::extensions;
 use crate::fs::{DirEntry, Extensions, FileSystem, InPlace, XattrReply};
-pub use crate::handler::{Caller, Handler, Helper, Outcome, Reply};
-use crate::patience::Patience;
+pub use crate::handler::{Handler, Helper, Outcome, Reply};
 use crate::request::{einval, take_name, take_text, Request};
 use crate::shared::Shared;
 use parking_lot::Mutex;
@@ -26,23 +25,21 @@ pub struct Server<F> {
     options: AtomicU64,
     /// INIT and DESTROY come one at a time.
     life: Mutex<()>,
-    patience: Patience,
     /// Payload bytes that any transport of this server has copied.
     pub copied: AtomicU64,
 }
 
 impl<F: FileSystem> Handler for Server<F> {
-    fn handle(&self, head: &[u8], payload: Shared<'_>, out: Shared<'_>, caller: Caller<'_>) -> Outcome {
+    fn handle(&self, head: &[u8], payload: Shared<'_>, out: Shared<'_>, helper: Option<&Helper>) -> Outcome {
         self.fs.prepare_thread();
         let mut request = match Request::new(head, payload) {
             Ok(request) => request,
             Err(e) => return Outcome::Reply(Reply::error(&e)),
         };
         // A bug below must cost the guest this request, not the host a thread.
-        match catch_unwind(AssertUnwindSafe(|| self.dispatch(&mut request, out, caller))) {
+        match catch_unwind(AssertUnwindSafe(|| self.dispatch(&mut request, out, helper))) {
             Ok(Ok(Some(reply))) => Outcome::Reply(reply),
             Ok(Ok(None)) => Outcome::NoReply,
-            Ok(Err(e)) if e.kind() == io::ErrorKind::WouldBlock && !caller.may_block() => Outcome::WouldBlock,
             Ok(Err(e)) => Outcome::Reply(Reply::error(&e)),
             Err(_) => Outcome::Reply(Reply::error(&io::Error::from_raw_os_error(libc::EIO))),
         }
@@ -63,10 +60,10 @@ impl<F: FileSystem> Server<F> {
     /// A server over `fs`.
     pub fn new(fs: F) -> Self {
         let (options, copied) = (AtomicU64::new(0), AtomicU64::new(0));
-        Server { fs, options, life: Mutex::new(()), patience: Patience::new(), copied }
+        Server { fs, options, life: Mutex::new(()), copied }
     }
 
-    fn dispatch(&self, r: &mut Request<'_>, out: Shared<'_>, caller: Caller<'_>) -> io::Result<Option<Reply>> {
+    fn dispatch(&self, r: &mut Request<'_>, out: Shared<'_>, helper: Option<&Helper>) -> io::Result<Option<Reply>> {
         let number = r.header.opcode;
         match number {
             OP_NOOP => return Ok(Some(Reply::ok())),
@@ -74,9 +71,6 @@ impl<F: FileSystem> Server<F> {
             _ => {}
         }
         let opcode = Opcode::new(number).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSYS))?;
-        if !caller.may_block() && sleeps(opcode) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
         let (fs, ctx, node) = (&self.fs, &r.context(), r.header.nodeid);
         let reply = match opcode {
             Opcode::Lookup => self.lookup(r),
@@ -98,8 +92,8 @@ impl<F: FileSystem> Server<F> {
             Opcode::Open => fs.open(ctx, node, &r.object()?).map(|o| Reply::with(&o)),
             Opcode::Create => self.create(r),
             Opcode::Tmpfile => self.tmpfile(r),
-            Opcode::Read => self.read(r, out, caller),
-            Opcode::Write => self.write(r, caller),
+            Opcode::Read => self.read(r, out, helper),
+            Opcode::Write => self.write(r),
             Opcode::Statfs => fs.statfs(ctx, node).map(|st| Reply::with(&st)),
             Opcode::Flush => fs.flush(ctx, node, &r.object()?).map(done),
             Opcode::Release => fs.release(ctx, node, &r.object()?).map(done),
@@ -259,19 +253,19 @@ impl<F: FileSystem> Server<F> {
         self.fs.tmpfile(&r.context(), r.header.nodeid, &args, &extensions).map(|c| Reply::with(&c))
     }
 
-    fn read(&self, r: &mut Request<'_>, out: Shared<'_>, caller: Caller<'_>) -> io::Result<Reply> {
+    fn read(&self, r: &mut Request<'_>, out: Shared<'_>, helper: Option<&Helper>) -> io::Result<Reply> {
         let args: ReadIn = r.object()?;
-        let into = InPlace::new(out, 0, out.len(), args.fh, caller, &self.patience);
+        let into = InPlace::new(out, 0, out.len(), helper);
         self.fs.read(&r.context(), r.header.nodeid, &args, &into).map(Reply::in_place)
     }
 
-    fn write(&self, r: &mut Request<'_>, caller: Caller<'_>) -> io::Result<Reply> {
+    fn write(&self, r: &mut Request<'_>) -> io::Result<Reply> {
         let args: WriteIn = r.object()?;
         let (shared, start, len) = r.data()?;
         if args.size as usize > len {
             return Err(einval());
         }
-        let from = InPlace::new(shared, start, len, args.fh, caller, &self.patience);
+        let from = InPlace::new(shared, start, len, None);
         let n = self.fs.write(&r.context(), r.header.nodeid, &args, &from)?;
         Ok(Reply::with(&WriteOut { size: n as u32, padding: 0 }))
     }
@@ -391,12 +385,6 @@ impl<F: FileSystem> Server<F> {
     }
 }
 
-/// Operations that sleep on a device, or on somebody else, by their nature.
-fn sleeps(opcode: Opcode) -> bool {
-    use Opcode::*;
-    matches!(opcode, Fsync | Fsyncdir | Syncfs | Fallocate | CopyFileRange | CopyFileRange64 | Setlkw)
-}
-
 fn done((): ()) -> Reply {
     Reply::ok()
 }
@@ -481,10 +469,10 @@ mod tests {
         let iovs = [libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() }];
         // SAFETY: the iovec lies in `room`; there is no payload.
         let (payload, out) = unsafe { (Shared::new(&[]), Shared::new(&iovs)) };
-        match Server::new(Words).handle(&[header.as_bytes(), body].concat(), payload, out, Caller::Patient) {
+        match Server::new(Words).handle(&[header.as_bytes(), body].concat(), payload, out, None) {
             Outcome::Reply(reply) if reply.error == 0 => Ok((reply.fixed().to_vec(), reply.in_place)),
             Outcome::Reply(reply) => Err(reply.error),
-            _ => Err(0),
+            Outcome::NoReply => Err(0),
         }
     }
 

@@ -34,7 +34,7 @@ pub struct Shared<'a> {
     iovs: &'a [iovec],
 }
 
-/// An owned [`Shared`], for a request that a pool thread finishes.
+/// An owned [`Shared`], for a request that another thread may finish.
 pub struct SharedBuf(pub Vec<iovec>);
 
 // SAFETY: the buffers are only touched by raw copies and system calls, which
@@ -56,11 +56,6 @@ impl<'a> Shared<'a> {
     /// Whether there is no byte.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// The iovecs, to keep them beyond this borrow.
-    pub fn to_buf(self) -> SharedBuf {
-        SharedBuf(self.iovs.to_vec())
     }
 
     /// Copies bytes at `offset` out into private memory.

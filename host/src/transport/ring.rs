@@ -1,6 +1,6 @@
 //! Device side of the ring: entries in, file I/O in place, completions out.
 
-use crate::handler::{Caller, Handler, Helper, Outcome, Reply};
+use crate::handler::{Handler, Helper, Outcome, Reply};
 use crate::shared::Shared;
 use crossbeam_utils::CachePadded;
 use libc::iovec;
@@ -151,7 +151,7 @@ impl Completions {
         let (input, output) = (part(request.sqe.payload_len), part(request.sqe.reply_max));
         // SAFETY: `RingDevice::pop` has checked that both lie in the slot, which this keeps mapped.
         let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-        handler.handle(request.head(), input, output, Caller::Queue(helper))
+        handler.handle(request.head(), input, output, helper)
     }
 
     /// Publishes the completion, also of a request without a reply: the guest gets its slot back.

@@ -5,7 +5,7 @@
 //! The host goes on reading while a reply does not fit the socket: what is left of it waits in the connection's outbox.
 //! So two sides that both write large messages do not wait for each other.
 
-use crate::handler::{Caller, Handler, Outcome};
+use crate::handler::{Handler, Outcome};
 use crate::request::interrupted_unique;
 use crate::shared::Shared;
 use crate::takeover::{Crew, Duty, Lane};
@@ -72,10 +72,7 @@ impl Buffers {
         let out = [iovec { iov_base: output[OUT_HEADER..].as_mut_ptr().cast(), iov_len: room }];
         // SAFETY: both are private buffers of this call.
         let (payload, out) = unsafe { (Shared::new(&rest), Shared::new(&out)) };
-        let reply = match handler.handle(&input[..head_len], payload, out, Caller::Patient) {
-            Outcome::Reply(reply) => reply,
-            _ => return Ok(0),
-        };
+        let Outcome::Reply(reply) = handler.handle(&input[..head_len], payload, out, None) else { return Ok(0) };
         out.write(0, reply.fixed())?;
         let reply_len = OUT_HEADER + reply.fixed().len() + reply.in_place;
         output[..4].copy_from_slice(&(reply_len as u32).to_ne_bytes());

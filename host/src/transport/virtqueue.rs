@@ -1,7 +1,7 @@
 //! Device side of a plain split virtqueue, as virtio-fs has it: each chain is
 //! a request in readable buffers and room for the reply in writable ones.
 
-use crate::handler::{Caller, Handler, Outcome};
+use crate::handler::{Handler, Outcome};
 use crate::shared::{Shared, SharedBuf};
 use crate::vring::Vring;
 use libc::iovec;
@@ -124,7 +124,7 @@ impl ChainRequest {
     pub fn handle<H: Handler>(&self, handler: &H) -> Outcome {
         // SAFETY: parts of the checked buffers, which `_memory` keeps mapped.
         let (payload, out) = unsafe { (Shared::new(&self.payload.0), Shared::new(&self.out.0)) };
-        handler.handle(self.head(), payload, out, Caller::Queue(None))
+        handler.handle(self.head(), payload, out, None)
     }
 
     /// Gives the chain back, with the answer.
