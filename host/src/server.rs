@@ -16,6 +16,8 @@ use zerocopy::IntoBytes;
 
 /// The first minor version whose messages have today's form.
 const MIN_MINOR: u32 = 31;
+/// Bytes of a listing that there is room for at once.
+const MOST_ENTRIES: usize = 64 << 10;
 /// Bytes of the largest WRITE that INIT offers; the guest takes as much of it as its slots and its kernel carry.
 const MAX_WRITE: u32 = tunnelfs_ring::MAX_SLOT_SIZE;
 
@@ -344,16 +346,14 @@ impl<F: FileSystem> Server<F> {
     fn readdir(&self, r: &mut Request<'_>, out: Shared<'_>, plus: bool) -> io::Result<Reply> {
         let args: ReadIn = r.object()?;
         let room = args.size.min(reply_room(out)) as usize;
-        let mut used = 0;
+        let mut entries = Vec::with_capacity(room.min(MOST_ENTRIES));
         let listed = self.fs.readdir(&r.context(), r.header.nodeid, &args, plus, &mut |entry, known| {
-            let n = add_dirent(out, used, room, entry, plus, known)?;
-            used += n;
-            Ok(n > 0)
+            Ok(add_dirent(&mut entries, room, entry, plus, known))
         });
         match listed {
             // What was taken has been looked up: the guest must know of it.
-            Err(e) if used == 0 => Err(e),
-            _ => Ok(Reply::in_place(used)),
+            Err(e) if entries.is_empty() => Err(e),
+            _ => bytes(out, &entries),
         }
     }
 
@@ -406,32 +406,24 @@ fn xattr(out: Shared<'_>, reply: &XattrReply) -> io::Result<Reply> {
     }
 }
 
-/// Writes one directory entry at `used`; 0 when there is no room for it.
-fn add_dirent(
-    out: Shared<'_>,
-    used: usize,
-    room: usize,
-    entry: &DirEntry<'_>,
-    plus: bool,
-    known: Option<&EntryOut>,
-) -> io::Result<usize> {
+/// Appends one directory entry, if there is room for it.
+fn add_dirent(entries: &mut Vec<u8>, room: usize, entry: &DirEntry<'_>, plus: bool, known: Option<&EntryOut>) -> bool {
     let name = entry.name.to_bytes();
-    let mut bytes = Vec::with_capacity(size_of::<EntryOut>() + size_of::<Dirent>() + name.len() + REC_ALIGN);
+    let fixed = size_of::<Dirent>() + if plus { size_of::<EntryOut>() } else { 0 };
+    if entries.len() + (fixed + name.len()).next_multiple_of(REC_ALIGN) > room {
+        return false;
+    }
     if plus {
         // Node 0: not looked up.
         let attr = Attr { ino: entry.ino, mode: entry.kind << 12, ..Attr::default() };
         let unknown = EntryOut { attr, ..EntryOut::default() };
-        bytes.extend_from_slice(known.unwrap_or(&unknown).as_bytes());
+        entries.extend_from_slice(known.unwrap_or(&unknown).as_bytes());
     }
     let dirent = Dirent { ino: entry.ino, off: entry.offset, namelen: name.len() as u32, kind: entry.kind };
-    bytes.extend_from_slice(dirent.as_bytes());
-    bytes.extend_from_slice(name);
-    bytes.resize(bytes.len().next_multiple_of(REC_ALIGN), 0);
-    if used + bytes.len() > room {
-        return Ok(0);
-    }
-    out.write(used, &bytes)?;
-    Ok(bytes.len())
+    entries.extend_from_slice(dirent.as_bytes());
+    entries.extend_from_slice(name);
+    entries.resize(entries.len().next_multiple_of(REC_ALIGN), 0);
+    true
 }
 
 #[cfg(test)]

@@ -46,7 +46,8 @@ pub trait Duty: Sized + Send + 'static {
     /// Serves until the duty has ended, or has been taken over (then `self` has moved into `lane`).
     fn run(self: Box<Self>, lane: &Lane<Self>);
 
-    /// The duty is taken away from a late request's thread. Called before another thread runs it.
+    /// The duty is taken away from a late request's thread. Called before that thread goes on, and before another thread
+    /// runs the duty.
     fn taken(&mut self);
 }
 
@@ -116,6 +117,15 @@ impl<D: Duty> Lane<D> {
 
     /// The request has been handled. `None`: late, another thread has the duty; deliver, then [`Lane::leave`].
     pub fn reclaim(&self) -> Option<Box<D>> {
+        let duty = self.swap_out();
+        if duty.is_none() {
+            // Waits for `take` to end: the duty counts the late request before its answer is delivered.
+            drop(self.late.lock());
+        }
+        duty
+    }
+
+    fn swap_out(&self) -> Option<Box<D>> {
         let duty = self.hot.lent.swap(null_mut(), Ordering::AcqRel);
         // SAFETY: from `Box::into_raw` in `lend`; the swap gives it to one thread only.
         (!duty.is_null()).then(|| unsafe { Box::from_raw(duty) })
@@ -144,7 +154,8 @@ impl<D: Duty> Lane<D> {
     /// Takes the duty away from a thread in a request.
     fn take(&self) -> Option<Box<D>> {
         let mut late = self.late.lock();
-        let duty = self.reclaim()?;
+        let mut duty = self.swap_out()?;
+        duty.taken();
         *late = Late { late: true, signalled: None };
         Some(duty)
     }
@@ -350,8 +361,7 @@ impl<D: Duty> Shared<D> {
     }
 
     /// Gives a late thread's duty to another one.
-    fn hand_over(self: &Arc<Self>, mut duty: Box<D>) {
-        duty.taken();
+    fn hand_over(self: &Arc<Self>, duty: Box<D>) {
         let mut inbox = self.inbox.lock();
         inbox.duties.push_back(duty);
         if inbox.idle < inbox.duties.len() && inbox.threads < MAX_THREADS {
@@ -455,5 +465,62 @@ impl<D: Duty> Watcher<D> {
             std::thread::park();
         }
         self.idle = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicI32;
+
+    /// Requests that take about as long as the bound, so that the watcher and the thread meet.
+    struct Borderline {
+        left: u32,
+        /// Duties taken away whose late answers have not been delivered.
+        late: Arc<AtomicI32>,
+        takeovers: Arc<AtomicU32>,
+    }
+
+    impl Duty for Borderline {
+        fn run(mut self: Box<Self>, lane: &Lane<Self>) {
+            while self.left > 0 {
+                self.left -= 1;
+                let (late, began) = (self.late.clone(), Instant::now());
+                let length = BOUND * (5 + self.left % 10) / 10;
+                lane.lend(self, 1);
+                while began.elapsed() < length {
+                    std::hint::spin_loop();
+                }
+                match lane.reclaim() {
+                    Some(duty) => self = duty,
+                    None => {
+                        assert!(late.fetch_sub(1, Ordering::AcqRel) > 0, "an answer before the duty was taken");
+                        return lane.leave();
+                    }
+                }
+            }
+        }
+
+        fn taken(&mut self) {
+            // Long enough for the other thread to come first, if it may.
+            std::thread::sleep(BOUND / 5);
+            self.late.fetch_add(1, Ordering::AcqRel);
+            self.takeovers.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_duty_is_taken_before_the_late_answer_is_delivered() {
+        let (late, takeovers) = (Arc::new(AtomicI32::new(0)), Arc::new(AtomicU32::new(0)));
+        let crew = Crew::new(8).unwrap();
+        crew.start(Borderline { left: 300, late: late.clone(), takeovers: takeovers.clone() }).unwrap();
+        let ended = Instant::now() + Duration::from_secs(60);
+        while Arc::strong_count(&takeovers) > 1 && Instant::now() < ended {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        crew.stop();
+        assert!(crew.join(Duration::from_secs(60)));
+        assert!(takeovers.load(Ordering::Relaxed) > 0);
+        assert_eq!(late.load(Ordering::Acquire), 0);
     }
 }

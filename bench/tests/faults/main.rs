@@ -139,6 +139,11 @@ fn a_host_dies_while_nobody_asks() {
         let Some((_scratch, host, mut guest)) = start(channel, transport, "") else { continue };
         kill(host.server(), Signal::SIGKILL).unwrap();
         soon("the host is dead", || (!is_listening(&host.socket)).then_some(()));
+        // What is asked while the guest lets go has the error of that moment, over io_uring ECANCELED.
+        soon("the mount is dead", || {
+            let error = fs::metadata(guest.point.join("x")).expect_err("nobody is there to answer");
+            matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)).then_some(())
+        });
         assert_dead(&guest.point);
         assert!(!guest.ended().success());
     }

@@ -128,7 +128,7 @@ fn every_opcode_with_every_length() {
     let mut target = target();
     let mut stream = Stream::with_open_file(&target);
     let mut answers = Vec::new();
-    for (number, mut message) in odd_messages(LAST_OPCODE).into_iter().enumerate() {
+    for (number, mut message) in odd_messages(LAST_OPCODE).enumerate() {
         message[8..16].copy_from_slice(&(number as u64).to_ne_bytes());
         stream.0.write_all(&message).unwrap();
         let mut last = request(OP_NOOP, 1, b"");

@@ -49,8 +49,9 @@ fn no_host() {
     assert_refused(&mut command("transport=ring"), "is tunnelfs-host running there?");
 }
 
-/// A host over a stream that answers INIT with `error` or the first `words` of `fuse_init_out`, and hangs up after that.
-pub fn answer_init(socket: &Path, error: i32, words: &[u32]) -> std::thread::JoinHandle<()> {
+/// A host over a stream that answers INIT with `error` or the first `words` of `fuse_init_out`, and hangs up
+/// when it is joined.
+pub fn answer_init(socket: &Path, error: i32, words: &[u32]) -> std::thread::JoinHandle<Vec<UnixStream>> {
     let _ = fs::remove_file(socket);
     let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
     let words = words.to_vec();
@@ -68,6 +69,7 @@ pub fn answer_init(socket: &Path, error: i32, words: &[u32]) -> std::thread::Joi
             place.copy_from_slice(&number.to_ne_bytes());
         }
         streams[1].write_all(&reply).unwrap();
+        streams
     })
 }
 

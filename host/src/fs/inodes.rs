@@ -8,13 +8,15 @@
 //! Locks are held for table look-ups alone, never across a system call, and descriptors are closed outside of them.
 
 use super::forgotten::Forgotten;
+use super::inode::Place;
+pub use super::inode::{Held, Inode, Key, Pin};
 use super::mounts::Mounts;
-use super::sys::{self, device, errno, FileHandle};
+use super::sys::{self, errno, FileHandle};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::Arc;
 use tunnelfs_fuse_abi::ROOT_ID;
@@ -23,124 +25,6 @@ use tunnelfs_fuse_abi::ROOT_ID;
 const SHARDS: u64 = 64;
 /// Inodes looked at, at most, to free one descriptor.
 const TRIES: usize = 64;
-
-/// What an inode is on this machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    pub device: u64,
-    pub ino: u64,
-    pub mount: u64,
-}
-
-impl Key {
-    pub fn of(st: &libc::statx) -> Key {
-        Key { device: device(st.stx_dev_major, st.stx_dev_minor), ino: st.stx_ino, mount: st.stx_mnt_id }
-    }
-}
-
-/// An O_PATH descriptor, counted as long as anybody uses it.
-#[derive(Debug)]
-pub struct Pin {
-    fd: OwnedFd,
-    count: Arc<AtomicUsize>,
-}
-
-impl Pin {
-    fn new(fd: OwnedFd, count: &Arc<AtomicUsize>) -> Arc<Pin> {
-        count.fetch_add(1, Relaxed);
-        Arc::new(Pin { fd, count: count.clone() })
-    }
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        self.count.fetch_sub(1, Relaxed);
-    }
-}
-
-impl AsFd for Pin {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-/// How an inode is found again.
-#[derive(Debug)]
-enum Place {
-    Pinned(Arc<Pin>),
-    Handle(FileHandle),
-}
-
-/// One inode that a guest knows.
-#[derive(Debug)]
-pub struct Inode {
-    pub id: u64,
-    pub key: Key,
-    /// S_IFMT bits.
-    pub kind: u32,
-    /// What the guest has to forget; it is 0 only under its shard's lock, by who removes the inode.
-    lookups: AtomicU64,
-    /// Open files, and others who need the descriptor to stay.
-    opens: AtomicU32,
-    used: AtomicBool,
-    place: RwLock<Place>,
-}
-
-impl Inode {
-    /// Whether the inode is a regular file.
-    pub fn is_file(&self) -> bool {
-        self.kind == libc::S_IFREG
-    }
-
-    /// Whether the inode is a file that nobody has open.
-    fn is_idle_file(&self) -> bool {
-        self.is_file() && self.opens.load(Relaxed) == 0
-    }
-
-    /// Whether the inode is a directory.
-    pub fn is_dir(&self) -> bool {
-        self.kind == libc::S_IFDIR
-    }
-
-    fn pinned(&self) -> Option<Arc<Pin>> {
-        match &*self.place.read() {
-            Place::Pinned(pin) => Some(pin.clone()),
-            Place::Handle(_) => None,
-        }
-    }
-
-    fn handle(&self) -> Option<FileHandle> {
-        match &*self.place.read() {
-            Place::Pinned(_) => None,
-            Place::Handle(handle) => Some(handle.clone()),
-        }
-    }
-
-    /// The handle that the inode is kept by, or its descriptor.
-    pub fn found_by(&self) -> Result<FileHandle, Arc<Pin>> {
-        match &*self.place.read() {
-            Place::Pinned(pin) => Err(pin.clone()),
-            Place::Handle(handle) => Ok(handle.clone()),
-        }
-    }
-
-    fn is_handle(&self) -> bool {
-        matches!(&*self.place.read(), Place::Handle(_))
-    }
-}
-
-/// Keeps an inode's descriptor, as long as it lives.
-#[derive(Debug)]
-pub struct Held {
-    pub inode: Arc<Inode>,
-    pub pin: Arc<Pin>,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.inode.opens.fetch_sub(1, AcqRel);
-    }
-}
 
 #[derive(Debug, Default)]
 struct Shard {

@@ -11,6 +11,7 @@ mod dir;
 mod files;
 mod forgotten;
 mod handles;
+mod inode;
 mod inodes;
 mod locks;
 mod mounts;
