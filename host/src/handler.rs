@@ -1,42 +1,42 @@
 //! What a transport hands its requests to.
 
-pub use crate::helper::Helper;
-use crate::shared::Shared;
+pub use crate::copy_helper::CopyHelper;
+use crate::guest_buf::GuestBuf;
 use std::io;
 use zerocopy::{Immutable, IntoBytes};
 
 /// Bytes that the largest reply of a fixed size needs (CREATE: an entry and an open file). STATX's, which is larger and
 /// seldom, goes to the guest's buffer.
-pub const MAX_FIXED_REPLY: usize = 144;
+pub const MAX_REPLY_BODY: usize = 144;
 
 /// What a request came to.
 pub struct Reply {
     /// 0 or a negative errno.
     pub error: i32,
-    fixed: [u8; MAX_FIXED_REPLY],
-    fixed_len: usize,
+    body: [u8; MAX_REPLY_BODY],
+    body_len: usize,
     /// Reply bytes that already lie in the guest's buffer.
-    pub in_place: usize,
+    pub payload_len: usize,
 }
 
 impl Reply {
     /// A positive answer without a body.
     pub fn ok() -> Self {
-        Reply { error: 0, fixed: [0; MAX_FIXED_REPLY], fixed_len: 0, in_place: 0 }
+        Reply { error: 0, body: [0; MAX_REPLY_BODY], body_len: 0, payload_len: 0 }
     }
 
-    /// A structure, of at most [`MAX_FIXED_REPLY`] bytes.
+    /// A structure, of at most [`MAX_REPLY_BODY`] bytes.
     pub fn with<T: IntoBytes + Immutable>(value: &T) -> Self {
-        const { assert!(size_of::<T>() <= MAX_FIXED_REPLY) };
+        const { assert!(size_of::<T>() <= MAX_REPLY_BODY) };
         let mut reply = Reply::ok();
-        reply.fixed[..size_of::<T>()].copy_from_slice(value.as_bytes());
-        reply.fixed_len = size_of::<T>();
+        reply.body[..size_of::<T>()].copy_from_slice(value.as_bytes());
+        reply.body_len = size_of::<T>();
         reply
     }
 
     /// Bytes that lie in the guest's buffer.
-    pub fn in_place(bytes: usize) -> Self {
-        Reply { in_place: bytes, ..Reply::ok() }
+    pub fn with_payload(bytes: usize) -> Self {
+        Reply { payload_len: bytes, ..Reply::ok() }
     }
 
     /// A negative answer.
@@ -45,8 +45,8 @@ impl Reply {
     }
 
     /// The reply's structure, private bytes that are still to be delivered.
-    pub fn fixed(&self) -> &[u8] {
-        &self.fixed[..self.fixed_len]
+    pub fn body(&self) -> &[u8] {
+        &self.body[..self.body_len]
     }
 }
 
@@ -64,7 +64,7 @@ pub trait Handler: Send + Sync + 'static {
     /// Serves one request: `head` is a private copy of its first bytes, `payload` the rest, `out` where reply data may
     /// go. May block: another thread takes the queue of a request that takes too long. `helper`, if there is one,
     /// copies parts of a large READ.
-    fn handle(&self, head: &[u8], payload: Shared<'_>, out: Shared<'_>, helper: Option<&Helper>) -> Outcome;
+    fn handle(&self, head: &[u8], payload: GuestBuf<'_>, out: GuestBuf<'_>, helper: Option<&CopyHelper>) -> Outcome;
 
     /// Forgets all that the guest had open; called when it has gone.
     fn reset(&self);

@@ -1,18 +1,20 @@
 //! Serves one queue: its virtqueue, and its ring once the guest has asked for one.
 
-use crate::backend::Device;
+use crate::guest_buf::serve_for;
 use crate::handler::{Handler, Outcome};
-use crate::placement::{Decision, Placement};
+use crate::memory::Memory;
+use crate::placement::{Placement, PlacementTuner, Served};
 use crate::request::interrupted_unique;
-use crate::shared::serve_for;
-use crate::takeover::{Duty, Lane};
-use crate::transport::ring::{Call, RingDevice, Served};
+use crate::takeover::{Task, Worker, WorkerPool};
+use crate::transport::ring::{Notifier, RingDevice};
 use crate::transport::virtqueue::{self, Next};
 use crate::vring::Vring;
 use std::io;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tunnelfs_ring::{allowed_cpus, set_affinity, Error, Parker, PeerCpu, RingSetup, SpinMode, WaitConfig};
+use tunnelfs_ring::{allowed_cpus, set_affinity, Error, Parker, PeerCpu, Policy, RingSetup, SpinMode, WaitConfig};
+use tunnelfs_settings::{Kind, Settings};
 use vhost_user_backend::VringT;
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
@@ -21,9 +23,75 @@ const BATCH: u32 = 256;
 /// Pause after an error of the queue, before it is looked at again: a guest that has broken it may make errors for ever.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
+/// What the queues of one guest share.
+pub struct DeviceContext<H: Handler> {
+    handler: OnceLock<H>,
+    pub memory: Memory,
+    pub pool: WorkerPool<QueueThread<H>>,
+    /// Whether guests may have rings.
+    pub rings: bool,
+    /// Where queue threads run, in order and over again; if empty, it may be looked for.
+    cpus: Vec<usize>,
+    /// Finds where queue threads run best.
+    pub tuner: Option<Arc<PlacementTuner>>,
+    stopping: AtomicBool,
+}
+
+impl<H: Handler> DeviceContext<H> {
+    /// # Errors
+    /// The system has no thread left.
+    pub fn new(settings: &Settings, memory: Memory) -> io::Result<Self> {
+        let may_place = settings.wait.policy == Policy::Auto && settings.host.cpus.is_empty();
+        Ok(DeviceContext {
+            handler: OnceLock::new(),
+            memory,
+            pool: WorkerPool::new(settings.host.thread_pool_size)?,
+            rings: settings.transport.kind == Kind::Ring,
+            cpus: settings.host.cpus.clone(),
+            tuner: may_place.then(|| Arc::new(PlacementTuner::new())),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// Sets what serves requests, before the queues' threads start.
+    pub fn set_handler(&self, handler: H) {
+        let _ = self.handler.set(handler);
+    }
+
+    /// Forgets all that the guest had open.
+    pub fn reset_handler(&self) {
+        self.handler.get().into_iter().for_each(Handler::reset);
+    }
+
+    /// Has the queues' threads end.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Who serves requests. Threads start after it is there.
+    pub fn handler(&self) -> &H {
+        self.handler.get().expect("set before the queues' threads start")
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// The CPU that the settings have for a queue. Queue 0 is the control queue, which has none.
+    pub fn cpu(&self, queue: usize) -> Option<usize> {
+        let request_queue = queue.checked_sub(1)?;
+        self.cpus.get(request_queue % self.cpus.len().max(1)).copied()
+    }
+
+    /// Whether queues' threads may be moved.
+    pub fn may_place(&self) -> bool {
+        self.tuner.is_some()
+    }
+}
+
 /// What the thread of a queue owns.
-pub struct Queue<H: Handler> {
-    device: Arc<Device<H>>,
+pub struct QueueThread<H: Handler> {
+    device: Arc<DeviceContext<H>>,
     number: usize,
     vring: Vring,
     ring: Option<RingDevice>,
@@ -36,15 +104,15 @@ pub struct Queue<H: Handler> {
 }
 
 /// A queue that its thread still has, and something else; `None`: another thread has taken it over.
-type Kept<H, T> = Option<(Box<Queue<H>>, T)>;
+type Kept<H, T> = Option<(Box<QueueThread<H>>, T)>;
 
-impl<H: Handler> Duty for Queue<H> {
-    fn run(self: Box<Self>, lane: &Lane<Self>) {
-        lane.set_number(self.number);
+impl<H: Handler> Task for QueueThread<H> {
+    fn run(self: Box<Self>, worker: &Worker<Self>) {
+        worker.set_number(self.number);
         let pinned = self.take_place();
         let mut queue = self;
         while !queue.device.is_stopping() {
-            match queue.serve(lane) {
+            match queue.serve(worker) {
                 Some((next, ())) => queue = next,
                 None => break,
             }
@@ -59,11 +127,11 @@ impl<H: Handler> Duty for Queue<H> {
     }
 }
 
-impl<H: Handler> Queue<H> {
-    pub fn new(device: Arc<Device<H>>, number: usize, vring: Vring, wait: WaitConfig) -> Self {
+impl<H: Handler> QueueThread<H> {
+    pub fn new(device: Arc<DeviceContext<H>>, number: usize, vring: Vring, wait: WaitConfig) -> Self {
         let mut parker = Parker::new(wait);
         parker.set_mode(SpinMode::Yield);
-        Queue { device, number, vring, ring: None, parker, placement: None, driver: 0, told: false }
+        QueueThread { device, number, vring, ring: None, parker, placement: None, driver: 0, told: false }
     }
 
     /// Moves the calling thread to the queue's CPU, if it has one.
@@ -77,9 +145,9 @@ impl<H: Handler> Queue<H> {
     }
 
     /// Serves until there has been nothing to do for as long as the policy spins, then sleeps.
-    fn serve(mut self: Box<Self>, lane: &Lane<Self>) -> Kept<H, ()> {
+    fn serve(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, ()> {
         let served;
-        (self, served) = self.serve_all(lane)?;
+        (self, served) = self.serve_all(worker)?;
         if let Err(e) = served {
             if !std::mem::replace(&mut self.told, true) {
                 tracing::warn!("queue {}: {e}; it is tried again with each kick", self.number);
@@ -93,38 +161,38 @@ impl<H: Handler> Queue<H> {
     }
 
     /// Until nothing is left, and the driver knows that it must kick.
-    fn serve_all(mut self: Box<Self>, lane: &Lane<Self>) -> Kept<H, io::Result<()>> {
-        self.awake();
+    fn serve_all(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, io::Result<()>> {
+        self.disarm();
         let done;
         if self.ring.is_none() {
-            (self, done) = self.run_virtqueue(lane)?;
+            (self, done) = self.run_virtqueue(worker)?;
         } else {
             let more;
-            (self, more) = self.serve_ring(lane)?;
+            (self, more) = self.serve_ring(worker)?;
             if more {
-                return self.run_ring(lane).map(|(queue, ())| (queue, Ok(())));
+                return self.run_ring(worker).map(|(queue, ())| (queue, Ok(())));
             }
             // Beside a ring the virtqueue is only looked at when a kick was not for the ring.
             let served;
-            (self, served) = self.serve_virtqueue(lane)?;
+            (self, served) = self.serve_virtqueue(worker)?;
             done = served.map(|_| ());
         }
         if done.is_err() {
             return Some((self, done));
         }
-        self.run_ring(lane).map(|(queue, ())| (queue, Ok(())))
+        self.run_ring(worker).map(|(queue, ())| (queue, Ok(())))
     }
 
-    fn run_virtqueue(mut self: Box<Self>, lane: &Lane<Self>) -> Kept<H, io::Result<()>> {
-        self.ask_for_kicks(false);
+    fn run_virtqueue(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, io::Result<()>> {
+        self.set_notifications(false);
         while !self.device.is_stopping() && self.ring.is_none() {
             let served;
-            (self, served) = self.serve_virtqueue(lane)?;
+            (self, served) = self.serve_virtqueue(worker)?;
             match served {
                 Ok(true) => continue,
                 Ok(false) => {}
                 Err(e) => {
-                    self.ask_for_kicks(true);
+                    self.set_notifications(true);
                     return Some((self, Err(e)));
                 }
             }
@@ -133,22 +201,22 @@ impl<H: Handler> Queue<H> {
             if self.parker.spin(ready) && !self.vring.gate().is_closing() {
                 continue;
             }
-            if !self.ask_for_kicks(true) {
+            if !self.set_notifications(true) {
                 return Some((self, Ok(())));
             }
-            self.awake();
-            self.ask_for_kicks(false);
+            self.disarm();
+            self.set_notifications(false);
         }
-        if self.ask_for_kicks(true) {
+        if self.set_notifications(true) {
             let served;
-            (self, served) = self.serve_virtqueue(lane)?;
+            (self, served) = self.serve_virtqueue(worker)?;
             return Some((self, served.map(|_| ())));
         }
         Some((self, Ok(())))
     }
 
     /// Whether the driver is to kick from now on; returns whether there is something to serve already.
-    fn ask_for_kicks(&self, wanted: bool) -> bool {
+    fn set_notifications(&self, wanted: bool) -> bool {
         let gate = self.vring.gate();
         if gate.enter().is_none() {
             return false;
@@ -163,20 +231,20 @@ impl<H: Handler> Queue<H> {
         more
     }
 
-    fn run_ring(mut self: Box<Self>, lane: &Lane<Self>) -> Kept<H, ()> {
+    fn run_ring(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, ()> {
         while self.ring.is_some() && !self.device.is_stopping() {
             if !self.spin() {
                 let Some(pass) = self.vring.gate().enter() else { break };
-                self.meet(pass.driver);
-                let sleep = self.ring.is_some() && !self.announce_sleep();
+                self.check_driver(pass.driver);
+                let sleep = self.ring.is_some() && !self.arm();
                 self.vring.gate().leave();
                 if sleep {
                     break;
                 }
-                self.awake();
+                self.disarm();
             }
             let served;
-            (self, served) = self.serve_ring(lane)?;
+            (self, served) = self.serve_ring(worker)?;
             if !served && self.vring.gate().is_closing() {
                 break;
             }
@@ -185,9 +253,9 @@ impl<H: Handler> Queue<H> {
     }
 
     /// Whether there was anything to serve.
-    fn serve_ring(mut self: Box<Self>, lane: &Lane<Self>) -> Kept<H, bool> {
+    fn serve_ring(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, bool> {
         let Some(pass) = self.vring.gate().enter() else { return Some((self, false)) };
-        self.meet(pass.driver);
+        self.check_driver(pass.driver);
         let Some(ring) = &self.ring else {
             self.vring.gate().leave();
             return Some((self, false));
@@ -211,16 +279,16 @@ impl<H: Handler> Queue<H> {
             };
             served.requests += 1;
             let unique = unique(request.head());
-            lane.lend(self, unique);
+            worker.lend(self, unique);
             let outcome = device.outcome(request.head(), || done.handle(&request, device.handler(), helper.as_deref()));
-            match lane.reclaim() {
+            match worker.reclaim() {
                 Some(queue) => self = queue,
                 None => {
                     let deliver = move || {
                         done.complete(&request, outcome).unwrap_or_else(close);
                     };
                     vring.gate().finish_late(pass, deliver);
-                    lane.leave();
+                    worker.leave();
                     return None;
                 }
             }
@@ -234,9 +302,9 @@ impl<H: Handler> Queue<H> {
     }
 
     /// Whether there was anything to serve.
-    fn serve_virtqueue(mut self: Box<Self>, lane: &Lane<Self>) -> Kept<H, io::Result<bool>> {
+    fn serve_virtqueue(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, io::Result<bool>> {
         let Some(pass) = self.vring.gate().enter() else { return Some((self, Ok(false))) };
-        self.meet(pass.driver);
+        self.check_driver(pass.driver);
         let (vring, device) = (self.vring.clone(), self.device.clone());
         serve_for(&vring, pass);
         let memory: Arc<GuestMemoryMmap> = device.memory.memory().clone().into_inner();
@@ -253,14 +321,14 @@ impl<H: Handler> Queue<H> {
                         let accepted = setup.and_then(|setup| self.start_ring(&setup, memory.clone()));
                         request.accept(&vring, &accepted);
                     } else {
-                        lane.lend(self, unique(request.head()));
+                        worker.lend(self, unique(request.head()));
                         let outcome = device.outcome(request.head(), || request.handle(device.handler()));
-                        match lane.reclaim() {
+                        match worker.reclaim() {
                             Some(queue) => self = queue,
                             None => {
                                 let its = vring.clone();
                                 vring.gate().finish_late(pass, move || request.complete(&its, outcome));
-                                lane.leave();
+                                worker.leave();
                                 return None;
                             }
                         }
@@ -284,25 +352,25 @@ impl<H: Handler> Queue<H> {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let bell = self.vring.clone();
-        let call: Call = Arc::new(move || {
+        let call: Notifier = Arc::new(move || {
             let _ = bell.signal_used_queue();
         });
         let ring = RingDevice::new(setup, memory, call).map_err(|e| {
             tracing::warn!("queue {}: a guest's ring is refused: {e}", self.number);
             io::Error::other(e)
         })?;
-        let (wait, decision) = (self.parker.config(), self.device.placing.as_ref());
+        let (wait, tuner) = (self.parker.config(), self.device.tuner.as_ref());
         self.placement = ring
             .guest_cpu
-            .zip(decision)
-            .and_then(|(cpu, d): (usize, &Arc<Decision>)| Placement::new(cpu, d.clone(), wait));
+            .zip(tuner)
+            .and_then(|(cpu, d): (usize, &Arc<PlacementTuner>)| Placement::new(cpu, d.clone(), wait));
         self.ring = Some(ring);
         self.publish_cpu();
         Ok(())
     }
 
     /// A new driver has set up everything anew: its predecessor's memory is not ours any more.
-    fn meet(&mut self, driver: u32) {
+    fn check_driver(&mut self, driver: u32) {
         if driver != self.driver {
             self.driver = driver;
             (self.ring, self.placement) = (None, None);
@@ -330,20 +398,20 @@ impl<H: Handler> Queue<H> {
     }
 
     /// Asks the guest to ring from now on; whether there is something to serve already.
-    fn announce_sleep(&self) -> bool {
+    fn arm(&self) -> bool {
         self.ring.as_ref().is_some_and(|ring| {
             ring.own_wakeup().set();
             ring.ready()
         })
     }
 
-    fn awake(&mut self) {
+    fn disarm(&mut self) {
         self.parker.unparked();
         if self.ring.is_none() {
             return;
         }
         if let Some(pass) = self.vring.gate().enter() {
-            self.meet(pass.driver);
+            self.check_driver(pass.driver);
             self.ring.iter().for_each(|ring| ring.own_wakeup().clear());
             self.vring.gate().leave();
         }
@@ -355,12 +423,12 @@ fn unique(head: &[u8]) -> u64 {
     head.get(8..16).map_or(0, |bytes| u64::from_ne_bytes(bytes.try_into().expect("eight bytes")))
 }
 
-impl<H: Handler> Device<H> {
+impl<H: Handler> DeviceContext<H> {
     /// Handles a request; INTERRUPT is this module's own.
     fn outcome(&self, head: &[u8], handle: impl FnOnce() -> Outcome) -> Outcome {
         match interrupted_unique(head) {
             Some(unique) => {
-                self.crew.interrupt(unique);
+                self.pool.interrupt(unique);
                 Outcome::NoReply
             }
             None => handle(),

@@ -3,7 +3,7 @@
 //! kick is read without waiting, and no lock is held while the call is written.
 
 use crate::gate::Gate;
-use crate::transport::virtqueue::Memory;
+use crate::memory::Memory;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use parking_lot::Mutex;
 use std::cell::RefCell;
@@ -114,7 +114,7 @@ impl Vring {
 
     /// Takes the rings off all calls, so that whoever waits in writing one goes on: a guest that has filled a call's
     /// counter, and made it blocking again behind our back, holds up no more than its own thread.
-    pub fn release(&self) {
+    pub fn unblock_calls(&self) {
         for call in self.0.calls.lock().iter() {
             let _ = read_now(call.as_raw_fd());
         }
@@ -153,19 +153,19 @@ impl Vring {
 }
 
 /// `/proc/self/fd`, opened before a sandbox has no `/proc`.
-static DESCRIPTORS: OnceLock<File> = OnceLock::new();
+static PROC_SELF_FD: OnceLock<File> = OnceLock::new();
 
 /// Keeps a directory of this process's descriptors, to tell their kinds.
-pub fn know_descriptors(directory: File) {
-    let _ = DESCRIPTORS.set(directory);
+pub fn set_proc_self_fd(directory: File) {
+    let _ = PROC_SELF_FD.set(directory);
 }
 
 fn is_eventfd(fd: RawFd) -> bool {
     let open = || File::open("/proc/self/fd");
-    let directory = match DESCRIPTORS.get() {
+    let directory = match PROC_SELF_FD.get() {
         Some(directory) => directory,
         None => match open() {
-            Ok(directory) => DESCRIPTORS.get_or_init(|| directory),
+            Ok(directory) => PROC_SELF_FD.get_or_init(|| directory),
             Err(_) => return false,
         },
     };

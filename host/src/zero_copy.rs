@@ -1,8 +1,7 @@
 //! File I/O straight between a file and the guest's buffers.
 
-use crate::handler::Helper;
-use crate::request::einval;
-use crate::shared::Shared;
+use crate::copy_helper::CopyHelper;
+use crate::guest_buf::{einval, GuestBuf};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
@@ -11,14 +10,14 @@ use std::sync::OnceLock;
 const PART: usize = 128 << 10;
 
 /// A part of a request's buffers.
-pub struct InPlace<'a> {
-    shared: Shared<'a>,
+pub struct ZeroCopyBuf<'a> {
+    buf: GuestBuf<'a>,
     /// Where in the buffers the data starts.
     offset: usize,
     /// Bytes there.
     len: usize,
     /// Copies parts of a large READ.
-    helper: Option<&'a Helper>,
+    helper: Option<&'a CopyHelper>,
 }
 
 /// Which way data goes.
@@ -37,7 +36,7 @@ enum Way {
 /// read; FUSE in direct_io mode passes on its server's count; seq_file ends where the next record does not fit. Asking
 /// for the size instead costs as much: 0.6 us, measured in a VM.
 fn transfer(
-    shared: Shared<'_>,
+    buf: GuestBuf<'_>,
     start: usize,
     count: usize,
     off: u64,
@@ -47,7 +46,7 @@ fn transfer(
     let mut done = 0;
     while done < count {
         let at = i64::try_from(off + done as u64).map_err(|_| einval())?;
-        let n = shared.with_iovecs(start + done, count - done, |v| call(v, at));
+        let n = buf.with_iovecs(start + done, count - done, |v| call(v, at));
         match n {
             0 => break,
             1.. => done += n as usize,
@@ -60,14 +59,14 @@ fn transfer(
     Ok(done)
 }
 
-impl<'a> InPlace<'a> {
+impl<'a> ZeroCopyBuf<'a> {
     /// `len` bytes from `offset` on in a request's buffers.
-    pub(crate) fn new(shared: Shared<'a>, offset: usize, len: usize, helper: Option<&'a Helper>) -> Self {
-        InPlace { shared, offset, len, helper }
+    pub(crate) fn new(buf: GuestBuf<'a>, offset: usize, len: usize, helper: Option<&'a CopyHelper>) -> Self {
+        ZeroCopyBuf { buf, offset, len, helper }
     }
 }
 
-impl InPlace<'_> {
+impl ZeroCopyBuf<'_> {
     /// Bytes of the buffer.
     pub fn len(&self) -> usize {
         self.len
@@ -84,7 +83,7 @@ impl InPlace<'_> {
     /// `EINVAL` when they do not all lie in it.
     pub fn read_bytes(&self, at: usize, bytes: &mut [u8]) -> io::Result<()> {
         self.check(at, bytes.len())?;
-        self.shared.read(self.offset + at, bytes)
+        self.buf.read(self.offset + at, bytes)
     }
 
     /// Copies bytes to `at` of the buffer.
@@ -93,7 +92,7 @@ impl InPlace<'_> {
     /// `EINVAL` when they do not all fit into it.
     pub fn write_bytes(&self, at: usize, bytes: &[u8]) -> io::Result<()> {
         self.check(at, bytes.len())?;
-        self.shared.write(self.offset + at, bytes)
+        self.buf.write(self.offset + at, bytes)
     }
 
     fn check(&self, at: usize, len: usize) -> io::Result<()> {
@@ -110,18 +109,18 @@ impl InPlace<'_> {
         way: Way,
         call: impl Fn(&[libc::iovec], i64) -> isize,
     ) -> io::Result<usize> {
-        transfer(self.shared, self.offset, count.min(self.len), off, way, call)
+        transfer(self.buf, self.offset, count.min(self.len), off, way, call)
     }
 
     /// Who helps, if there is enough to do for two.
-    fn helper(&self, count: usize) -> Option<&Helper> {
+    fn helper(&self, count: usize) -> Option<&CopyHelper> {
         self.helper.filter(|_| count.min(self.len) > PART)
     }
 
     /// The same by two threads, part by part: what is there up to the first part that is not complete.
     fn transfer_together(
         &self,
-        helper: &Helper,
+        helper: &CopyHelper,
         count: usize,
         off: u64,
         call: impl Fn(&[libc::iovec], i64) -> isize + Sync,
@@ -129,8 +128,8 @@ impl InPlace<'_> {
         let count = count.min(self.len);
         let part_len = |part: usize| PART.min(count - part * PART);
         let ends: Vec<OnceLock<_>> = (0..count.div_ceil(PART)).map(|_| OnceLock::new()).collect();
-        let (buffers, offset) = (AnyThread(self.shared), self.offset);
-        helper.share(ends.len(), &|part| {
+        let (buffers, offset) = (AnyThread(self.buf), self.offset);
+        helper.run_parts(ends.len(), &|part| {
             let start = part * PART;
             let at = off + start as u64;
             let _ = ends[part].set(transfer(buffers.get(), offset + start, part_len(part), at, Way::Out, &call));
@@ -148,10 +147,10 @@ impl InPlace<'_> {
 }
 
 /// A request's buffers for two threads.
-struct AnyThread<'a>(Shared<'a>);
+struct AnyThread<'a>(GuestBuf<'a>);
 
 impl<'a> AnyThread<'a> {
-    fn get(&self) -> Shared<'a> {
+    fn get(&self) -> GuestBuf<'a> {
         self.0
     }
 }
@@ -159,7 +158,7 @@ impl<'a> AnyThread<'a> {
 // SAFETY: the buffers are only handed to the kernel, each thread its own parts of them.
 unsafe impl Sync for AnyThread<'_> {}
 
-impl InPlace<'_> {
+impl ZeroCopyBuf<'_> {
     /// Reads up to `count` bytes at `off` of a file into the buffer: fewer at the file's end alone.
     ///
     /// # Errors
@@ -196,8 +195,8 @@ mod tests {
         let mut bytes = [0u8; 1000];
         let iovs = [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
         // SAFETY: the iovec lies in `bytes`.
-        let shared = unsafe { Shared::new(&iovs) };
-        transfer(shared, 0, 1000, 0, way, |_, at| {
+        let buf = unsafe { GuestBuf::new(&iovs) };
+        transfer(buf, 0, 1000, 0, way, |_, at| {
             if at < 200 {
                 return 100;
             }

@@ -28,24 +28,29 @@ fn wait_for_permission() -> io::Result<()> {
     may_write.then_some(()).ok_or_else(|| io::Error::from_raw_os_error(libc::EIO))
 }
 
+/// The error for a request that breaks the protocol.
+pub fn einval() -> io::Error {
+    io::Error::from_raw_os_error(libc::EINVAL)
+}
+
 /// A list of guest buffers, read or written as one stream.
 #[derive(Clone, Copy)]
-pub struct Shared<'a> {
+pub struct GuestBuf<'a> {
     iovs: &'a [iovec],
 }
 
-/// An owned [`Shared`], for a request that another thread may finish.
-pub struct SharedBuf(pub Vec<iovec>);
+/// An owned [`GuestBuf`], for a request that another thread may finish.
+pub struct OwnedGuestBuf(pub Vec<iovec>);
 
 // SAFETY: the buffers are only touched by raw copies and system calls, which
-// may run on any thread; whoever holds a `SharedBuf` also holds the mapping.
-unsafe impl Send for SharedBuf {}
+// may run on any thread; whoever holds a `OwnedGuestBuf` also holds the mapping.
+unsafe impl Send for OwnedGuestBuf {}
 
-impl<'a> Shared<'a> {
+impl<'a> GuestBuf<'a> {
     /// # Safety
     /// Each iovec must lie in mapped memory as long as this lives.
     pub unsafe fn new(iovs: &'a [iovec]) -> Self {
-        Shared { iovs }
+        GuestBuf { iovs }
     }
 
     /// Bytes in all buffers.
@@ -100,7 +105,7 @@ impl<'a> Shared<'a> {
 
     fn window(&self, offset: usize, len: usize, each: &mut dyn FnMut(iovec)) -> io::Result<()> {
         if offset.checked_add(len).is_none_or(|end| end > self.len()) {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+            return Err(einval());
         }
         let (mut skip, mut left) = (offset, len);
         for v in self.iovs {
@@ -120,7 +125,7 @@ impl<'a> Shared<'a> {
 
 /// For copies that may race with the guest's own accesses.
 fn volatile<'a>(part: iovec) -> VolatileSlice<'a> {
-    // SAFETY: only called for what `window` yields: mapped parts, by the promise of `Shared::new`.
+    // SAFETY: only called for what `window` yields: mapped parts, by the promise of `GuestBuf::new`.
     unsafe { VolatileSlice::new(part.iov_base.cast(), part.iov_len) }
 }
 
@@ -138,7 +143,7 @@ mod tests {
             iov_len,
         });
         // SAFETY: the iovecs lie in `bytes`.
-        let s = unsafe { Shared::new(&iovs) };
+        let s = unsafe { GuestBuf::new(&iovs) };
         let mut out = [0; 5];
         s.read(1, &mut out).unwrap();
         assert_eq!(&out, b"12456");

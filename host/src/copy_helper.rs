@@ -17,7 +17,7 @@ type Work<'a> = dyn Fn(usize) + Sync + 'a;
 
 /// One piece of work, in parts.
 struct Job {
-    /// Valid as long as there are parts that nobody has taken, or that are not done: [`Helper::share`] waits for them.
+    /// Valid as long as there are parts that nobody has taken, or that are not done: [`CopyHelper::run_parts`] waits for them.
     work: *const Work<'static>,
     parts: usize,
     taken: CachePadded<AtomicUsize>,
@@ -72,7 +72,7 @@ impl Drop for Finish<'_> {
 
 /// What both threads share. The helper spins on `number`, so each word has a cache line of its own.
 #[derive(Default)]
-struct Desk {
+struct Mailbox {
     job: CachePadded<Mutex<Option<Arc<Job>>>>,
     /// Changes with each job.
     number: CachePadded<AtomicU32>,
@@ -81,48 +81,48 @@ struct Desk {
 }
 
 /// The thread.
-pub struct Helper {
-    desk: Arc<Desk>,
+pub struct CopyHelper {
+    mailbox: Arc<Mailbox>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Helper {
+impl CopyHelper {
     /// A helper on one of `cpus`, which waits as `wait` says.
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub fn new(cpus: Vec<usize>, wait: WaitConfig) -> io::Result<Helper> {
-        let desk = Arc::new(Desk::default());
-        let its = desk.clone();
+    pub fn new(cpus: Vec<usize>, wait: WaitConfig) -> io::Result<CopyHelper> {
+        let mailbox = Arc::new(Mailbox::default());
+        let its = mailbox.clone();
         let thread = thread::Builder::new().name("helper".into()).spawn(move || {
             let _ = set_affinity(&cpus);
             its.serve(Parker::new(wait));
         })?;
-        Ok(Helper { desk, thread: Some(thread) })
+        Ok(CopyHelper { mailbox, thread: Some(thread) })
     }
 
     /// Does `work` for each number below `parts`, here and on the helper's thread, in any order.
-    pub fn share(&self, parts: usize, work: &Work<'_>) {
+    pub fn run_parts(&self, parts: usize, work: &Work<'_>) {
         // SAFETY: only the lifetime changes; `Finish` keeps this call from ending while the job may use it.
         let work: *const Work<'static> = unsafe { std::mem::transmute(work) };
         let job = Arc::new(Job { work, parts, taken: CachePadded::default(), done: CachePadded::default() });
         let _finish = Finish(&job);
-        self.desk.give(job.clone());
+        self.mailbox.post(job.clone());
         self.wake();
         job.take_part();
     }
 
     /// Has the helper spin on its core for what comes next: the kernel moves a woken application to a core that is
     /// idle, away from its data and from those who serve it.
-    pub fn stay(&self) {
-        self.desk.number.fetch_add(1, Ordering::Release);
+    pub fn keep_spinning(&self) {
+        self.mailbox.number.fetch_add(1, Ordering::Release);
         self.wake();
     }
 
     fn wake(&self) {
         // The doorbell rule: published before, looked at now (see tunnelfs_ring::NeedWakeup).
         fence(Ordering::SeqCst);
-        if self.desk.asleep.swap(false, Ordering::AcqRel) {
+        if self.mailbox.asleep.swap(false, Ordering::AcqRel) {
             if let Some(thread) = &self.thread {
                 thread.thread().unpark();
             }
@@ -130,9 +130,9 @@ impl Helper {
     }
 }
 
-impl Drop for Helper {
+impl Drop for CopyHelper {
     fn drop(&mut self) {
-        self.desk.stopping.store(true, Ordering::Release);
+        self.mailbox.stopping.store(true, Ordering::Release);
         self.wake();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -140,8 +140,8 @@ impl Drop for Helper {
     }
 }
 
-impl Desk {
-    fn give(&self, job: Arc<Job>) {
+impl Mailbox {
+    fn post(&self, job: Arc<Job>) {
         *self.job.lock() = Some(job);
         self.number.fetch_add(1, Ordering::Release);
     }
@@ -174,17 +174,17 @@ mod tests {
     use std::panic::{catch_unwind, AssertUnwindSafe};
     use tunnelfs_ring::Policy;
 
-    fn helper(policy: Policy) -> Helper {
-        Helper::new(tunnelfs_ring::allowed_cpus(), WaitConfig { policy, ..WaitConfig::default() }).unwrap()
+    fn helper(policy: Policy) -> CopyHelper {
+        CopyHelper::new(tunnelfs_ring::allowed_cpus(), WaitConfig { policy, ..WaitConfig::default() }).unwrap()
     }
 
     #[test]
-    fn every_part_is_done_once_before_share_returns() {
+    fn every_part_is_done_once_before_run_parts_returns() {
         for policy in [Policy::Auto, Policy::Park, Policy::Spin] {
             let helper = helper(policy);
             for parts in (0..300).map(|i| i % 9) {
                 let counts = [const { AtomicU32::new(0) }; 9];
-                helper.share(parts, &|part| {
+                helper.run_parts(parts, &|part| {
                     counts[part].fetch_add(1, Ordering::Relaxed);
                 });
                 let counts = counts.map(AtomicU32::into_inner);
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn both_threads_take_part() {
         let (helper, threads) = (helper(Policy::Auto), Mutex::new(Vec::new()));
-        helper.share(2, &|_| {
+        helper.run_parts(2, &|_| {
             threads.lock().push(thread::current().id());
             // Each waits for the other.
             while threads.lock().len() < 2 {
@@ -214,7 +214,7 @@ mod tests {
         for _ in 0..20 {
             let started = AtomicUsize::new(0);
             let ended = catch_unwind(AssertUnwindSafe(|| {
-                helper.share(2, &|_| {
+                helper.run_parts(2, &|_| {
                     started.fetch_add(1, Ordering::AcqRel);
                     while started.load(Ordering::Acquire) < 2 {
                         thread::yield_now();
