@@ -19,11 +19,11 @@ use vmm_sys_util::epoll::EventSet;
 
 /// Bytes of a virtio-fs tag (`struct virtio_fs_config`, linux/virtio_fs.h).
 const TAG_BYTES: usize = 36;
-/// How long a queue's thread may take to notice that it must stop, before calls that it may wait in are emptied.
+/// A queue's thread that has not ended after this time may wait in writing a call: calls are emptied then.
 const STOPPING: Duration = Duration::from_secs(1);
-/// Between two looks whether all threads have ended.
+/// Pause between two checks whether all threads have ended.
 const ENDING: Duration = Duration::from_millis(10);
-/// How long requests of a guest that has gone may take before that is told.
+/// Requests of a guest that has left may take this long before a warning is logged.
 const SLOW_END: Duration = Duration::from_secs(10);
 
 /// One guest's device.
@@ -33,13 +33,13 @@ pub struct Backend<H: Handler> {
     config_space: Vec<u8>,
     queues: usize,
     tables: GuestTables,
-    /// Of each queue.
+    /// One of each queue.
     vrings: OnceLock<Vec<Vring>>,
     front_end: Mutex<FrontEnd>,
     front_end_changed: Condvar,
 }
 
-/// Whether a front end has said anything, or has gone without a word.
+/// Whether the front end has sent a message, or has left without one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum FrontEnd {
     Silent,
@@ -77,7 +77,7 @@ impl<H: Handler> Backend<H> {
     /// # Errors
     /// When the system has no threads left.
     pub fn start(&self, handler: H, vrings: Vec<Vring>) -> io::Result<()> {
-        let _ = self.device.set_handler(handler);
+        self.device.set_handler(handler);
         let vrings = self.vrings.get_or_init(|| vrings);
         for (number, vring) in vrings.iter().enumerate() {
             let pool = self.device.pool.clone();
@@ -87,7 +87,7 @@ impl<H: Handler> Backend<H> {
         Ok(())
     }
 
-    /// Waits until the front end has said something; `false`: it has gone without a word.
+    /// Waits for the front end's first message; `false`: it has left without one.
     pub fn wait_for_front_end(&self) -> bool {
         let mut front_end = self.front_end.lock();
         while *front_end == FrontEnd::Silent {
@@ -96,7 +96,7 @@ impl<H: Handler> Backend<H> {
         *front_end == FrontEnd::Talking
     }
 
-    /// The front end has said something, or has gone.
+    /// Records the front end's first message, or its end.
     fn set_front_end(&self, what: FrontEnd) {
         let mut front_end = self.front_end.lock();
         if *front_end == FrontEnd::Silent {
@@ -110,7 +110,7 @@ impl<H: Handler> Backend<H> {
         self.set_front_end(FrontEnd::Gone);
     }
 
-    /// Ends all threads of the guest's device, whose connection has gone. Requests under way are waited for.
+    /// Ends all threads of the device after its connection has ended. Waits for requests in flight.
     pub fn end(self: Arc<Self>, daemon: VhostUserDaemon<Arc<Self>>) {
         drop(daemon);
         self.device.stop();
@@ -118,16 +118,16 @@ impl<H: Handler> Backend<H> {
         self.device.pool.stop();
         for vring in vrings {
             vring.wake();
-            // Whoever waits for this driver waits no more.
+            // Threads that wait for this driver go on.
             vring.gate().new_driver();
         }
-        let (start, mut told) = (Instant::now(), false);
+        let (start, mut logged) = (Instant::now(), false);
         while !self.device.pool.join(ENDING) {
             if start.elapsed() > STOPPING {
                 vrings.iter().for_each(Vring::unblock_calls);
             }
-            if start.elapsed() > SLOW_END && !std::mem::replace(&mut told, true) {
-                tracing::warn!("a guest has gone, and requests of it have been under way for {SLOW_END:?}");
+            if start.elapsed() > SLOW_END && !std::mem::replace(&mut logged, true) {
+                tracing::warn!("a guest has left, and its requests have not ended after {SLOW_END:?}");
             }
         }
         self.device.reset_handler();
@@ -167,7 +167,7 @@ impl<H: Handler> VhostUserBackend for Backend<H> {
         self.config_space[from..to].to_vec()
     }
 
-    /// The queues have been stopped before: whoever starts them is another driver.
+    /// The queues have been stopped before. The next start is another driver's.
     fn reset_device(&self) {
         self.vrings.get().into_iter().flatten().for_each(|vring| vring.gate().new_driver());
     }
@@ -178,7 +178,7 @@ impl<H: Handler> VhostUserBackend for Backend<H> {
         self.tables.add(memory.memory().clone().into_inner())
     }
 
-    /// None: the queues have threads of their own, which can be held up.
+    /// None: the queues have threads of their own, which may block.
     fn queues_per_thread(&self) -> Vec<u64> {
         Vec::new()
     }

@@ -1,8 +1,7 @@
 //! A second thread for large READs, on another core than the queue's own.
 //!
-//! Copying a large payload out of the page cache takes longer than all the
-//! rest of its way; two cores do it in half the time. Both threads take one
-//! part after the other until none is left: a helper that has no core costs nothing.
+//! Copying a large payload out of the page cache takes longer than everything else together; two cores do it in half the
+//! time. Both threads take one part after the other until none is left, so a helper that gets no CPU costs nothing.
 
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
@@ -12,19 +11,19 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use tunnelfs_ring::{set_affinity, Parker, WaitConfig};
 
-/// What is done with each part, by its number.
+/// A function of a part's number.
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
 
 /// One piece of work, in parts.
 struct Job {
-    /// Valid as long as there are parts that nobody has taken, or that are not done: [`CopyHelper::run_parts`] waits for them.
+    /// Valid until all parts have been taken and done: [`CopyHelper::run_parts`] waits for that.
     work: *const Work<'static>,
     parts: usize,
     taken: CachePadded<AtomicUsize>,
     done: CachePadded<AtomicUsize>,
 }
 
-// SAFETY: `work` is `Sync`; its validity is told above.
+// SAFETY: `work` is `Sync`, and valid as long as it is used (see there).
 unsafe impl Send for Job {}
 // SAFETY: as above.
 unsafe impl Sync for Job {}
@@ -43,7 +42,7 @@ impl Job {
         }
     }
 
-    /// Waits for the parts that the other thread has taken; of those that nobody has, there will be none.
+    /// Waits for the parts that the other thread has taken. Parts that are not taken are dropped.
     fn finish(&self) {
         let left = self.parts.saturating_sub(self.taken.swap(self.parts, Ordering::AcqRel));
         while self.done.load(Ordering::Acquire) + left < self.parts {
@@ -52,7 +51,7 @@ impl Job {
     }
 }
 
-/// Counts a part, also when it panics.
+/// Counts a part as done, also when it panics.
 struct Done<'a>(&'a AtomicUsize);
 
 impl Drop for Done<'_> {
@@ -70,7 +69,7 @@ impl Drop for Finish<'_> {
     }
 }
 
-/// What both threads share. The helper spins on `number`, so each word has a cache line of its own.
+/// Shared by both threads. The helper spins on `number`, so each field has a cache line of its own.
 #[derive(Default)]
 struct Mailbox {
     job: CachePadded<Mutex<Option<Arc<Job>>>>,
@@ -80,7 +79,7 @@ struct Mailbox {
     stopping: AtomicBool,
 }
 
-/// The thread.
+/// The helper's thread. Ends when this is dropped.
 pub struct CopyHelper {
     mailbox: Arc<Mailbox>,
     thread: Option<JoinHandle<()>>,
@@ -112,15 +111,15 @@ impl CopyHelper {
         job.take_part();
     }
 
-    /// Has the helper spin on its core for what comes next: the kernel moves a woken application to a core that is
-    /// idle, away from its data and from those who serve it.
+    /// Has the helper spin on its core until the next job. The kernel moves a woken application to an idle core, away
+    /// from its data and from the threads that serve it: the helper's core is then not idle.
     pub fn keep_spinning(&self) {
         self.mailbox.number.fetch_add(1, Ordering::Release);
         self.wake();
     }
 
     fn wake(&self) {
-        // The doorbell rule: published before, looked at now (see tunnelfs_ring::NeedWakeup).
+        // Pairs with the fence in `Mailbox::serve`: either the helper sees the job, or this sees that it sleeps.
         fence(Ordering::SeqCst);
         if self.mailbox.asleep.swap(false, Ordering::AcqRel) {
             if let Some(thread) = &self.thread {

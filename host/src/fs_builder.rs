@@ -43,7 +43,7 @@ impl FsBuilder {
         let rules = self.rules()?;
         let wants_xattrs = host.xattr || rules.is_some() || host.posix_acl != Offer::Never;
         let timeout = timeout(host.cache);
-        // The guest has a directory to itself that it may cache for so long.
+        // With these modes nobody else changes the directory.
         let alone = matches!(host.cache, Cache::Metadata | Cache::Always);
         Passthrough::new(Config {
             root: self.dir.root_dir.clone().into(),
@@ -127,7 +127,7 @@ pub fn open(host: &Host) -> io::Result<Passthrough> {
     FsBuilder::new(host, SharedDir::unconfined(host)?)?.build(1)
 }
 
-/// As virtiofsd has them.
+/// How long the guest's kernel may cache names and attributes: virtiofsd's values.
 fn timeout(cache: Cache) -> Duration {
     const DAY: Duration = Duration::from_secs(86_400);
     match cache {

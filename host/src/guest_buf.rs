@@ -1,5 +1,5 @@
-//! Memory that the guest can write while we look: never a reference, only
-//! whole copies and iovecs for the kernel.
+//! Buffers in memory that the guest may change at any time: no references into them, only copies, and iovecs for the
+//! kernel.
 
 use crate::gate::Pass;
 use crate::vring::Vring;
@@ -9,19 +9,19 @@ use std::io;
 use vm_memory::VolatileSlice;
 
 thread_local! {
-    /// The queue whose request this thread serves: a stop may have abandoned the request meanwhile.
+    /// The queue whose request this thread serves. A stop of the queue may abandon the request meanwhile.
     static SERVED: RefCell<Option<(Vring, Pass)>> = const { RefCell::new(None) };
 }
 
-/// From now on the calling thread writes to guest memory for this queue.
+/// Sets the queue for which the calling thread writes to guest memory from now on.
 pub(crate) fn serve_for(vring: &Vring, pass: Pass) {
     SERVED.set(Some((vring.clone(), pass)));
 }
 
-/// Waits while the queue is stopped.
+/// Waits while the queue of an abandoned request is stopped.
 ///
 /// # Errors
-/// `EIO`: the memory is another driver's now.
+/// `EIO`: the memory belongs to another driver now.
 fn wait_for_permission() -> io::Result<()> {
     let may_write =
         SERVED.with_borrow(|served| served.as_ref().is_none_or(|(vring, pass)| vring.gate().may_write(*pass)));
@@ -33,17 +33,17 @@ pub fn einval() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
 }
 
-/// A list of guest buffers, read or written as one stream.
+/// A list of guest buffers, read and written as one sequence of bytes.
 #[derive(Clone, Copy)]
 pub struct GuestBuf<'a> {
     iovs: &'a [iovec],
 }
 
-/// An owned [`GuestBuf`], for a request that another thread may finish.
+/// A [`GuestBuf`] that owns its list, for a request that another thread may finish.
 pub struct OwnedGuestBuf(pub Vec<iovec>);
 
 // SAFETY: the buffers are only touched by raw copies and system calls, which
-// may run on any thread; whoever holds a `OwnedGuestBuf` also holds the mapping.
+// may run on any thread; the request that has an `OwnedGuestBuf` also keeps the mapping.
 unsafe impl Send for OwnedGuestBuf {}
 
 impl<'a> GuestBuf<'a> {
@@ -123,7 +123,7 @@ impl<'a> GuestBuf<'a> {
     }
 }
 
-/// For copies that may race with the guest's own accesses.
+/// A slice for copies that may race with the guest's accesses.
 fn volatile<'a>(part: iovec) -> VolatileSlice<'a> {
     // SAFETY: only called for what `window` yields: mapped parts, by the promise of `GuestBuf::new`.
     unsafe { VolatileSlice::new(part.iov_base.cast(), part.iov_len) }

@@ -9,23 +9,23 @@ use zerocopy::{Immutable, IntoBytes};
 /// seldom, goes to the guest's buffer.
 pub const MAX_REPLY_BODY: usize = 144;
 
-/// What a request came to.
+/// The reply to a request.
 pub struct Reply {
     /// 0 or a negative errno.
     pub error: i32,
     body: [u8; MAX_REPLY_BODY],
     body_len: usize,
-    /// Reply bytes that already lie in the guest's buffer.
+    /// Bytes of the reply that already lie in the guest's buffer.
     pub payload_len: usize,
 }
 
 impl Reply {
-    /// A positive answer without a body.
+    /// A success without a body.
     pub fn ok() -> Self {
         Reply { error: 0, body: [0; MAX_REPLY_BODY], body_len: 0, payload_len: 0 }
     }
 
-    /// A structure, of at most [`MAX_REPLY_BODY`] bytes.
+    /// A success with a structure of at most [`MAX_REPLY_BODY`] bytes.
     pub fn with<T: IntoBytes + Immutable>(value: &T) -> Self {
         const { assert!(size_of::<T>() <= MAX_REPLY_BODY) };
         let mut reply = Reply::ok();
@@ -34,17 +34,17 @@ impl Reply {
         reply
     }
 
-    /// Bytes that lie in the guest's buffer.
+    /// A success with bytes that already lie in the guest's buffer.
     pub fn with_payload(bytes: usize) -> Self {
         Reply { payload_len: bytes, ..Reply::ok() }
     }
 
-    /// A negative answer.
+    /// An error.
     pub fn error(e: &io::Error) -> Self {
         Reply { error: -e.raw_os_error().unwrap_or(libc::EIO), ..Reply::ok() }
     }
 
-    /// The reply's structure, private bytes that are still to be delivered.
+    /// The reply's structure, which the transport delivers.
     pub fn body(&self) -> &[u8] {
         &self.body[..self.body_len]
     }

@@ -1,6 +1,6 @@
-//! The guest's memory may vanish: a file that is cut short leaves pages that
-//! raise SIGBUS when they are touched. The lost region then becomes private
-//! memory full of zeros, in which the guest finds no answer and we no request.
+//! The guest's memory: its regions, and what happens when one is lost. A guest may truncate the file behind a region;
+//! its pages then raise SIGBUS. The signal handler maps private zero pages over the region: the guest gets no more
+//! replies through it, and the host no requests.
 
 use parking_lot::Mutex;
 use std::io;
@@ -11,7 +11,7 @@ use vm_memory::{GuestMemory, GuestMemoryAtomic, GuestMemoryMmap, GuestMemoryRegi
 /// The guest's memory table, which the front end may replace.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
-/// A mapped region: first byte (0: none), and bytes.
+/// A mapped region: the address of its first byte (0: no region), and its length.
 struct RegionEntry {
     start: AtomicUsize,
     len: AtomicUsize,
@@ -20,10 +20,10 @@ struct RegionEntry {
 /// All regions of all guests; the signal handler may take no lock.
 static REGIONS: [RegionEntry; 1024] =
     [const { RegionEntry { start: AtomicUsize::new(0), len: AtomicUsize::new(0) } }; 1024];
-/// For whoever changes [`REGIONS`].
+/// Locked while [`REGIONS`] is changed.
 static CHANGES: Mutex<()> = Mutex::new(());
 
-/// A memory table whose regions are known to the signal handler.
+/// A memory table whose regions are in [`REGIONS`].
 struct RegisteredTable {
     table: Arc<GuestMemoryMmap>,
     places: Vec<usize>,
@@ -37,18 +37,18 @@ impl Drop for RegisteredTable {
     }
 }
 
-/// The memory tables of one guest: the present one, and those that requests still use.
+/// The memory tables of one guest: the present one, and former ones that requests still use.
 #[derive(Default)]
 pub struct GuestTables(Mutex<Vec<RegisteredTable>>);
 
 impl GuestTables {
-    /// Watches over a new table, and lets go of those that nobody uses.
+    /// Registers a new table's regions, and drops tables that no request uses.
     ///
     /// # Errors
     /// When there are too many regions.
     pub fn add(&self, table: Arc<GuestMemoryMmap>) -> io::Result<()> {
         let mut tables = self.0.lock();
-        // Whoever still works on a table holds it too.
+        // A request that uses a table holds a reference.
         tables.retain(|old| Arc::strong_count(&old.table) > 1);
         let mut new = RegisteredTable { table, places: Vec::new() };
         let _alone = CHANGES.lock();
@@ -64,7 +64,7 @@ impl GuestTables {
     }
 }
 
-/// From now on the loss of guest memory does not end the process.
+/// Installs the SIGBUS handler: lost guest memory does not end the process.
 ///
 /// # Errors
 /// When the signal handler cannot be installed.

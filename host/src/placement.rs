@@ -1,13 +1,11 @@
-//! Where a queue's thread runs, under `auto`: beside the guest's thread, on
-//! another core and spinning; on the guest's own core, which both offer each
-//! other; or there with a helper on another core.
+//! Which CPU a queue's thread runs on, under `auto`: another core than the guest's thread, where it spins; the guest's
+//! core, which both yield to each other; or the guest's core, with a [`CopyHelper`] on another one.
 //!
-//! None is always better (see DESIGN.md, tuner 5): small requests of one
-//! reader want the spinning core, busy machines the shared one, and large
-//! payloads, which lie in the submitter's cache, both. So it is tried out, for
-//! large and for small payloads by themselves: the throughput of all queues
-//! together decides (an application that changes its core takes its requests
-//! from one queue to another), and the loser is tried again after ever longer times.
+//! None is always best (docs/performance.md). One reader of small requests is served fastest from another core, a busy
+//! machine from the guest's core. Large payloads lie in the cache of the guest's core, but two cores copy them faster.
+//! So the placements are measured against each other, for small and for large payloads separately. The throughput of
+//! all queues together decides: an application that moves to another core takes its requests to another queue. The
+//! slower placement is tried again after ever longer times.
 
 use crate::copy_helper::CopyHelper;
 use crossbeam_utils::CachePadded;
@@ -22,16 +20,16 @@ use tunnelfs_ring::{allowed_cpus, set_affinity, PeerCpu, WaitConfig};
 const WINDOW: Duration = Duration::from_millis(20);
 /// Requests that a queue serves between two looks at the clock.
 const LOOK_EVERY: u32 = 8;
-/// Windows in a new place before the measured one: caches and the peer's waiting settle.
+/// Windows in a new placement before the measured one: caches and the guest's way of waiting adapt meanwhile.
 const WARMUP_WINDOWS: u32 = 1;
-/// Windows between two trials: from, to.
+/// Windows between two trials: the first time, and at most. Doubled after each failed trial.
 const HOLD: (u32, u32) = (8, 512);
-/// By how much the other place must be better to be moved to.
+/// A placement must be better than the present one by this factor.
 const MIN_GAIN: f64 = 1.05;
-/// A rate that has changed by this factor is another load: try again soon.
+/// A rate that changes by this factor means another load: the next trial comes soon.
 const CHANGED: f64 = 1.5;
 
-/// Bytes that a request moves on average from which on payloads are large: enough for two to read.
+/// Payloads are large if requests move this many bytes on average: enough for two threads to copy.
 const LARGE: u64 = 256 << 10;
 
 /// What a queue has served.
@@ -50,23 +48,23 @@ impl std::ops::AddAssign for Served {
     }
 }
 
-/// The places.
+/// Where a queue's thread runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuPlacement {
-    /// On another core, spinning.
+    /// On another core than the guest's thread, spinning.
     OtherCore,
-    /// On the guest's core, offering it.
+    /// On the guest's core, yielding it.
     GuestCore,
-    /// There, with a helper on another core.
+    /// On the guest's core, with a copy helper on another one.
     GuestCoreWithHelper,
 }
 
-/// What is tried for small payloads and for large ones, the first guess first.
+/// The two placements that are tried for small payloads, and for large ones. The first guess comes first.
 const PLACES: [[CpuPlacement; 2]; 2] =
     [[CpuPlacement::OtherCore, CpuPlacement::GuestCore], [CpuPlacement::GuestCoreWithHelper, CpuPlacement::OtherCore]];
 
 impl CpuPlacement {
-    /// What the guest should know.
+    /// What the guest is told about the host's CPU.
     pub fn peer_cpu(self) -> PeerCpu {
         match self {
             CpuPlacement::OtherCore => PeerCpu::Other,
@@ -75,14 +73,14 @@ impl CpuPlacement {
     }
 }
 
-/// Requests a second in each place, and what to try when.
+/// A comparison of two placements.
 #[derive(Debug)]
 struct Trial {
     place: CpuPlacement,
     other: CpuPlacement,
-    /// The rate that the present place is held for.
+    /// Requests a second in the present placement.
     rate: f64,
-    /// Whether the present place is on trial, against that rate.
+    /// Whether the present placement is on trial against that rate.
     trying: bool,
     windows: u32,
     hold: u32,
@@ -97,7 +95,7 @@ impl Trial {
         std::mem::swap(&mut self.place, &mut self.other);
     }
 
-    /// Takes a finished window's rate, and decides on `place`.
+    /// Takes the rate of a finished window, and decides on `place`.
     fn window(&mut self, rate: f64) {
         self.windows += 1;
         if self.trying {
@@ -127,10 +125,10 @@ impl Trial {
     }
 }
 
-/// The tuner of all queues of a device.
+/// Decides for all queues of a device.
 #[derive(Debug)]
 pub struct PlacementTuner {
-    /// Requests of all queues. On a line of its own: each queue's thread writes it.
+    /// Requests of all queues. In a cache line of its own: each queue's thread writes it.
     served: CachePadded<AtomicU64>,
     state: Mutex<Measured>,
 }
@@ -141,7 +139,7 @@ const LARGE_TRIAL: usize = 1;
 #[derive(Debug)]
 struct Measured {
     trials: [Trial; 2],
-    /// Which of them the present load takes part in.
+    /// The trial that the present load belongs to.
     current: usize,
     since: Instant,
     /// `served` at that time.
@@ -155,7 +153,7 @@ impl PlacementTuner {
         PlacementTuner { served: CachePadded::new(AtomicU64::new(0)), state: Mutex::new(state) }
     }
 
-    /// Counts, and at a window's end decides; the place to be in.
+    /// Counts requests, decides at the end of a window, and returns the placement.
     fn count(&self, served: Served) -> CpuPlacement {
         let requests = u64::from(served.requests);
         let total = self.served.fetch_add(requests, Ordering::Relaxed) + requests;
@@ -163,12 +161,12 @@ impl PlacementTuner {
         let large = served.bytes >= LARGE * requests.max(1);
         let current = if large { LARGE_TRIAL } else { SMALL_TRIAL };
         if current != state.current && requests > 0 {
-            // What the window has measured so far was another load's.
+            // The window has measured another load so far.
             (state.current, state.since, state.from) = (current, Instant::now(), total);
         }
         let elapsed = state.since.elapsed();
         if elapsed >= WINDOW {
-            // After a pause nothing was measured.
+            // A window that contains a pause measures nothing.
             if elapsed < 3 * WINDOW {
                 // Another queue may have closed the window with a later total than this one's.
                 let rate = total.saturating_sub(state.from) as f64 / elapsed.as_secs_f64();
@@ -189,13 +187,13 @@ pub struct Placement {
     place: CpuPlacement,
     served: Served,
     wait: WaitConfig,
-    /// Since it was first wanted.
+    /// Started when it is first needed.
     helper: OnceCell<Option<Arc<CopyHelper>>>,
 }
 
 impl Placement {
-    /// For a guest whose thread stays on `guest_cpu`; `None` when there is no
-    /// choice. The calling thread is the queue's, and is moved.
+    /// For a guest whose thread stays on `guest_cpu`; `None` when there is no other CPU. Moves the calling thread, which
+    /// must be the queue's.
     pub fn new(guest_cpu: usize, tuner: Arc<PlacementTuner>, wait: WaitConfig) -> Option<Placement> {
         let allowed = allowed_cpus();
         if !allowed.contains(&guest_cpu) || allowed.len() < 2 {
@@ -208,7 +206,7 @@ impl Placement {
         Some(placement)
     }
 
-    /// Moves the calling thread, the queue's new one, to the queue's place.
+    /// Moves the calling thread, which has taken the queue over, to the queue's CPU.
     pub fn take_over(&self) {
         self.move_to(self.place);
     }
@@ -218,7 +216,7 @@ impl Placement {
         self.place
     }
 
-    /// This much more has been served; whether the place has changed.
+    /// Counts served requests. Returns whether the placement has changed.
     pub fn served(&mut self, more: Served) -> bool {
         if more.requests > 0 {
             self.helper().into_iter().for_each(|helper| helper.keep_spinning());
@@ -235,7 +233,7 @@ impl Placement {
         self.place != before
     }
 
-    /// Who helps with large READs, in the place for that.
+    /// The copy helper, in the placement that has one.
     pub fn helper(&self) -> Option<&Arc<CopyHelper>> {
         if self.place != CpuPlacement::GuestCoreWithHelper {
             return None;
@@ -256,9 +254,9 @@ impl Placement {
             CpuPlacement::OtherCore => set_affinity(&self.others()),
             CpuPlacement::GuestCore | CpuPlacement::GuestCoreWithHelper => set_affinity(&[self.guest_cpu]),
         };
-        // Refused, the thread stays where it is: slower, not wrong.
+        // The thread stays where it is: that is slower, not wrong.
         if let Err(e) = moved {
-            tracing::debug!("placing a queue's thread: {e}");
+            tracing::debug!("moving a queue's thread: {e}");
         }
     }
 }

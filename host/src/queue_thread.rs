@@ -20,24 +20,26 @@ use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 /// Submissions served in one go before the virtqueue gets its turn.
 const BATCH: u32 = 256;
-/// Pause after an error of the queue, before it is looked at again: a guest that has broken it may make errors for ever.
+/// Pause after an error, before the queue is served again. A guest that has broken its queue may cause errors for ever.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
-/// What the queues of one guest share.
+/// Shared by the queues of one guest.
 pub struct DeviceContext<H: Handler> {
     handler: OnceLock<H>,
     pub memory: Memory,
     pub pool: WorkerPool<QueueThread<H>>,
     /// Whether guests may have rings.
     pub rings: bool,
-    /// Where queue threads run, in order and over again; if empty, it may be looked for.
+    /// CPUs for the queues' threads, in turn. Empty: `tuner` may choose.
     cpus: Vec<usize>,
-    /// Finds where queue threads run best.
+    /// Finds the best CPUs, if threads may be moved.
     pub tuner: Option<Arc<PlacementTuner>>,
     stopping: AtomicBool,
 }
 
 impl<H: Handler> DeviceContext<H> {
+    /// The context of a new device.
+    ///
     /// # Errors
     /// The system has no thread left.
     pub fn new(settings: &Settings, memory: Memory) -> io::Result<Self> {
@@ -68,7 +70,7 @@ impl<H: Handler> DeviceContext<H> {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// Who serves requests. Threads start after it is there.
+    /// What serves requests. The queues' threads start after it is set.
     pub fn handler(&self) -> &H {
         self.handler.get().expect("set before the queues' threads start")
     }
@@ -89,7 +91,7 @@ impl<H: Handler> DeviceContext<H> {
     }
 }
 
-/// What the thread of a queue owns.
+/// Owned by the thread that serves the queue.
 pub struct QueueThread<H: Handler> {
     device: Arc<DeviceContext<H>>,
     number: usize,
@@ -97,13 +99,13 @@ pub struct QueueThread<H: Handler> {
     ring: Option<RingDevice>,
     parker: Parker,
     placement: Option<Placement>,
-    /// Whose ring it is.
+    /// The driver that set up the ring, as [`crate::gate::Pass`] numbers it.
     driver: u32,
-    /// Errors have been told once.
-    told: bool,
+    /// An error has been logged.
+    logged: bool,
 }
 
-/// A queue that its thread still has, and something else; `None`: another thread has taken it over.
+/// The queue, if this thread still has it, and a result. `None`: another thread has taken the queue over.
 type Kept<H, T> = Option<(Box<QueueThread<H>>, T)>;
 
 impl<H: Handler> Task for QueueThread<H> {
@@ -131,10 +133,10 @@ impl<H: Handler> QueueThread<H> {
     pub fn new(device: Arc<DeviceContext<H>>, number: usize, vring: Vring, wait: WaitConfig) -> Self {
         let mut parker = Parker::new(wait);
         parker.set_mode(SpinMode::Yield);
-        QueueThread { device, number, vring, ring: None, parker, placement: None, driver: 0, told: false }
+        QueueThread { device, number, vring, ring: None, parker, placement: None, driver: 0, logged: false }
     }
 
-    /// Moves the calling thread to the queue's CPU, if it has one.
+    /// Moves the calling thread to the queue's CPU, if it has one. Returns whether the thread may have moved.
     fn take_place(&self) -> bool {
         if let Some(cpu) = self.device.cpu(self.number) {
             set_affinity(&[cpu]).unwrap_or_else(|e| tracing::warn!("host.cpus: {e}"));
@@ -144,13 +146,13 @@ impl<H: Handler> QueueThread<H> {
         self.device.may_place()
     }
 
-    /// Serves until there has been nothing to do for as long as the policy spins, then sleeps.
+    /// Serves the queue until it is empty and the policy says sleep. Then sleeps until the next kick.
     fn serve(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, ()> {
         let served;
         (self, served) = self.serve_all(worker)?;
         if let Err(e) = served {
-            if !std::mem::replace(&mut self.told, true) {
-                tracing::warn!("queue {}: {e}; it is tried again with each kick", self.number);
+            if !std::mem::replace(&mut self.logged, true) {
+                tracing::warn!("queue {}: {e}; trying again with each kick", self.number);
             }
             std::thread::sleep(ERROR_PAUSE);
         }
@@ -160,7 +162,7 @@ impl<H: Handler> QueueThread<H> {
         Some((self, ()))
     }
 
-    /// Until nothing is left, and the driver knows that it must kick.
+    /// Serves until the queue is empty and the driver has been told to kick.
     fn serve_all(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, io::Result<()>> {
         self.disarm();
         let done;
@@ -172,7 +174,7 @@ impl<H: Handler> QueueThread<H> {
             if more {
                 return self.run_ring(worker).map(|(queue, ())| (queue, Ok(())));
             }
-            // Beside a ring the virtqueue is only looked at when a kick was not for the ring.
+            // With a ring, the virtqueue is served only after a kick that brought nothing into the ring.
             let served;
             (self, served) = self.serve_virtqueue(worker)?;
             done = served.map(|_| ());
@@ -215,7 +217,7 @@ impl<H: Handler> QueueThread<H> {
         Some((self, Ok(())))
     }
 
-    /// Whether the driver is to kick from now on; returns whether there is something to serve already.
+    /// Tells the driver whether to kick from now on. Returns whether the virtqueue has a request already.
     fn set_notifications(&self, wanted: bool) -> bool {
         let gate = self.vring.gate();
         if gate.enter().is_none() {
@@ -252,7 +254,7 @@ impl<H: Handler> QueueThread<H> {
         Some((self, ()))
     }
 
-    /// Whether there was anything to serve.
+    /// Serves a batch. Returns whether there was a request.
     fn serve_ring(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, bool> {
         let Some(pass) = self.vring.gate().enter() else { return Some((self, false)) };
         self.check_driver(pass.driver);
@@ -301,7 +303,7 @@ impl<H: Handler> QueueThread<H> {
         Some((self, served.requests > 0))
     }
 
-    /// Whether there was anything to serve.
+    /// Serves a batch. Returns whether there was a request.
     fn serve_virtqueue(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, io::Result<bool>> {
         let Some(pass) = self.vring.gate().enter() else { return Some((self, Ok(false))) };
         self.check_driver(pass.driver);
@@ -346,14 +348,14 @@ impl<H: Handler> QueueThread<H> {
         Some((self, result))
     }
 
-    /// Takes over the ring that the guest asks for.
+    /// Sets up the ring that the guest asks for.
     fn start_ring(&mut self, setup: &RingSetup, memory: Arc<GuestMemoryMmap>) -> io::Result<()> {
         if !self.device.rings {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let bell = self.vring.clone();
+        let vring = self.vring.clone();
         let call: Notifier = Arc::new(move || {
-            let _ = bell.signal_used_queue();
+            let _ = vring.signal_used_queue();
         });
         let ring = RingDevice::new(setup, memory, call).map_err(|e| {
             tracing::warn!("queue {}: a guest's ring is refused: {e}", self.number);
@@ -369,7 +371,7 @@ impl<H: Handler> QueueThread<H> {
         Ok(())
     }
 
-    /// A new driver has set up everything anew: its predecessor's memory is not ours any more.
+    /// Drops the ring of a former driver: its memory may not be used any more.
     fn check_driver(&mut self, driver: u32) {
         if driver != self.driver {
             self.driver = driver;
@@ -378,14 +380,15 @@ impl<H: Handler> QueueThread<H> {
         }
     }
 
-    /// Spins for the ring as the policy says.
+    /// Spins as the policy says. Returns whether the ring has a request.
     fn spin(&mut self) -> bool {
         let Some(ring) = &self.ring else { return false };
         let gate = self.vring.gate();
         self.parker.spin(|| ring.ready() || gate.is_closing())
     }
 
-    /// Tells the guest where this thread runs, and waits accordingly: a guest whose CPU is unknown may need this core.
+    /// Tells the guest where this thread runs, and sets the way of spinning: a guest whose CPU is unknown may need this
+    /// core.
     fn publish_cpu(&mut self) {
         let Some(ring) = &self.ring else { return self.parker.set_mode(SpinMode::Yield) };
         let cpu = self.placement.as_ref().map_or(PeerCpu::Unknown, |placement| placement.place().peer_cpu());
@@ -397,7 +400,7 @@ impl<H: Handler> QueueThread<H> {
         });
     }
 
-    /// Asks the guest to ring from now on; whether there is something to serve already.
+    /// Tells the guest to kick for the ring. Returns whether the ring has a request already.
     fn arm(&self) -> bool {
         self.ring.as_ref().is_some_and(|ring| {
             ring.own_wakeup().set();
@@ -418,13 +421,13 @@ impl<H: Handler> QueueThread<H> {
     }
 }
 
-/// FUSE's number of a request.
+/// The request's `unique` in `fuse_in_header`.
 fn unique(head: &[u8]) -> u64 {
     head.get(8..16).map_or(0, |bytes| u64::from_ne_bytes(bytes.try_into().expect("eight bytes")))
 }
 
 impl<H: Handler> DeviceContext<H> {
-    /// Handles a request; INTERRUPT is this module's own.
+    /// Handles a request. INTERRUPT goes to the thread that serves the other request.
     fn outcome(&self, head: &[u8], handle: impl FnOnce() -> Outcome) -> Outcome {
         match interrupted_unique(head) {
             Some(unique) => {

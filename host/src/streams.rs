@@ -15,7 +15,7 @@ use tunnelfs_ring::{JOIN_TOKEN_BYTES, OP_JOIN};
 use tunnelfs_settings::Settings;
 use vhost::vhost_user::Listener;
 
-/// Connections at a time that have said nothing yet. One more is refused.
+/// Connections at a time that have sent nothing yet. One more is refused.
 const MAX_SILENT: usize = 256;
 
 type Token = [u8; JOIN_TOKEN_BYTES];
@@ -23,7 +23,7 @@ type Token = [u8; JOIN_TOKEN_BYTES];
 /// Guests that are there.
 type Sessions<H> = HashMap<Token, Arc<Session<H>>>;
 
-/// All guests of the host.
+/// The guests of a host.
 struct Streams<H: Handler, O> {
     settings: Settings,
     open: O,
@@ -81,7 +81,7 @@ pub fn serve<H: Handler>(
     while *left == 0 {
         streams.changed.wait(&mut left);
     }
-    // Ends the accepting thread, and refuses whoever is still waiting.
+    // Ends the accepting thread, and refuses connections that still wait.
     // SAFETY: the listener's descriptor.
     unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) };
     drop(file);
@@ -89,10 +89,10 @@ pub fn serve<H: Handler>(
 }
 
 impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O> {
-    /// Hears a connection's first words on a thread of its own: they may be long in coming.
+    /// Waits for a connection's first message on a thread of its own: it may take long.
     fn greet_beside(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
         let Some(permit) = self.silent.try_acquire() else {
-            return Err(io::Error::other(format!("refused: {MAX_SILENT} connections have said nothing yet")));
+            return Err(io::Error::other(format!("refused: {MAX_SILENT} connections have sent nothing yet")));
         };
         let greet = move || {
             let _permit = permit;
@@ -107,7 +107,7 @@ impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O>
         let mut header = [0; IN_HEADER];
         let n = peek(&stream, &mut header)?;
         if n == 0 {
-            // Whoever only looks whether somebody listens.
+            // A program that only checks whether somebody listens.
             return Ok(());
         }
         let mut token = None;

@@ -520,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duty_is_taken_before_the_late_answer_is_delivered() {
+    fn a_task_is_taken_before_the_late_answer_is_delivered() {
         let (late, takeovers) = (Arc::new(AtomicI32::new(0)), Arc::new(AtomicU32::new(0)));
         let pool = WorkerPool::new(8).unwrap();
         pool.start(Borderline { left: 300, late: late.clone(), takeovers: takeovers.clone() }).unwrap();

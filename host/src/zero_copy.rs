@@ -20,10 +20,10 @@ pub struct ZeroCopyBuf<'a> {
     helper: Option<&'a CopyHelper>,
 }
 
-/// Which way data goes.
+/// The direction of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Into a file. An error after some bytes: a short count, as write(2) has it.
+    /// Into a file. An error after some bytes becomes a short count, as in write(2).
     In,
     /// Out of a file. An error after some bytes is an error: to the guest's kernel a short count is the end of the file.
     Out,
@@ -72,7 +72,7 @@ impl ZeroCopyBuf<'_> {
         self.len
     }
 
-    /// Whether there is no byte.
+    /// Whether the buffer is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -112,12 +112,12 @@ impl ZeroCopyBuf<'_> {
         transfer(self.buf, self.offset, count.min(self.len), off, way, call)
     }
 
-    /// Who helps, if there is enough to do for two.
+    /// The helper, if there is enough to copy for two threads.
     fn helper(&self, count: usize) -> Option<&CopyHelper> {
         self.helper.filter(|_| count.min(self.len) > PART)
     }
 
-    /// The same by two threads, part by part: what is there up to the first part that is not complete.
+    /// As `transfer`, by two threads, part by part. Returns the bytes up to the first part that is not complete.
     fn transfer_together(
         &self,
         helper: &CopyHelper,

@@ -12,17 +12,17 @@ use tunnelfs_ring::{
 };
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 
-/// Rings the guest's doorbell.
+/// Signals the guest's call eventfd.
 pub type Notifier = Arc<dyn Fn() + Send + Sync>;
 
-/// The completing half, shared with threads of late requests.
+/// The completion queue, shared with the threads of late requests.
 pub struct Completions {
     cq: CachePadded<Mutex<Producer<Cqe>>>,
     driver_wakeup: NeedWakeup,
     call: Notifier,
-    /// The guest broke the protocol: nothing is taken any more.
+    /// The guest broke the protocol: no more submissions are taken.
     broken: CachePadded<AtomicBool>,
-    /// Keeps the guest's memory mapped while a request is under way.
+    /// Keeps the guest's memory mapped while a request is in flight.
     _memory: Arc<GuestMemoryMmap>,
 }
 
@@ -37,7 +37,7 @@ pub struct RingDevice {
 }
 
 impl RingDevice {
-    /// Checks a guest's set-up message and takes the ring over.
+    /// Checks a guest's set-up message and maps its ring.
     ///
     /// # Errors
     /// [`Error`] when the message or the memory that it names is not acceptable.
@@ -73,7 +73,7 @@ impl RingDevice {
         Ok(RingDevice { sq, slots, own_wakeup, done, guest_cpu })
     }
 
-    /// Whether a submission waits that could be served.
+    /// Whether a submission waits, and the ring is not closed.
     pub fn ready(&self) -> bool {
         !self.broken() && self.sq.ready()
     }
@@ -82,17 +82,17 @@ impl RingDevice {
         self.done.broken.load(Ordering::Relaxed)
     }
 
-    /// The completing half.
+    /// The completion queue.
     pub fn completions(&self) -> &Arc<Completions> {
         &self.done
     }
 
-    /// The "host sleeps" flag.
+    /// The flag that asks the guest to kick.
     pub fn own_wakeup(&self) -> &NeedWakeup {
         &self.own_wakeup
     }
 
-    /// The next submission, privately, with its slot checked; `None`: no more for now.
+    /// Copies the next submission out, and checks its slot; `None`: there is none.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the guest broke the protocol; the ring then stays closed.
@@ -106,7 +106,7 @@ impl RingDevice {
     }
 }
 
-/// One request: the private copy of its entry, and its slot.
+/// One request: the private copy of its SQE, and its slot.
 pub struct Submission {
     sqe: Sqe,
     slot: *mut u8,
@@ -124,7 +124,7 @@ impl Submission {
 }
 
 impl Completions {
-    /// Nothing is taken from the ring any more.
+    /// Closes the ring: no more submissions are taken.
     pub fn close(&self) {
         self.broken.store(true, Ordering::Relaxed);
     }
@@ -138,7 +138,7 @@ impl Completions {
         handler.handle(request.head(), input, output, helper)
     }
 
-    /// Publishes the completion, also of a request without a reply: the guest gets its slot back.
+    /// Publishes the completion, also for a request without a reply: it returns the slot to the guest.
     ///
     /// Returns the payload bytes that the request has moved.
     ///
@@ -153,8 +153,8 @@ impl Completions {
         if let Outcome::Reply(reply) = outcome {
             write_reply(&mut cqe, sqe, reply, out);
         }
-        // A guest reuses a slot only after it has reaped, and has no more slots
-        // than entries: one that lets the ring fill up has broken the protocol.
+        // There is a CQE for each slot, and a slot is reused only after its completion has been reaped. So a full
+        // ring means that the guest has broken the protocol.
         let room = self.cq.lock().push(&cqe).inspect_err(|_| self.close())?;
         if !room {
             self.close();
@@ -167,7 +167,7 @@ impl Completions {
     }
 }
 
-/// `fuse_out_header`, then the reply's structure: in the entry where it fits, else in the slot.
+/// Writes `fuse_out_header`, then the reply's structure: into the CQE where it fits, else into the slot.
 fn write_reply(cqe: &mut Cqe, sqe: &Sqe, mut reply: Reply, out: GuestBuf<'_>) {
     const HEADER: usize = 16;
     if reply.body().len() > CQE_INLINE_BYTES - HEADER {

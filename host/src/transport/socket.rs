@@ -32,7 +32,7 @@ const WRITE_HEAD: usize = IN_HEADER + 40;
 const MAX_MESSAGE: usize = MAX_SLOT_SIZE as usize + 4096;
 /// Bytes of replies that wait for the guest to read, from which on the host reads no more requests.
 const OUTBOX_LIMIT: usize = 64 << 20;
-/// Between two looks whether all threads of a guest that has gone have ended.
+/// Pause between two checks whether all threads of a guest that has left have ended.
 const ENDING: Duration = Duration::from_millis(10);
 
 /// Private memory whose byte `at` starts a page: files with O_DIRECT want their data so. A mapping of its own, which
@@ -303,7 +303,7 @@ impl<H: Handler> Session<H> {
     }
 }
 
-/// What the thread of a connection owns: whoever has it reads the next request.
+/// Owned by the thread that reads the connection.
 struct Reader<H: Handler> {
     session: Arc<Session<H>>,
     connection: Arc<Connection>,
