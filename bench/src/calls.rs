@@ -13,7 +13,8 @@ use tunnelfs_fuse_abi::*;
 use tunnelfs_host::fs::Passthrough;
 use tunnelfs_host::fs_builder;
 use tunnelfs_host::guest_buf::GuestBuf;
-use tunnelfs_host::server::{Handler, Outcome, Server};
+use tunnelfs_host::handler::{Handler, Outcome};
+use tunnelfs_host::Server;
 use tunnelfs_settings::Host;
 
 /// Turns of each side, of which the median counts; and how long one lasts.

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use tunnelfs_host::fs::Passthrough;
 use tunnelfs_host::fs_builder;
 use tunnelfs_host::guest_buf::GuestBuf;
-use tunnelfs_host::server::{Handler, Outcome, Server};
+use tunnelfs_host::handler::{Handler, Outcome};
+use tunnelfs_host::Server;
 use tunnelfs_ring::{Geometry, Region};
 use tunnelfs_settings::Host;
 

@@ -10,7 +10,7 @@ use tunnelfs_guest::{Completion, Error, Transport};
 use tunnelfs_host::fs::Passthrough;
 use tunnelfs_host::guest_buf::GuestBuf;
 use tunnelfs_host::handler::{Handler, Outcome};
-use tunnelfs_host::server::Server;
+use tunnelfs_host::Server;
 use tunnelfs_ring::{Counters, Geometry, Region, CQE_INLINE_BYTES};
 
 const OUT_HEADER: usize = 16;

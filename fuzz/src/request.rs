@@ -3,7 +3,7 @@
 use crate::server::SERVER;
 use libc::iovec;
 use tunnelfs_host::guest_buf::GuestBuf;
-use tunnelfs_host::server::{Handler, Outcome};
+use tunnelfs_host::handler::{Handler, Outcome};
 
 /// First byte: where the head ends; second: where the payload is cut in two; third: the reply's room.
 pub fn once(bytes: &[u8]) {

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use tunnelfs_host::fs::Passthrough;
 use tunnelfs_host::fs_builder;
-use tunnelfs_host::server::Server;
+use tunnelfs_host::Server;
 use tunnelfs_settings::Host;
 
 /// In a temporary directory that stays: a guest of no known end works in it.

@@ -1,6 +1,6 @@
 //! What a transport hands its requests to.
 
-pub use crate::copy_helper::CopyHelper;
+use crate::copy_helper::CopyHelper;
 use crate::guest_buf::GuestBuf;
 use std::io;
 use zerocopy::{Immutable, IntoBytes};

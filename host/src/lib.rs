@@ -10,7 +10,7 @@
 
 mod admission;
 mod backend;
-mod copy_helper;
+pub mod copy_helper;
 mod daemon;
 mod extensions;
 pub mod fs;
@@ -27,7 +27,7 @@ pub mod request;
 pub mod sandbox;
 mod seccomp;
 mod serve;
-pub mod server;
+mod server;
 mod streams;
 mod takeover;
 pub mod transport;

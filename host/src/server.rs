@@ -1,9 +1,10 @@
 //! FUSE requests to calls on a file system: one line per opcode.
 
+use crate::copy_helper::CopyHelper;
 use crate::extensions;
 use crate::fs::{DirEntry, Extensions, FileSystem, XattrReply, ZeroCopyBuf};
 use crate::guest_buf::{einval, GuestBuf};
-pub use crate::handler::{CopyHelper, Handler, Outcome, Reply};
+use crate::handler::{Handler, Outcome, Reply};
 use crate::request::{parse_cstr, parse_name, Request};
 use parking_lot::Mutex;
 use std::io;

@@ -42,12 +42,12 @@ const KEEP_INTERRUPT: Duration = Duration::from_secs(2);
 /// INTERRUPTs that are kept. The oldest makes room.
 const MAX_INTERRUPTS: usize = 256;
 
-/// What a thread serves.
+/// Served by one thread at a time.
 pub trait Task: Sized + Send + 'static {
     /// Serves until the task has ended, or has been taken over (then `self` has moved into `worker`).
     fn run(self: Box<Self>, worker: &Worker<Self>);
 
-    /// The task is taken away from a late request's thread. Called before that thread goes on, and before another thread
+    /// Another thread takes the task over. Called before that thread goes on, and before another thread
     /// runs the task.
     fn taken(&mut self);
 }
@@ -72,9 +72,9 @@ struct LateRequest {
 /// One thread, as the pool sees it.
 pub struct Worker<T> {
     current: CachePadded<CurrentRequest<T>>,
-    /// Which task the thread runs: its number.
+    /// The number of the task that the thread runs.
     number: AtomicUsize,
-    /// `sequence` at the watcher's last look. The watcher's own.
+    /// `sequence` at the watcher's last look. Only the watcher uses it.
     seen: AtomicU32,
     late: Mutex<LateRequest>,
     thread: libc::pid_t,
@@ -124,7 +124,8 @@ impl<T: Task> Worker<T> {
         }
     }
 
-    /// The request has been handled. `None`: late, another thread has the task; deliver, then [`Worker::leave`].
+    /// The request has been handled. `None`: it was late, and another thread has the task. Deliver the reply, then call
+    /// [`Worker::leave`].
     pub fn reclaim(&self) -> Option<Box<T>> {
         let task = self.swap_out();
         if task.is_none() {
@@ -140,12 +141,12 @@ impl<T: Task> Worker<T> {
         (!task.is_null()).then(|| unsafe { Box::from_raw(task) })
     }
 
-    /// The late request has been answered: the thread may not be signalled any more.
+    /// The reply of a late request has been delivered: the thread must not be signalled any more.
     pub fn leave(&self) {
         let late = std::mem::take(&mut *self.late.lock());
         self.current.unique.store(0, Ordering::Relaxed);
         if late.signalled.is_some() {
-            // A signal that is pending is taken here, and not by the next request.
+            // Delivers a pending signal here, so that it does not interrupt the next request.
             // SAFETY: a system call without arguments.
             unsafe { libc::syscall(libc::SYS_sched_yield) };
         }
@@ -169,7 +170,7 @@ impl<T: Task> Worker<T> {
         Some(task)
     }
 
-    /// Interrupts the late request, if it is this one and it is time.
+    /// Signals the thread, if its late request is the wanted one and the last signal was [`SIGNAL_EVERY`] ago.
     fn interrupt(&self, unique: impl FnOnce(u64) -> bool) {
         let mut late = self.late.lock();
         let due = late.signalled.is_none_or(|at| at.elapsed() >= SIGNAL_EVERY);
@@ -195,9 +196,9 @@ struct TaskQueue<T> {
     tasks: VecDeque<Box<T>>,
     /// Threads that wait for a task.
     idle: usize,
-    /// All of them.
+    /// All threads.
     threads: usize,
-    /// How many there may be.
+    /// Most threads.
     limit: usize,
     stopping: bool,
     handles: Vec<JoinHandle<()>>,
@@ -364,7 +365,7 @@ impl<T: Task> PoolState<T> {
         }
     }
 
-    /// Whether another thread is there, or may be.
+    /// Whether another thread is idle, or could be started.
     fn has_spare(self: &Arc<Self>) -> bool {
         let mut queue = self.queue.lock();
         queue.idle > queue.tasks.len() || queue.threads < queue.limit && self.spawn(&mut queue).is_ok()
@@ -375,7 +376,7 @@ impl<T: Task> PoolState<T> {
         let mut queue = self.queue.lock();
         queue.tasks.push_back(task);
         if queue.idle < queue.tasks.len() && queue.threads < MAX_THREADS {
-            // Without a thread it waits for one that is done.
+            // If the system has no thread left, the task waits for an idle one.
             let _ = self.spawn(&mut queue);
         }
         self.more.notify_one();
@@ -387,13 +388,13 @@ struct Watcher<T> {
     state: Arc<PoolState<T>>,
     /// Looks without a request.
     idle: u32,
-    /// Whether it has been said that all threads are held up.
-    told: bool,
+    /// Whether a warning has been logged that all threads are held up.
+    logged: bool,
 }
 
 impl<T: Task> Watcher<T> {
     fn new(state: Arc<PoolState<T>>) -> Self {
-        Watcher { state, idle: 0, told: false }
+        Watcher { state, idle: 0, logged: false }
     }
 
     fn run(mut self) {
@@ -419,7 +420,7 @@ impl<T: Task> Watcher<T> {
         }
     }
 
-    /// Whether the worker's thread has begun a request since the last look, or is in one that can be taken over.
+    /// Takes a late request's task over. Returns whether the thread has a request, or has had one since the last look.
     fn look(&mut self, worker: &Arc<Worker<T>>) -> bool {
         let sequence = worker.current.sequence.load(Ordering::Relaxed);
         if worker.seen.swap(sequence, Ordering::Relaxed) != sequence {
@@ -432,13 +433,13 @@ impl<T: Task> Watcher<T> {
             if let Some(task) = worker.take() {
                 self.state.hand_over(task);
             }
-        } else if !std::mem::replace(&mut self.told, true) {
+        } else if !std::mem::replace(&mut self.logged, true) {
             tracing::warn!("all threads are held up by slow requests: the next ones wait (host.thread_pool_size)");
         }
         true
     }
 
-    /// Signals late requests whose callers have been interrupted. Whether there are any.
+    /// Signals the threads of late requests that are to be interrupted. Returns whether there are INTERRUPTs to keep.
     fn interrupt(&self, workers: &[Arc<Worker<T>>]) -> bool {
         let mut interrupts = self.state.interrupts.lock();
         if interrupts.is_empty() {

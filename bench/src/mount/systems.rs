@@ -17,7 +17,7 @@ use tunnelfs_guest::mount::{Mount, MountConfig, WORKERS};
 use tunnelfs_guest::Connection;
 use tunnelfs_guest::Transport;
 use tunnelfs_host::fs_builder;
-use tunnelfs_host::server::Server;
+use tunnelfs_host::Server;
 use tunnelfs_settings::{Cache, Channel, Kind, Settings};
 
 /// How long anything may take to come up or go away.

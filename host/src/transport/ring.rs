@@ -1,7 +1,8 @@
 //! Device side of the ring: entries in, file I/O in place, completions out.
 
+use crate::copy_helper::CopyHelper;
 use crate::guest_buf::GuestBuf;
-use crate::handler::{CopyHelper, Handler, Outcome, Reply};
+use crate::handler::{Handler, Outcome, Reply};
 use crossbeam_utils::CachePadded;
 use libc::iovec;
 use parking_lot::Mutex;
