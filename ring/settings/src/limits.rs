@@ -1,6 +1,6 @@
 //! What the values may be. A value that is accepted here neither panics nor means something else later.
 
-use crate::{Kind, Settings, MAX_QUEUES};
+use crate::schema::{Kind, Settings, MAX_QUEUES};
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;

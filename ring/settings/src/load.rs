@@ -1,9 +1,10 @@
 //! Defaults, then the file, then the command line; and where each value came from.
 
+use crate::error::Error;
 use crate::limits::{self, Refusal};
 use crate::numbers;
-use crate::words::{self, Form};
-use crate::{Error, Settings};
+use crate::options::{self, ArgKind, OptionSpec};
+use crate::schema::Settings;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -71,15 +72,15 @@ impl Loader {
     ///
     /// # Errors
     /// [`Error::Value`].
-    pub fn command_line(&mut self, sections: &'static [&'static str], matches: &clap::ArgMatches) -> Result<(), Error> {
+    pub fn apply_args(&mut self, sections: &'static [&'static str], matches: &clap::ArgMatches) -> Result<(), Error> {
         self.use_tables(sections);
-        for word in words::of(sections) {
-            let given = match word.form {
-                Form::Switch(meaning) => matches.get_flag(word.option).then_some(Value::Boolean(meaning)),
-                form => matches.get_one::<String>(word.option).map(|text| parse(text, word.key, form)),
+        for spec in options::of(sections) {
+            let given = match spec.form {
+                ArgKind::Switch(meaning) => matches.get_flag(spec.option).then_some(Value::Boolean(meaning)),
+                form => matches.get_one::<String>(spec.option).map(|text| parse(text, spec.key, form)),
             };
             if let Some(value) = given {
-                self.set(word.key, value, format!("--{}", word.option))?;
+                self.set(spec.key, value, format!("--{}", spec.option))?;
             }
         }
         Ok(())
@@ -92,17 +93,17 @@ impl Loader {
     pub fn mount_word(&mut self, sections: &'static [&'static str], text: &str) -> Result<bool, Error> {
         self.use_tables(sections);
         let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
-        let Some(word) = words::of(sections).find(|w| w.is(name)) else { return Ok(false) };
+        let Some(spec) = options::of(sections).find(|w| w.is(name)) else { return Ok(false) };
         let origin = format!("-o {text}");
-        let value = match (word.form, value) {
-            (Form::Switch(meaning), None) => Value::Boolean(meaning),
-            (Form::Switch(_), Some(v)) => {
-                return Err(self.refused(word.key, v, "stands alone, without a value", origin))
+        let value = match (spec.form, value) {
+            (ArgKind::Switch(meaning), None) => Value::Boolean(meaning),
+            (ArgKind::Switch(_), Some(v)) => {
+                return Err(self.refused(spec.key, v, "stands alone, without a value", origin))
             }
-            (_, None) => return Err(self.refused(word.key, "", "needs a value", origin)),
-            (form, Some(v)) => parse(v, word.key, form),
+            (_, None) => return Err(self.refused(spec.key, "", "needs a value", origin)),
+            (form, Some(v)) => parse(v, spec.key, form),
         };
-        self.set(word.key, value, origin)?;
+        self.set(spec.key, value, origin)?;
         Ok(true)
     }
 
@@ -168,6 +169,33 @@ impl Loader {
     }
 }
 
+/// The command-line options of the settings in `sections`: whole tables or single keys, and `--config`.
+pub fn args(sections: &'static [&'static str]) -> Vec<clap::Arg> {
+    let option = |spec: &OptionSpec| {
+        let arg = clap::Arg::new(spec.option).long(spec.option).help(spec.help);
+        match spec.form {
+            ArgKind::Switch(_) => arg.action(clap::ArgAction::SetTrue),
+            ArgKind::Value(name) | ArgKind::List(name) => arg.value_name(name),
+        }
+    };
+    let config = clap::Arg::new("config")
+        .long("config")
+        .value_name("FILE")
+        .value_parser(clap::value_parser!(PathBuf))
+        .help(format!("Settings file [default: {SYSTEM_FILE}, if there is one]"));
+    options::of(sections).map(option).chain([config]).collect()
+}
+
+/// What a command line made with [`args`] and the file that it names say.
+///
+/// # Errors
+/// [`Error`].
+pub fn load(sections: &'static [&'static str], matches: &clap::ArgMatches) -> Result<Loader, Error> {
+    let mut loader = Loader::new(matches.get_one::<PathBuf>("config").map(PathBuf::as_path))?;
+    loader.apply_args(sections, matches)?;
+    Ok(loader)
+}
+
 /// The line of a key in a file that has it, from 1.
 fn line_of(text: &str, section: &str, name: &str) -> usize {
     let Ok(document) = toml::de::DeTable::parse(text) else { return 1 };
@@ -185,10 +213,10 @@ fn default_of(key: &str) -> Option<&'static Value> {
 }
 
 /// A word of a command line as TOML would have it: text stays text, also where it looks like a number.
-fn parse(text: &str, key: &str, form: Form) -> Value {
+fn parse(text: &str, key: &str, form: ArgKind) -> Value {
     let number = |t: &str| t.trim().parse().map_or_else(|_| Value::String(t.into()), Value::Integer);
     match form {
-        Form::List(_) => Value::Array(text.split([',', ':']).filter(|t| !t.trim().is_empty()).map(number).collect()),
+        ArgKind::List(_) => Value::Array(text.split([',', ':']).filter(|t| !t.trim().is_empty()).map(number).collect()),
         _ if default_of(key).is_some_and(Value::is_integer) => number(text),
         _ => Value::String(text.into()),
     }

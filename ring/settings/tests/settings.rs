@@ -1,6 +1,6 @@
 //! The file, the command line and the annotated example.
 
-use tunnelfs_settings::{args, load, Cache, Kind, Loader, Settings, WORDS};
+use tunnelfs_settings::{args, load, Cache, Kind, Loader, Settings, OPTIONS};
 
 const ALL: &[&str] = &["transport", "wait", "host"];
 
@@ -28,7 +28,7 @@ fn the_example_has_every_key_with_its_default() {
     for (section, keys) in &defaults {
         for key in keys.as_table().unwrap().keys() {
             assert!(table[section].get(key).is_some(), "{section}.{key} is not in the example");
-            assert!(WORDS.iter().any(|w| w.key == format!("{section}.{key}")), "{section}.{key} has no option");
+            assert!(OPTIONS.iter().any(|w| w.key == format!("{section}.{key}")), "{section}.{key} has no option");
         }
     }
 }
@@ -116,7 +116,7 @@ fn values_that_would_go_wrong_later_are_refused() {
         ("mount.reconnect_timeout", "31536001", "from 0 to 31536000 seconds"),
     ];
     for &(key, value, allowed) in cases {
-        let word = WORDS.iter().find(|w| w.key == key).unwrap();
+        let word = OPTIONS.iter().find(|w| w.key == key).unwrap();
         let option = format!("--{}", word.option);
         let on_line = from_tables(&["transport", "wait", word_table(key)], "", &[&format!("{option}={value}")]);
         assert_says(&on_line, &[key, value, allowed, &option]);

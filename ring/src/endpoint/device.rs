@@ -1,6 +1,8 @@
 //! The device's end: takes requests and completes each of them once.
 
-use super::{next_id, Handoff, Notification, Payload, Sleep};
+use super::handoff::Handoff;
+use super::payload::Payload;
+use super::sleep::{next_id, Notification, Sleep};
 use crate::error::Error;
 use crate::layout::{Cqe, Sqe, CQE_INLINE_BYTES};
 use crate::notify::Eventfd;

@@ -1,6 +1,8 @@
 //! The driver's end: submits requests and reaps their replies.
 
-use super::{next_id, Handoff, Notification, Payload, Sleep};
+use super::handoff::Handoff;
+use super::payload::Payload;
+use super::sleep::{next_id, Notification, Sleep};
 use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::layout::{Cqe, Sqe, CQE_INLINE_BYTES, SQE_INLINE_BYTES};
