@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use tunnelfs_fuse_abi::zerocopy::{FromBytes, Immutable, IntoBytes};
 use tunnelfs_fuse_abi::*;
 use tunnelfs_host::fs::Passthrough;
-use tunnelfs_host::server::{Caller, Handler, Outcome, Server};
-use tunnelfs_host::share;
-use tunnelfs_host::shared::Shared;
+use tunnelfs_host::fs_builder;
+use tunnelfs_host::guest_buf::GuestBuf;
+use tunnelfs_host::handler::{Handler, Outcome};
+use tunnelfs_host::Server;
 use tunnelfs_settings::Host;
 
 /// Turns of each side, of which the median counts; and how long one lasts.
@@ -45,7 +46,7 @@ struct Served {
 impl Served {
     fn new(dir: &Path) -> io::Result<Served> {
         let host = Host { shared_dir: dir.into(), xattr: true, ..Host::default() };
-        let mut served = Served { server: Server::new(share::open(&host)?), buffer: vec![0; BUFFER], unique: 0 };
+        let mut served = Served { server: Server::new(fs_builder::open(&host)?), buffer: vec![0; BUFFER], unique: 0 };
         let init = InitInCompat { major: MAJOR, minor: MINOR, max_readahead: 1 << 20, flags: !0 };
         let ext = InitInExt { flags2: !flags::init::SUBMOUNTS as u32, ..InitInExt::default() };
         served.ask(Opcode::Init, ROOT_ID, &[init.as_bytes(), ext.as_bytes()].concat(), 0)?;
@@ -63,9 +64,9 @@ impl Served {
         let part = |len| [libc::iovec { iov_base: self.buffer.as_ptr().cast_mut().cast(), iov_len: len }];
         let (input, output) = (part(payload), part(BUFFER));
         // SAFETY: both lie in this object's buffer, which nobody looks at meanwhile.
-        let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-        match self.server.handle(&head, input, output, Caller::Patient) {
-            Outcome::Reply(reply) if reply.error == 0 => Ok(reply.fixed().to_vec()),
+        let (input, output) = unsafe { (GuestBuf::new(&input), GuestBuf::new(&output)) };
+        match self.server.handle(&head, input, output, None) {
+            Outcome::Reply(reply) if reply.error == 0 => Ok(reply.body().to_vec()),
             Outcome::Reply(reply) => Err(io::Error::from_raw_os_error(-reply.error)),
             _ => Ok(Vec::new()),
         }

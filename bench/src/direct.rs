@@ -6,9 +6,10 @@ use crate::workload::{check, fill, Sample, Template};
 use std::io;
 use std::time::{Duration, Instant};
 use tunnelfs_host::fs::Passthrough;
-use tunnelfs_host::server::{Caller, Handler, Outcome, Server};
-use tunnelfs_host::share;
-use tunnelfs_host::shared::Shared;
+use tunnelfs_host::fs_builder;
+use tunnelfs_host::guest_buf::GuestBuf;
+use tunnelfs_host::handler::{Handler, Outcome};
+use tunnelfs_host::Server;
 use tunnelfs_ring::{Geometry, Region};
 use tunnelfs_settings::Host;
 
@@ -27,7 +28,7 @@ impl Direct {
     /// The file system's.
     pub fn open(bench: &Bench) -> io::Result<Self> {
         let host = Host { shared_dir: bench.dir.clone(), announce_submounts: false, ..bench.settings.host.clone() };
-        let server = Server::new(share::open(&host)?);
+        let server = Server::new(fs_builder::open(&host)?);
         let geometry = bench.settings.transport.geometry();
         let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false);
         let memory = memory.map_err(io::Error::other)?;
@@ -38,9 +39,7 @@ impl Direct {
 
     fn word(&self, head: &[u8]) -> io::Result<u64> {
         match self.call(head, self.buffer(0), 0, 4096) {
-            Outcome::Reply(r) if r.error == 0 => {
-                Ok(u64::from_ne_bytes(r.fixed()[..8].try_into().expect("eight bytes")))
-            }
+            Outcome::Reply(r) if r.error == 0 => Ok(u64::from_ne_bytes(r.body()[..8].try_into().expect("eight bytes"))),
             Outcome::Reply(r) => Err(io::Error::from_raw_os_error(-r.error)),
             _ => Err(io::Error::other("no reply")),
         }
@@ -57,12 +56,8 @@ impl Direct {
         let part = |len: u32| [libc::iovec { iov_base: buffer.cast(), iov_len: len as usize }];
         let (input, output) = (part(payload), part(room));
         // SAFETY: both lie in one of this object's buffers.
-        let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-        match self.server.handle(head, input, output, Caller::Queue(None)) {
-            // What a pool thread does for a queue.
-            Outcome::WouldBlock => self.server.handle(head, input, output, Caller::Patient),
-            outcome => outcome,
-        }
+        let (input, output) = unsafe { (GuestBuf::new(&input), GuestBuf::new(&output)) };
+        self.server.handle(head, input, output, None)
     }
 
     /// As [`crate::workload::run`], one call at a time; the depth only says over how many buffers
@@ -88,7 +83,8 @@ impl Direct {
             let outcome = self.call(head, buffer, payload, room);
             sample.latency.saturating_record(start.elapsed().as_nanos() as u64);
             match outcome {
-                Outcome::Reply(reply) if reply.error == 0 && (payload > 0 || reply.in_place == load.size as usize) => {}
+                Outcome::Reply(reply)
+                    if reply.error == 0 && (payload > 0 || reply.payload_len == load.size as usize) => {}
                 _ => return Err(io::Error::other("the direct call failed")),
             }
             if load.op == Op::Read {

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use tunnelfs_guest::fuse::abi::reply_header;
 use tunnelfs_guest::{Completion, Error, Transport};
 use tunnelfs_host::fs::Passthrough;
-use tunnelfs_host::handler::{Caller, Handler, Outcome};
-use tunnelfs_host::server::Server;
-use tunnelfs_host::shared::Shared;
+use tunnelfs_host::guest_buf::GuestBuf;
+use tunnelfs_host::handler::{Handler, Outcome};
+use tunnelfs_host::Server;
 use tunnelfs_ring::{Counters, Geometry, Region, CQE_INLINE_BYTES};
 
 const OUT_HEADER: usize = 16;
@@ -58,11 +58,11 @@ impl Transport for InProcess {
         let part = |len: u32| [libc::iovec { iov_base: ptr.cast(), iov_len: len as usize }];
         let (input, output) = (part(payload_len), part(reply_max));
         // SAFETY: both lie in the slot.
-        let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
+        let (input, output) = unsafe { (GuestBuf::new(&input), GuestBuf::new(&output)) };
         let mut completion = Completion { slot, head: [0; CQE_INLINE_BYTES], head_len: OUT_HEADER, payload_len: 0 };
-        if let Outcome::Reply(reply) = self.server.handle(head, input, output, Caller::Patient) {
-            output.write(0, reply.fixed())?;
-            completion.payload_len = reply.fixed().len() + reply.in_place;
+        if let Outcome::Reply(reply) = self.server.handle(head, input, output, None) {
+            output.write(0, reply.body())?;
+            completion.payload_len = reply.body().len() + reply.payload_len;
             let unique = u64::from_ne_bytes(head[8..16].try_into().expect("eight bytes"));
             let header = reply_header(OUT_HEADER + completion.payload_len, reply.error, unique);
             completion.head[..OUT_HEADER].copy_from_slice(&header);

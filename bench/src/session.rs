@@ -180,7 +180,7 @@ fn start_virtiofsd(socket: &Path, dir: &Path) -> io::Result<Child> {
 
 fn start_thread(settings: Settings) -> JoinHandle<()> {
     std::thread::spawn(move || {
-        if let Err(e) = tunnelfs_host::serve(&settings, true) {
+        if let Err(e) = tunnelfs_host::serve(&settings, tunnelfs_host::Guests::One) {
             eprintln!("in-process host: {e}");
         }
     })

@@ -2,8 +2,8 @@
 
 use crate::server::SERVER;
 use libc::iovec;
-use tunnelfs_host::server::{Caller, Handler, Outcome};
-use tunnelfs_host::shared::Shared;
+use tunnelfs_host::guest_buf::GuestBuf;
+use tunnelfs_host::handler::{Handler, Outcome};
 
 /// First byte: where the head ends; second: where the payload is cut in two; third: the reply's room.
 pub fn once(bytes: &[u8]) {
@@ -24,9 +24,9 @@ pub fn once(bytes: &[u8]) {
     let input = [part(first), part(second)];
     let output = [iovec { iov_base: reply.as_mut_ptr().cast(), iov_len: reply.len() }];
     // SAFETY: buffers of this function.
-    let (payload, out) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-    if let Outcome::Reply(answer) = SERVER.handle(head, payload, out, Caller::Patient) {
-        assert!(answer.in_place <= reply.len());
+    let (payload, out) = unsafe { (GuestBuf::new(&input), GuestBuf::new(&output)) };
+    if let Outcome::Reply(answer) = SERVER.handle(head, payload, out, None) {
+        assert!(answer.payload_len <= reply.len());
         assert!((-4095..=0).contains(&answer.error));
     }
 }

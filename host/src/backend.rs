@@ -2,19 +2,14 @@
 //! [`crate::queue_thread`]), which wait for their kicks themselves: a hand-over to another thread costs a wake.
 
 use crate::handler::Handler;
-use crate::memory::Tables;
-use crate::placement::Decision;
-use crate::queue_thread::Queue;
-use crate::takeover::Crew;
-use crate::transport::virtqueue;
+use crate::memory::{GuestTables, Memory};
+use crate::queue_thread::{DeviceContext, QueueThread};
 use crate::vring::{Vring, MAX_QUEUE_SIZE};
 use parking_lot::{Condvar, Mutex};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use tunnelfs_ring::Policy;
-use tunnelfs_settings::{Kind, Settings};
+use tunnelfs_settings::Settings;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -24,67 +19,31 @@ use vmm_sys_util::epoll::EventSet;
 
 /// Bytes of a virtio-fs tag (`struct virtio_fs_config`, linux/virtio_fs.h).
 const TAG_BYTES: usize = 36;
-/// How long a queue's thread may take to notice that it must stop, before calls that it may wait in are emptied.
+/// A queue's thread that has not ended after this time may wait in writing a call: calls are emptied then.
 const STOPPING: Duration = Duration::from_secs(1);
-/// Between two looks whether all threads have ended.
+/// Pause between two checks whether all threads have ended.
 const ENDING: Duration = Duration::from_millis(10);
-/// How long requests of a guest that has gone may take before that is told.
+/// Requests of a guest that has left may take this long before a warning is logged.
 const SLOW_END: Duration = Duration::from_secs(10);
-
-/// What the queues of one guest share.
-pub struct Device<H: Handler> {
-    handler: OnceLock<H>,
-    pub memory: virtqueue::Memory,
-    pub crew: Crew<Queue<H>>,
-    /// Whether guests may have rings.
-    pub rings: bool,
-    /// Where queue threads run, in order and over again; if empty, it may be looked for.
-    cpus: Vec<usize>,
-    /// Finds where queue threads run best.
-    pub placing: Option<Arc<Decision>>,
-    stopping: AtomicBool,
-}
-
-impl<H: Handler> Device<H> {
-    /// Who serves requests. Threads start after it is there.
-    pub fn handler(&self) -> &H {
-        self.handler.get().expect("set before the queues' threads start")
-    }
-
-    pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
-    }
-
-    /// The CPU that the settings have for a queue. Queue 0 is the control queue, which has none.
-    pub fn cpu(&self, queue: usize) -> Option<usize> {
-        let request_queue = queue.checked_sub(1)?;
-        self.cpus.get(request_queue % self.cpus.len().max(1)).copied()
-    }
-
-    /// Whether queues' threads may be moved.
-    pub fn may_place(&self) -> bool {
-        self.placing.is_some()
-    }
-}
 
 /// One guest's device.
 pub struct Backend<H: Handler> {
-    device: Arc<Device<H>>,
+    device: Arc<DeviceContext<H>>,
     settings: Settings,
     config_space: Vec<u8>,
     queues: usize,
-    tables: Tables,
-    /// Of each queue.
+    tables: GuestTables,
+    /// One of each queue.
     vrings: OnceLock<Vec<Vring>>,
-    meeting: Mutex<Meeting>,
-    met: Condvar,
+    front_end: Mutex<FrontEnd>,
+    front_end_changed: Condvar,
 }
 
-/// Whether a front end has said anything, or has gone without a word.
+/// Whether the front end has sent a message, or has left without one.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Meeting {
+enum FrontEnd {
     Silent,
-    Met,
+    Talking,
     Gone,
 }
 
@@ -93,31 +52,23 @@ impl<H: Handler> Backend<H> {
     ///
     /// # Errors
     /// When the system has no threads or descriptors left.
-    pub fn new(settings: &Settings, memory: virtqueue::Memory) -> io::Result<Self> {
-        let (wait, queues) = (settings.wait, settings.transport.queue_count());
+    pub fn new(settings: &Settings, memory: Memory) -> io::Result<Self> {
+        let queues = settings.transport.queue_count();
         // struct virtio_fs_config: the tag, zero-padded, then the number of request queues.
         let mut config_space = settings.host.tag.clone().into_bytes();
         config_space.resize(TAG_BYTES, 0);
         config_space.extend_from_slice(&(queues as u32).to_le_bytes());
-        let device = Device {
-            handler: OnceLock::new(),
-            memory,
-            crew: Crew::new(settings.host.thread_pool_size)?,
-            rings: settings.transport.kind == Kind::Ring,
-            cpus: settings.host.cpus.clone(),
-            placing: (wait.policy == Policy::Auto && settings.host.cpus.is_empty()).then(|| Arc::new(Decision::new())),
-            stopping: AtomicBool::new(false),
-        };
+        let device = DeviceContext::new(settings, memory)?;
         Ok(Backend {
             device: Arc::new(device),
             settings: settings.clone(),
             config_space,
             // One more for the high-priority queue, number 0.
             queues: queues + 1,
-            tables: Tables::default(),
+            tables: GuestTables::default(),
             vrings: OnceLock::new(),
-            meeting: Mutex::new(Meeting::Silent),
-            met: Condvar::new(),
+            front_end: Mutex::new(FrontEnd::Silent),
+            front_end_changed: Condvar::new(),
         })
     }
 
@@ -126,62 +77,60 @@ impl<H: Handler> Backend<H> {
     /// # Errors
     /// When the system has no threads left.
     pub fn start(&self, handler: H, vrings: Vec<Vring>) -> io::Result<()> {
-        let _ = self.device.handler.set(handler);
+        self.device.set_handler(handler);
         let vrings = self.vrings.get_or_init(|| vrings);
         for (number, vring) in vrings.iter().enumerate() {
-            let crew = self.device.crew.clone();
-            vring.gate().on_stuck(move || crew.force(number));
-            self.device.crew.start(Queue::new(self.device.clone(), number, vring.clone(), self.settings.wait))?;
+            let pool = self.device.pool.clone();
+            vring.gate().on_stuck(move || pool.force_takeover(number));
+            self.device.pool.start(QueueThread::new(self.device.clone(), number, vring.clone(), self.settings.wait))?;
         }
         Ok(())
     }
 
-    /// Waits until the front end has said something; `false`: it has gone without a word.
-    pub fn meet(&self) -> bool {
-        let mut meeting = self.meeting.lock();
-        while *meeting == Meeting::Silent {
-            self.met.wait(&mut meeting);
+    /// Waits for the front end's first message; `false`: it has left without one.
+    pub fn wait_for_front_end(&self) -> bool {
+        let mut front_end = self.front_end.lock();
+        while *front_end == FrontEnd::Silent {
+            self.front_end_changed.wait(&mut front_end);
         }
-        *meeting == Meeting::Met
+        *front_end == FrontEnd::Talking
     }
 
-    /// The front end has said something, or has gone.
-    fn note(&self, what: Meeting) {
-        let mut meeting = self.meeting.lock();
-        if *meeting == Meeting::Silent {
-            *meeting = what;
-            self.met.notify_all();
+    /// Records the front end's first message, or its end.
+    fn set_front_end(&self, what: FrontEnd) {
+        let mut front_end = self.front_end.lock();
+        if *front_end == FrontEnd::Silent {
+            *front_end = what;
+            self.front_end_changed.notify_all();
         }
     }
 
     /// The front end has closed its connection.
     pub fn gone(&self) {
-        self.note(Meeting::Gone);
+        self.set_front_end(FrontEnd::Gone);
     }
 
-    /// Ends all threads of the guest's device, whose connection has gone. Requests under way are waited for.
+    /// Ends all threads of the device after its connection has ended. Waits for requests in flight.
     pub fn end(self: Arc<Self>, daemon: VhostUserDaemon<Arc<Self>>) {
         drop(daemon);
-        self.device.stopping.store(true, Ordering::Release);
+        self.device.stop();
         let vrings = self.vrings.get().map_or(&[][..], Vec::as_slice);
-        self.device.crew.stop();
+        self.device.pool.stop();
         for vring in vrings {
             vring.wake();
-            // Whoever waits for this driver waits no more.
+            // Threads that wait for this driver go on.
             vring.gate().new_driver();
         }
-        let (start, mut told) = (Instant::now(), false);
-        while !self.device.crew.join(ENDING) {
+        let (start, mut logged) = (Instant::now(), false);
+        while !self.device.pool.join(ENDING) {
             if start.elapsed() > STOPPING {
-                vrings.iter().for_each(Vring::release);
+                vrings.iter().for_each(Vring::unblock_calls);
             }
-            if start.elapsed() > SLOW_END && !std::mem::replace(&mut told, true) {
-                tracing::warn!("a guest has gone, and requests of it have been under way for {SLOW_END:?}");
+            if start.elapsed() > SLOW_END && !std::mem::replace(&mut logged, true) {
+                tracing::warn!("a guest has left, and its requests have not ended after {SLOW_END:?}");
             }
         }
-        if let Some(handler) = self.device.handler.get() {
-            handler.reset();
-        }
+        self.device.reset_handler();
     }
 }
 
@@ -198,7 +147,7 @@ impl<H: Handler> VhostUserBackend for Backend<H> {
     }
 
     fn features(&self) -> u64 {
-        self.note(Meeting::Met);
+        self.set_front_end(FrontEnd::Talking);
         1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
             | 1 << VIRTIO_RING_F_EVENT_IDX
@@ -218,7 +167,7 @@ impl<H: Handler> VhostUserBackend for Backend<H> {
         self.config_space[from..to].to_vec()
     }
 
-    /// The queues have been stopped before: whoever starts them is another driver.
+    /// The queues have been stopped before. The next start is another driver's.
     fn reset_device(&self) {
         self.vrings.get().into_iter().flatten().for_each(|vring| vring.gate().new_driver());
     }
@@ -229,7 +178,7 @@ impl<H: Handler> VhostUserBackend for Backend<H> {
         self.tables.add(memory.memory().clone().into_inner())
     }
 
-    /// None: the queues have threads of their own, which can be held up.
+    /// None: the queues have threads of their own, which may block.
     fn queues_per_thread(&self) -> Vec<u64> {
         Vec::new()
     }

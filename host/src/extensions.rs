@@ -2,7 +2,8 @@
 //! (`struct fuse_ext_header` of linux/fuse.h).
 
 use crate::fs::Extensions;
-use crate::request::{einval, take_text};
+use crate::guest_buf::einval;
+use crate::request::parse_cstr;
 use std::ffi::CString;
 use std::io;
 use tunnelfs_fuse_abi::flags::{EXT_GROUPS, MAX_NR_SECCTX};
@@ -43,7 +44,7 @@ fn decode_labels(mut body: &[u8], count: u32) -> io::Result<Vec<(CString, Vec<u8
     for _ in 0..count {
         let size = word(body, 0)? as usize;
         let mut rest = body.get(HEADER..).ok_or_else(einval)?;
-        let name = take_text(&mut rest)?.to_owned();
+        let name = parse_cstr(&mut rest)?.to_owned();
         let value = rest.get(..size).ok_or_else(einval)?;
         labels.push((name, value.to_vec()));
         body = &rest[size..];

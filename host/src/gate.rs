@@ -1,6 +1,7 @@
-//! Whether a queue runs, what is under way in it, and what becomes of answers that come after it has been stopped.
+//! The gate of a queue: whether the queue runs, which requests are in flight, and what happens to replies that come after
+//! a stop.
 //!
-//! A stop is acknowledged when nothing is under way any more. A request that takes longer than [`DRAIN_LIMIT`] is
+//! A stop is acknowledged when no request is in flight any more. A request that takes longer than [`DRAIN_LIMIT`] is
 //! abandoned: the driver goes on without its answer. If the same driver starts the queue again, the answer is
 //! delivered then, or later. For another driver it is dropped.
 
@@ -47,7 +48,7 @@ pub struct Gate {
     force: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-/// For whom a late request is served.
+/// Names the driver for which a request is served.
 #[derive(Clone, Copy)]
 pub struct Pass {
     abandoned: u32,
@@ -61,14 +62,14 @@ impl Gate {
         let _ = self.force.set(Box::new(force));
     }
 
-    /// The queue's thread begins to serve; `None`: the queue is stopped. Followed by [`Gate::leave`].
+    /// The queue's thread begins to serve; `None`: the queue is stopped. Must be followed by [`Gate::leave`].
     pub fn enter(&self) -> Option<Pass> {
         let mut state = self.state.lock();
         state.serving = state.running;
         state.running.then_some(Pass { abandoned: state.abandoned, driver: state.driver })
     }
 
-    /// It has served.
+    /// The queue's thread has served.
     pub fn leave(&self) {
         let mut state = self.state.lock();
         state.serving = false;
@@ -119,7 +120,7 @@ impl Gate {
         state.driver == pass.driver
     }
 
-    /// A driver that begins at the beginning: answers to its predecessor are not for it.
+    /// A new driver: replies to its predecessor are dropped.
     pub fn new_driver(&self) {
         let mut state = self.state.lock();
         state.driver = state.driver.wrapping_add(1);
@@ -140,7 +141,7 @@ impl Gate {
         self.started.notify_all();
     }
 
-    /// Stops the queue, and waits for what is under way in it.
+    /// Stops the queue, and waits for the requests in flight.
     pub fn stop(&self) {
         let mut state = self.state.lock();
         if !state.running {
@@ -163,8 +164,8 @@ impl Gate {
                 tracing::warn!("a queue is stopped while its thread writes to the guest");
             }
             tracing::warn!(
-                "a queue is stopped with {} requests under way, which have taken more than {DRAIN_LIMIT:?}: \
-                 the shared directory is too slow; their answers are kept for this driver",
+                "a queue is stopped with {} requests in flight after {DRAIN_LIMIT:?}: the shared directory is too slow; \
+                 their replies are kept for this driver",
                 state.late
             );
             state.abandoned = state.abandoned.wrapping_add(1);

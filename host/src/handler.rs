@@ -1,52 +1,52 @@
 //! What a transport hands its requests to.
 
-pub use crate::helper::Helper;
-use crate::shared::Shared;
+use crate::copy_helper::CopyHelper;
+use crate::guest_buf::GuestBuf;
 use std::io;
 use zerocopy::{Immutable, IntoBytes};
 
 /// Bytes that the largest reply of a fixed size needs (CREATE: an entry and an open file). STATX's, which is larger and
 /// seldom, goes to the guest's buffer.
-pub const MAX_FIXED_REPLY: usize = 144;
+pub const MAX_REPLY_BODY: usize = 144;
 
-/// What a request came to.
+/// The reply to a request.
 pub struct Reply {
     /// 0 or a negative errno.
     pub error: i32,
-    fixed: [u8; MAX_FIXED_REPLY],
-    fixed_len: usize,
-    /// Reply bytes that already lie in the guest's buffer.
-    pub in_place: usize,
+    body: [u8; MAX_REPLY_BODY],
+    body_len: usize,
+    /// Bytes of the reply that already lie in the guest's buffer.
+    pub payload_len: usize,
 }
 
 impl Reply {
-    /// A positive answer without a body.
+    /// A success without a body.
     pub fn ok() -> Self {
-        Reply { error: 0, fixed: [0; MAX_FIXED_REPLY], fixed_len: 0, in_place: 0 }
+        Reply { error: 0, body: [0; MAX_REPLY_BODY], body_len: 0, payload_len: 0 }
     }
 
-    /// A structure, of at most [`MAX_FIXED_REPLY`] bytes.
+    /// A success with a structure of at most [`MAX_REPLY_BODY`] bytes.
     pub fn with<T: IntoBytes + Immutable>(value: &T) -> Self {
-        const { assert!(size_of::<T>() <= MAX_FIXED_REPLY) };
+        const { assert!(size_of::<T>() <= MAX_REPLY_BODY) };
         let mut reply = Reply::ok();
-        reply.fixed[..size_of::<T>()].copy_from_slice(value.as_bytes());
-        reply.fixed_len = size_of::<T>();
+        reply.body[..size_of::<T>()].copy_from_slice(value.as_bytes());
+        reply.body_len = size_of::<T>();
         reply
     }
 
-    /// Bytes that lie in the guest's buffer.
-    pub fn in_place(bytes: usize) -> Self {
-        Reply { in_place: bytes, ..Reply::ok() }
+    /// A success with bytes that already lie in the guest's buffer.
+    pub fn with_payload(bytes: usize) -> Self {
+        Reply { payload_len: bytes, ..Reply::ok() }
     }
 
-    /// A negative answer.
+    /// An error.
     pub fn error(e: &io::Error) -> Self {
         Reply { error: -e.raw_os_error().unwrap_or(libc::EIO), ..Reply::ok() }
     }
 
-    /// The reply's structure, private bytes that are still to be delivered.
-    pub fn fixed(&self) -> &[u8] {
-        &self.fixed[..self.fixed_len]
+    /// The reply's structure, which the transport delivers.
+    pub fn body(&self) -> &[u8] {
+        &self.body[..self.body_len]
     }
 }
 
@@ -56,32 +56,15 @@ pub enum Outcome {
     Reply(Reply),
     /// The operation has no reply (FORGET).
     NoReply,
-    /// It would block: call again on a pool thread, as [`Caller::Patient`].
-    WouldBlock,
-}
-
-/// Who has a request served.
-#[derive(Clone, Copy)]
-pub enum Caller<'a> {
-    /// A queue's own thread, which must not be held up; with a second one for large READs.
-    Queue(Option<&'a Helper>),
-    /// A thread that may be held up.
-    Patient,
-}
-
-impl Caller<'_> {
-    /// Whether it may be held up. All may: another thread takes the queue of a request that is late.
-    pub fn may_block(self) -> bool {
-        true
-    }
 }
 
 /// Serves one guest's requests; shared by all its queues. Buffers are borrowed for the call: the transport keeps them
 /// mapped.
 pub trait Handler: Send + Sync + 'static {
     /// Serves one request: `head` is a private copy of its first bytes, `payload` the rest, `out` where reply data may
-    /// go.
-    fn handle(&self, head: &[u8], payload: Shared<'_>, out: Shared<'_>, caller: Caller<'_>) -> Outcome;
+    /// go. May block: another thread takes the queue of a request that takes too long. `helper`, if there is one,
+    /// copies parts of a large READ.
+    fn handle(&self, head: &[u8], payload: GuestBuf<'_>, out: GuestBuf<'_>, helper: Option<&CopyHelper>) -> Outcome;
 
     /// Forgets all that the guest had open; called when it has gone.
     fn reset(&self);

@@ -1,36 +1,40 @@
 //! Serves a directory to a guest: a vhost-user-fs back end whose queues carry
 //! plain virtqueues or the shared-memory ring, and the same server over a socket.
 //!
-//! Transports hand requests to a [`handler::Handler`]; [`server::Server`] is one over any [`fs::FileSystem`], and
-//! [`fs::Passthrough`] is that of a directory, which [`share::Share`] makes of the settings.
+//! Transports hand requests to a [`Handler`]; [`Server`] is one over any [`fs::FileSystem`], and [`fs::Passthrough`]
+//! is that of a directory, which [`fs_builder::FsBuilder`] makes of the settings. [`serve()`] and [`serve_confined`]
+//! serve it; a [`Daemon`] serves a handler of your own.
 //!
-//! Everything that a guest can write is reached only through [`shared::Shared`]
+//! All memory that a guest can write is reached through [`guest_buf::GuestBuf`]
 //! (raw copies and iovecs) and decoded once, in [`request`]: the trust boundary.
 
+mod admission;
 mod backend;
+pub mod copy_helper;
+mod daemon;
 mod extensions;
 pub mod fs;
+pub mod fs_builder;
 mod gate;
+pub mod guest_buf;
 pub mod handler;
-mod helper;
-mod in_place;
 mod interrupt;
 mod listen;
 mod memory;
-mod patience;
 mod placement;
 mod queue_thread;
 pub mod request;
 pub mod sandbox;
 mod seccomp;
 mod serve;
-pub mod server;
-pub mod share;
-pub mod shared;
+mod server;
 mod streams;
 mod takeover;
 pub mod transport;
 mod vring;
+mod zero_copy;
 
+pub use daemon::{listener_from_fd, Daemon, Guests};
 pub use handler::Handler;
-pub use serve::{inherited, serve, serve_confined, Start};
+pub use serve::{serve, serve_confined, Start};
+pub use server::Server;

@@ -1,9 +1,10 @@
 //! `tunnelfs-host`: shares a directory.
 
-mod legacy;
+mod compat;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use std::process::ExitCode;
+use tunnelfs_host::Guests;
 use tunnelfs_settings::{args, load};
 
 /// The settings that a host's command line has.
@@ -59,14 +60,15 @@ fn main() -> ExitCode {
 
 fn run(matches: &clap::ArgMatches, args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let mut loader = load(SECTIONS, matches)?;
-    for word in args.options.iter().filter_map(|word| legacy::setting(word)) {
+    for word in args.options.iter().filter_map(|word| compat::setting(word)) {
         if !loader.mount_word(SECTIONS, &word)? {
             return Err(format!("-o {word}: no option of virtiofsd's that is known here").into());
         }
     }
     let settings = loader.finish()?;
-    let socket = args.fd.map(tunnelfs_host::inherited).transpose()?;
-    let start = tunnelfs_host::Start { once: args.once, replace: args.replace, socket };
+    let socket = args.fd.map(tunnelfs_host::listener_from_fd).transpose()?;
+    let guests = if args.once { Guests::One } else { Guests::Forever };
+    let start = tunnelfs_host::Start { guests, replace: args.replace, socket };
     tunnelfs_host::serve_confined(&settings, start)?;
     Ok(())
 }

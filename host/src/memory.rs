@@ -1,31 +1,35 @@
-//! The guest's memory may vanish: a file that is cut short leaves pages that
-//! raise SIGBUS when they are touched. The lost region then becomes private
-//! memory full of zeros, in which the guest finds no answer and we no request.
+//! The guest's memory: its regions, and what happens when one is lost. A guest may truncate the file behind a region;
+//! its pages then raise SIGBUS. The signal handler maps private zero pages over the region: the guest gets no more
+//! replies through it, and the host no requests.
 
 use parking_lot::Mutex;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
-use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemory, GuestMemoryAtomic, GuestMemoryMmap, GuestMemoryRegion};
 
-/// A mapped region: first byte (0: none), and bytes.
-struct Known {
+/// The guest's memory table, which the front end may replace.
+pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// A mapped region: the address of its first byte (0: no region), and its length.
+struct RegionEntry {
     start: AtomicUsize,
     len: AtomicUsize,
 }
 
 /// All regions of all guests; the signal handler may take no lock.
-static REGIONS: [Known; 1024] = [const { Known { start: AtomicUsize::new(0), len: AtomicUsize::new(0) } }; 1024];
-/// For whoever changes [`REGIONS`].
+static REGIONS: [RegionEntry; 1024] =
+    [const { RegionEntry { start: AtomicUsize::new(0), len: AtomicUsize::new(0) } }; 1024];
+/// Locked while [`REGIONS`] is changed.
 static CHANGES: Mutex<()> = Mutex::new(());
 
-/// A memory table whose regions are known to the signal handler.
-struct Watched {
+/// A memory table whose regions are in [`REGIONS`].
+struct RegisteredTable {
     table: Arc<GuestMemoryMmap>,
     places: Vec<usize>,
 }
 
-impl Drop for Watched {
+impl Drop for RegisteredTable {
     fn drop(&mut self) {
         for &place in &self.places {
             REGIONS[place].start.store(0, Ordering::Release);
@@ -33,20 +37,20 @@ impl Drop for Watched {
     }
 }
 
-/// The memory tables of one guest: the present one, and those that requests still use.
+/// The memory tables of one guest: the present one, and former ones that requests still use.
 #[derive(Default)]
-pub struct Tables(Mutex<Vec<Watched>>);
+pub struct GuestTables(Mutex<Vec<RegisteredTable>>);
 
-impl Tables {
-    /// Watches over a new table, and lets go of those that nobody uses.
+impl GuestTables {
+    /// Registers a new table's regions, and drops tables that no request uses.
     ///
     /// # Errors
     /// When there are too many regions.
     pub fn add(&self, table: Arc<GuestMemoryMmap>) -> io::Result<()> {
         let mut tables = self.0.lock();
-        // Whoever still works on a table holds it too.
+        // A request that uses a table holds a reference.
         tables.retain(|old| Arc::strong_count(&old.table) > 1);
-        let mut new = Watched { table, places: Vec::new() };
+        let mut new = RegisteredTable { table, places: Vec::new() };
         let _alone = CHANGES.lock();
         for region in new.table.iter() {
             let free = REGIONS.iter().position(|known| known.start.load(Ordering::Relaxed) == 0);
@@ -60,11 +64,11 @@ impl Tables {
     }
 }
 
-/// From now on the loss of guest memory does not end the process.
+/// Installs the SIGBUS handler: lost guest memory does not end the process.
 ///
 /// # Errors
 /// When the signal handler cannot be installed.
-pub fn survive_loss() -> io::Result<()> {
+pub fn install_sigbus_handler() -> io::Result<()> {
     static ONCE: Once = Once::new();
     let mut result = Ok(());
     ONCE.call_once(|| result = install());
@@ -87,7 +91,7 @@ fn install() -> io::Result<()> {
 
 extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid `info`; errno and mmap are safe to use in a handler, and what is mapped over
-    // is guest memory, which `Tables` keeps where it is.
+    // is guest memory, which `GuestTables` keeps where it is.
     unsafe {
         let errno = *libc::__errno_location();
         if !replace_region((*info).si_addr() as usize) {
@@ -127,10 +131,10 @@ mod tests {
 
     #[test]
     fn lost_memory_reads_as_zeros() {
-        survive_loss().unwrap();
+        install_sigbus_handler().unwrap();
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
-        let (tables, memory) = (Tables::default(), table(&file, 1 << 20));
+        let (tables, memory) = (GuestTables::default(), table(&file, 1 << 20));
         tables.add(memory.clone()).unwrap();
         memory.write_obj(7u64, GuestAddress(0x8000)).unwrap();
         file.set_len(0).unwrap();
@@ -143,7 +147,7 @@ mod tests {
     fn tables_that_nobody_uses_are_let_go() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
-        let tables = Tables::default();
+        let tables = GuestTables::default();
         let in_use = table(&file, 4096);
         tables.add(in_use.clone()).unwrap();
         for _ in 0..3000 {

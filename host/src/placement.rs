@@ -1,16 +1,13 @@
-//! Where a queue's thread runs, under `auto`: beside the guest's thread, on
-//! another core and spinning; on the guest's own core, which both offer each
-//! other; or there with a helper on another core.
+//! Which CPU a queue's thread runs on, under `auto`: another core than the guest's thread, where it spins; the guest's
+//! core, which both yield to each other; or the guest's core, with a [`CopyHelper`] on another one.
 //!
-//! None is always better (see DESIGN.md, decision 5): small requests of one
-//! reader want the spinning core, busy machines the shared one, and large
-//! payloads, which lie in the submitter's cache, both. So it is tried out, for
-//! large and for small payloads by themselves: the throughput of all queues
-//! together decides (an application that changes its core takes its requests
-//! from one queue to another), and the loser is tried again after ever longer times.
+//! None is always best (docs/performance.md). One reader of small requests is served fastest from another core, a busy
+//! machine from the guest's core. Large payloads lie in the cache of the guest's core, but two cores copy them faster.
+//! So the placements are measured against each other, for small and for large payloads separately. The throughput of
+//! all queues together decides: an application that moves to another core takes its requests to another queue. The
+//! slower placement is tried again after ever longer times.
 
-use crate::helper::Helper;
-use crate::transport::ring::Served;
+use crate::copy_helper::CopyHelper;
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 use std::cell::OnceCell;
@@ -23,57 +20,74 @@ use tunnelfs_ring::{allowed_cpus, set_affinity, PeerCpu, WaitConfig};
 const WINDOW: Duration = Duration::from_millis(20);
 /// Requests that a queue serves between two looks at the clock.
 const LOOK_EVERY: u32 = 8;
-/// Windows in a new place before the measured one: caches and the peer's waiting settle.
-const SETTLE: u32 = 1;
-/// Windows between two trials: from, to.
+/// Windows in a new placement before the measured one: caches and the guest's way of waiting adapt meanwhile.
+const WARMUP_WINDOWS: u32 = 1;
+/// Windows between two trials: the first time, and at most. Doubled after each failed trial.
 const HOLD: (u32, u32) = (8, 512);
-/// By how much the other place must be better to be moved to.
-const BETTER: f64 = 1.05;
-/// A rate that has changed by this factor is another load: try again soon.
+/// A placement must be better than the present one by this factor.
+const MIN_GAIN: f64 = 1.05;
+/// A rate that changes by this factor means another load: the next trial comes soon.
 const CHANGED: f64 = 1.5;
 
-/// Bytes that a request moves on average from which on payloads are large: enough for two to read.
+/// Payloads are large if requests move this many bytes on average: enough for two threads to copy.
 const LARGE: u64 = 256 << 10;
 
-/// The places.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// On another core, spinning.
-    Beside,
-    /// On the guest's core, offering it.
-    Shared,
-    /// There, with a helper on another core.
-    Helped,
+/// What a queue has served.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Served {
+    /// Requests.
+    pub requests: u32,
+    /// Their payload bytes, both ways.
+    pub bytes: u64,
 }
 
-/// What is tried for small payloads and for large ones, the first guess first.
-const PLACES: [[Place; 2]; 2] = [[Place::Beside, Place::Shared], [Place::Helped, Place::Beside]];
+impl std::ops::AddAssign for Served {
+    fn add_assign(&mut self, more: Served) {
+        self.requests += more.requests;
+        self.bytes += more.bytes;
+    }
+}
 
-impl Place {
-    /// What the guest should know.
+/// Where a queue's thread runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CpuPlacement {
+    /// On another core than the guest's thread, spinning.
+    OtherCore,
+    /// On the guest's core, yielding it.
+    GuestCore,
+    /// On the guest's core, with a copy helper on another one.
+    GuestCoreWithHelper,
+}
+
+/// The two placements that are tried for small payloads, and for large ones. The first guess comes first.
+const PLACES: [[CpuPlacement; 2]; 2] =
+    [[CpuPlacement::OtherCore, CpuPlacement::GuestCore], [CpuPlacement::GuestCoreWithHelper, CpuPlacement::OtherCore]];
+
+impl CpuPlacement {
+    /// What the guest is told about the host's CPU.
     pub fn peer_cpu(self) -> PeerCpu {
         match self {
-            Place::Beside => PeerCpu::Other,
-            Place::Shared | Place::Helped => PeerCpu::Same,
+            CpuPlacement::OtherCore => PeerCpu::Other,
+            CpuPlacement::GuestCore | CpuPlacement::GuestCoreWithHelper => PeerCpu::Same,
         }
     }
 }
 
-/// Requests a second in each place, and what to try when.
+/// A comparison of two placements.
 #[derive(Debug)]
 struct Trial {
-    place: Place,
-    other: Place,
-    /// The rate that the present place is held for.
+    place: CpuPlacement,
+    other: CpuPlacement,
+    /// Requests a second in the present placement.
     rate: f64,
-    /// Whether the present place is on trial, against that rate.
+    /// Whether the present placement is on trial against that rate.
     trying: bool,
     windows: u32,
     hold: u32,
 }
 
 impl Trial {
-    fn new([place, other]: [Place; 2]) -> Self {
+    fn new([place, other]: [CpuPlacement; 2]) -> Self {
         Trial { place, other, rate: 0.0, trying: false, windows: 0, hold: HOLD.0 }
     }
 
@@ -81,11 +95,11 @@ impl Trial {
         std::mem::swap(&mut self.place, &mut self.other);
     }
 
-    /// Takes a finished window's rate, and decides on `place`.
+    /// Takes the rate of a finished window, and decides on `place`.
     fn window(&mut self, rate: f64) {
         self.windows += 1;
         if self.trying {
-            if self.windows > SETTLE {
+            if self.windows > WARMUP_WINDOWS {
                 self.judge(rate);
             }
         } else {
@@ -102,7 +116,7 @@ impl Trial {
 
     fn judge(&mut self, rate: f64) {
         (self.trying, self.windows) = (false, 0);
-        if rate > self.rate * BETTER {
+        if rate > self.rate * MIN_GAIN {
             (self.rate, self.hold) = (rate, HOLD.0);
         } else {
             self.change();
@@ -111,10 +125,10 @@ impl Trial {
     }
 }
 
-/// The decision of all queues of a device.
+/// Decides for all queues of a device.
 #[derive(Debug)]
-pub struct Decision {
-    /// Requests of all queues. On a line of its own: each queue's thread writes it.
+pub struct PlacementTuner {
+    /// Requests of all queues. In a cache line of its own: each queue's thread writes it.
     served: CachePadded<AtomicU64>,
     state: Mutex<Measured>,
 }
@@ -125,34 +139,34 @@ const LARGE_TRIAL: usize = 1;
 #[derive(Debug)]
 struct Measured {
     trials: [Trial; 2],
-    /// Which of them the present load takes part in.
+    /// The trial that the present load belongs to.
     current: usize,
     since: Instant,
     /// `served` at that time.
     from: u64,
 }
 
-impl Decision {
+impl PlacementTuner {
     pub fn new() -> Self {
         let trials = PLACES.map(Trial::new);
         let state = Measured { trials, current: SMALL_TRIAL, since: Instant::now(), from: 0 };
-        Decision { served: CachePadded::new(AtomicU64::new(0)), state: Mutex::new(state) }
+        PlacementTuner { served: CachePadded::new(AtomicU64::new(0)), state: Mutex::new(state) }
     }
 
-    /// Counts, and at a window's end decides; the place to be in.
-    fn count(&self, served: Served) -> Place {
+    /// Counts requests, decides at the end of a window, and returns the placement.
+    fn count(&self, served: Served) -> CpuPlacement {
         let requests = u64::from(served.requests);
         let total = self.served.fetch_add(requests, Ordering::Relaxed) + requests;
         let mut state = self.state.lock();
         let large = served.bytes >= LARGE * requests.max(1);
         let current = if large { LARGE_TRIAL } else { SMALL_TRIAL };
         if current != state.current && requests > 0 {
-            // What the window has measured so far was another load's.
+            // The window has measured another load so far.
             (state.current, state.since, state.from) = (current, Instant::now(), total);
         }
         let elapsed = state.since.elapsed();
         if elapsed >= WINDOW {
-            // After a pause nothing was measured.
+            // A window that contains a pause measures nothing.
             if elapsed < 3 * WINDOW {
                 // Another queue may have closed the window with a later total than this one's.
                 let rate = total.saturating_sub(state.from) as f64 / elapsed.as_secs_f64();
@@ -167,82 +181,82 @@ impl Decision {
 
 /// One queue thread's placement.
 pub struct Placement {
-    home: usize,
+    guest_cpu: usize,
     allowed: Vec<usize>,
-    decision: Arc<Decision>,
-    place: Place,
+    tuner: Arc<PlacementTuner>,
+    place: CpuPlacement,
     served: Served,
     wait: WaitConfig,
-    /// Since it was first wanted.
-    helper: OnceCell<Option<Arc<Helper>>>,
+    /// Started when it is first needed.
+    helper: OnceCell<Option<Arc<CopyHelper>>>,
 }
 
 impl Placement {
-    /// For a guest whose thread stays on `home`; `None` when there is no
-    /// choice. The calling thread is the queue's, and is moved.
-    pub fn new(home: usize, decision: Arc<Decision>, wait: WaitConfig) -> Option<Placement> {
+    /// For a guest whose thread stays on `guest_cpu`; `None` when there is no other CPU. Moves the calling thread, which
+    /// must be the queue's.
+    pub fn new(guest_cpu: usize, tuner: Arc<PlacementTuner>, wait: WaitConfig) -> Option<Placement> {
         let allowed = allowed_cpus();
-        if !allowed.contains(&home) || allowed.len() < 2 {
+        if !allowed.contains(&guest_cpu) || allowed.len() < 2 {
             return None;
         }
-        let place = decision.count(Served::default());
+        let place = tuner.count(Served::default());
         let (served, helper) = (Served::default(), OnceCell::new());
-        let placement = Placement { home, allowed, decision, place, served, wait, helper };
+        let placement = Placement { guest_cpu, allowed, tuner, place, served, wait, helper };
         placement.move_to(place);
         Some(placement)
     }
 
-    /// Moves the calling thread, the queue's new one, to the queue's place.
+    /// Moves the calling thread, which has taken the queue over, to the queue's CPU.
     pub fn take_over(&self) {
         self.move_to(self.place);
     }
 
     /// Where the thread is now.
-    pub fn place(&self) -> Place {
+    pub fn place(&self) -> CpuPlacement {
         self.place
     }
 
-    /// This much more has been served; whether the place has changed.
+    /// Counts served requests. Returns whether the placement has changed.
     pub fn served(&mut self, more: Served) -> bool {
         if more.requests > 0 {
-            self.helper().into_iter().for_each(|helper| helper.stay());
+            self.helper().into_iter().for_each(|helper| helper.keep_spinning());
         }
         self.served += more;
         if self.served.requests < LOOK_EVERY {
             return false;
         }
         let before = self.place;
-        self.place = self.decision.count(std::mem::take(&mut self.served));
+        self.place = self.tuner.count(std::mem::take(&mut self.served));
         if self.place != before {
             self.move_to(self.place);
         }
         self.place != before
     }
 
-    /// Who helps with large READs, in the place for that.
-    pub fn helper(&self) -> Option<&Arc<Helper>> {
-        if self.place != Place::Helped {
+    /// The copy helper, in the placement that has one.
+    pub fn helper(&self) -> Option<&Arc<CopyHelper>> {
+        if self.place != CpuPlacement::GuestCoreWithHelper {
             return None;
         }
         let start = || {
-            let helper = Helper::new(self.others(), self.wait);
+            let helper = CopyHelper::new(self.others(), self.wait);
             helper.inspect_err(|e| tracing::warn!("no helper for large READs: {e}")).ok().map(Arc::new)
         };
         self.helper.get_or_init(start).as_ref()
     }
 
     fn others(&self) -> Vec<usize> {
-        self.allowed.iter().copied().filter(|&cpu| cpu != self.home).collect()
+        self.allowed.iter().copied().filter(|&cpu| cpu != self.guest_cpu).collect()
     }
 
-    fn move_to(&self, place: Place) {
+    fn move_to(&self, place: CpuPlacement) {
         let moved = match place {
-            Place::Beside => set_affinity(&self.others()),
-            Place::Shared | Place::Helped => set_affinity(&[self.home]),
+            CpuPlacement::OtherCore => set_affinity(&self.others()),
+            CpuPlacement::GuestCore | CpuPlacement::GuestCoreWithHelper => set_affinity(&[self.guest_cpu]),
         };
-        // Refused, the thread stays where it is: slower, not wrong.
+        // The thread stays where it is: that is slower, not wrong.
         if let Err(e) = moved {
-            tracing::debug!("placing a queue's thread: {e}");
+            tracing::debug!("moving a queue's thread: {e}");
         }
     }
 }
@@ -257,7 +271,7 @@ impl Drop for Placement {
 mod tests {
     use super::*;
 
-    fn run(trial: &mut Trial, windows: u32, rate: impl Fn(Place) -> f64) -> f64 {
+    fn run(trial: &mut Trial, windows: u32, rate: impl Fn(CpuPlacement) -> f64) -> f64 {
         let mut done = 0.0;
         for _ in 0..windows {
             let r = rate(trial.place);
@@ -269,7 +283,7 @@ mod tests {
 
     #[test]
     fn the_better_place_is_found_and_kept() {
-        for better in [Place::Beside, Place::Shared] {
+        for better in [CpuPlacement::OtherCore, CpuPlacement::GuestCore] {
             let rate = |p| if p == better { 3.0 } else { 1.0 };
             let mut trial = Trial::new(PLACES[SMALL_TRIAL]);
             run(&mut trial, 100, rate);
@@ -280,32 +294,32 @@ mod tests {
 
     #[test]
     fn large_payloads_start_with_a_helper() {
-        let decision = Decision::new();
+        let tuner = PlacementTuner::new();
         let small = Served { requests: 8, bytes: 8 * 4096 };
         let large = Served { requests: 8, bytes: 8 << 20 };
-        let places = [small, large, small].map(|served| decision.count(served));
-        assert_eq!(places, [Place::Beside, Place::Helped, Place::Beside]);
+        let places = [small, large, small].map(|served| tuner.count(served));
+        assert_eq!(places, [CpuPlacement::OtherCore, CpuPlacement::GuestCoreWithHelper, CpuPlacement::OtherCore]);
     }
 
     /// Two queues count at once: the one with the lower total gets the lock last, and closes the next window.
     #[test]
     fn a_late_queue_closes_a_window_with_a_lower_total() {
-        let decision = Decision::new();
+        let tuner = PlacementTuner::new();
         {
-            let mut state = decision.state.lock();
+            let mut state = tuner.state.lock();
             state.from = 1000;
             state.since = Instant::now() - WINDOW - WINDOW / 2;
         }
-        assert_eq!(decision.count(Served { requests: 8, bytes: 8 * 4096 }), Place::Beside);
-        assert_eq!(decision.state.lock().from, 1000);
+        assert_eq!(tuner.count(Served { requests: 8, bytes: 8 * 4096 }), CpuPlacement::OtherCore);
+        assert_eq!(tuner.state.lock().from, 1000);
     }
 
     #[test]
     fn a_changed_load_is_tried_again_soon() {
         let mut trial = Trial::new(PLACES[SMALL_TRIAL]);
-        run(&mut trial, 3000, |p| if p == Place::Beside { 10.0 } else { 5.0 });
-        let rate = |p| if p == Place::Shared { 3.0 } else { 1.0 };
+        run(&mut trial, 3000, |p| if p == CpuPlacement::OtherCore { 10.0 } else { 5.0 });
+        let rate = |p| if p == CpuPlacement::GuestCore { 3.0 } else { 1.0 };
         run(&mut trial, 40, rate);
-        assert_eq!(trial.place, Place::Shared);
+        assert_eq!(trial.place, CpuPlacement::GuestCore);
     }
 }

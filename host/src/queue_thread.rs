@@ -1,50 +1,120 @@
 //! Serves one queue: its virtqueue, and its ring once the guest has asked for one.
 
-use crate::backend::Device;
+use crate::guest_buf::serve_for;
 use crate::handler::{Handler, Outcome};
-use crate::placement::{Decision, Placement};
+use crate::memory::Memory;
+use crate::placement::{Placement, PlacementTuner, Served};
 use crate::request::interrupted_unique;
-use crate::shared::serve_for;
-use crate::takeover::{Duty, Lane};
-use crate::transport::ring::{Call, RingDevice, Served};
+use crate::takeover::{Task, Worker, WorkerPool};
+use crate::transport::ring::{Notifier, RingDevice};
 use crate::transport::virtqueue::{self, Next};
 use crate::vring::Vring;
 use std::io;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tunnelfs_ring::{allowed_cpus, set_affinity, Error, Parker, PeerCpu, RingSetup, SpinMode, WaitConfig};
+use tunnelfs_ring::{allowed_cpus, set_affinity, Error, Parker, PeerCpu, Policy, RingSetup, SpinMode, WaitConfig};
+use tunnelfs_settings::{Kind, Settings};
 use vhost_user_backend::VringT;
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 /// Submissions served in one go before the virtqueue gets its turn.
 const BATCH: u32 = 256;
-/// Pause after an error of the queue, before it is looked at again: a guest that has broken it may make errors for ever.
+/// Pause after an error, before the queue is served again. A guest that has broken its queue may cause errors for ever.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
-/// What the thread of a queue owns.
-pub struct Queue<H: Handler> {
-    device: Arc<Device<H>>,
+/// Shared by the queues of one guest.
+pub struct DeviceContext<H: Handler> {
+    handler: OnceLock<H>,
+    pub memory: Memory,
+    pub pool: WorkerPool<QueueThread<H>>,
+    /// Whether guests may have rings.
+    pub rings: bool,
+    /// CPUs for the queues' threads, in turn. Empty: `tuner` may choose.
+    cpus: Vec<usize>,
+    /// Finds the best CPUs, if threads may be moved.
+    pub tuner: Option<Arc<PlacementTuner>>,
+    stopping: AtomicBool,
+}
+
+impl<H: Handler> DeviceContext<H> {
+    /// The context of a new device.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub fn new(settings: &Settings, memory: Memory) -> io::Result<Self> {
+        let may_place = settings.wait.policy == Policy::Auto && settings.host.cpus.is_empty();
+        Ok(DeviceContext {
+            handler: OnceLock::new(),
+            memory,
+            pool: WorkerPool::new(settings.host.thread_pool_size)?,
+            rings: settings.transport.kind == Kind::Ring,
+            cpus: settings.host.cpus.clone(),
+            tuner: may_place.then(|| Arc::new(PlacementTuner::new())),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// Sets what serves requests, before the queues' threads start.
+    pub fn set_handler(&self, handler: H) {
+        let _ = self.handler.set(handler);
+    }
+
+    /// Forgets all that the guest had open.
+    pub fn reset_handler(&self) {
+        self.handler.get().into_iter().for_each(Handler::reset);
+    }
+
+    /// Has the queues' threads end.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// What serves requests. The queues' threads start after it is set.
+    pub fn handler(&self) -> &H {
+        self.handler.get().expect("set before the queues' threads start")
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// The CPU that the settings have for a queue. Queue 0 is the control queue, which has none.
+    pub fn cpu(&self, queue: usize) -> Option<usize> {
+        let request_queue = queue.checked_sub(1)?;
+        self.cpus.get(request_queue % self.cpus.len().max(1)).copied()
+    }
+
+    /// Whether queues' threads may be moved.
+    pub fn may_place(&self) -> bool {
+        self.tuner.is_some()
+    }
+}
+
+/// Owned by the thread that serves the queue.
+pub struct QueueThread<H: Handler> {
+    device: Arc<DeviceContext<H>>,
     number: usize,
     vring: Vring,
     ring: Option<RingDevice>,
     parker: Parker,
     placement: Option<Placement>,
-    /// Whose ring it is.
+    /// The driver that set up the ring, as [`crate::gate::Pass`] numbers it.
     driver: u32,
-    /// Errors have been told once.
-    told: bool,
+    /// An error has been logged.
+    logged: bool,
 }
 
-/// A queue that its thread still has, and something else; `None`: another thread has taken it over.
-type Kept<H, T> = Option<(Box<Queue<H>>, T)>;
+/// The queue, if this thread still has it, and a result. `None`: another thread has taken the queue over.
+type Kept<H, T> = Option<(Box<QueueThread<H>>, T)>;
 
-impl<H: Handler> Duty for Queue<H> {
-    fn run(self: Box<Self>, lane: &Lane<Self>) {
-        lane.set_number(self.number);
+impl<H: Handler> Task for QueueThread<H> {
+    fn run(self: Box<Self>, worker: &Worker<Self>) {
+        worker.set_number(self.number);
         let pinned = self.take_place();
         let mut queue = self;
         while !queue.device.is_stopping() {
-            match queue.serve(lane) {
+            match queue.serve(worker) {
                 Some((next, ())) => queue = next,
                 None => break,
             }
@@ -59,14 +129,14 @@ impl<H: Handler> Duty for Queue<H> {
     }
 }
 
-impl<H: Handler> Queue<H> {
-    pub fn new(device: Arc<Device<H>>, number: usize, vring: Vring, wait: WaitConfig) -> Self {
+impl<H: Handler> QueueThread<H> {
+    pub fn new(device: Arc<DeviceContext<H>>, number: usize, vring: Vring, wait: WaitConfig) -> Self {
         let mut parker = Parker::new(wait);
         parker.set_mode(SpinMode::Yield);
-        Queue { device, number, vring, ring: None, parker, placement: None, driver: 0, told: false }
+        QueueThread { device, number, vring, ring: None, parker, placement: None, driver: 0, logged: false }
     }
 
-    /// Moves the calling thread to the queue's CPU, if it has one.
+    /// Moves the calling thread to the queue's CPU, if it has one. Returns whether the thread may have moved.
     fn take_place(&self) -> bool {
         if let Some(cpu) = self.device.cpu(self.number) {
             set_affinity(&[cpu]).unwrap_or_else(|e| tracing::warn!("host.cpus: {e}"));
@@ -76,13 +146,13 @@ impl<H: Handler> Queue<H> {
         self.device.may_place()
     }
 
-    /// Serves until there has been nothing to do for as long as the policy spins, then sleeps.
-    fn serve(mut self: Box<Self>, lane: &Lane<Self>) -> Kept<H, ()> {
+    /// Serves the queue until it is empty and the policy says sleep. Then sleeps until the next kick.
+    fn serve(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, ()> {
         let served;
-        (self, served) = self.serve_all(lane)?;
+        (self, served) = self.serve_all(worker)?;
         if let Err(e) = served {
-            if !std::mem::replace(&mut self.told, true) {
-                tracing::warn!("queue {}: {e}; it is tried again with each kick", self.number);
+            if !std::mem::replace(&mut self.logged, true) {
+                tracing::warn!("queue {}: {e}; trying again with each kick", self.number);
             }
             std::thread::sleep(ERROR_PAUSE);
         }
@@ -92,39 +162,39 @@ impl<H: Handler> Queue<H> {
         Some((self, ()))
     }
 
-    /// Until nothing is left, and the driver knows that it must kick.
-    fn serve_all(mut self: Box<Self>, lane: &Lane<Self>) -> Kept<H, io::Result<()>> {
-        self.awake();
+    /// Serves until the queue is empty and the driver has been told to kick.
+    fn serve_all(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, io::Result<()>> {
+        self.disarm();
         let done;
         if self.ring.is_none() {
-            (self, done) = self.run_virtqueue(lane)?;
+            (self, done) = self.run_virtqueue(worker)?;
         } else {
             let more;
-            (self, more) = self.serve_ring(lane)?;
+            (self, more) = self.serve_ring(worker)?;
             if more {
-                return self.run_ring(lane).map(|(queue, ())| (queue, Ok(())));
+                return self.run_ring(worker).map(|(queue, ())| (queue, Ok(())));
             }
-            // Beside a ring the virtqueue is only looked at when a kick was not for the ring.
+            // With a ring, the virtqueue is served only after a kick that brought nothing into the ring.
             let served;
-            (self, served) = self.serve_virtqueue(lane)?;
+            (self, served) = self.serve_virtqueue(worker)?;
             done = served.map(|_| ());
         }
         if done.is_err() {
             return Some((self, done));
         }
-        self.run_ring(lane).map(|(queue, ())| (queue, Ok(())))
+        self.run_ring(worker).map(|(queue, ())| (queue, Ok(())))
     }
 
-    fn run_virtqueue(mut self: Box<Self>, lane: &Lane<Self>) -> Kept<H, io::Result<()>> {
-        self.ask_for_kicks(false);
+    fn run_virtqueue(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, io::Result<()>> {
+        self.set_notifications(false);
         while !self.device.is_stopping() && self.ring.is_none() {
             let served;
-            (self, served) = self.serve_virtqueue(lane)?;
+            (self, served) = self.serve_virtqueue(worker)?;
             match served {
                 Ok(true) => continue,
                 Ok(false) => {}
                 Err(e) => {
-                    self.ask_for_kicks(true);
+                    self.set_notifications(true);
                     return Some((self, Err(e)));
                 }
             }
@@ -133,22 +203,22 @@ impl<H: Handler> Queue<H> {
             if self.parker.spin(ready) && !self.vring.gate().is_closing() {
                 continue;
             }
-            if !self.ask_for_kicks(true) {
+            if !self.set_notifications(true) {
                 return Some((self, Ok(())));
             }
-            self.awake();
-            self.ask_for_kicks(false);
+            self.disarm();
+            self.set_notifications(false);
         }
-        if self.ask_for_kicks(true) {
+        if self.set_notifications(true) {
             let served;
-            (self, served) = self.serve_virtqueue(lane)?;
+            (self, served) = self.serve_virtqueue(worker)?;
             return Some((self, served.map(|_| ())));
         }
         Some((self, Ok(())))
     }
 
-    /// Whether the driver is to kick from now on; returns whether there is something to serve already.
-    fn ask_for_kicks(&self, wanted: bool) -> bool {
+    /// Tells the driver whether to kick from now on. Returns whether the virtqueue has a request already.
+    fn set_notifications(&self, wanted: bool) -> bool {
         let gate = self.vring.gate();
         if gate.enter().is_none() {
             return false;
@@ -163,20 +233,20 @@ impl<H: Handler> Queue<H> {
         more
     }
 
-    fn run_ring(mut self: Box<Self>, lane: &Lane<Self>) -> Kept<H, ()> {
+    fn run_ring(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, ()> {
         while self.ring.is_some() && !self.device.is_stopping() {
             if !self.spin() {
                 let Some(pass) = self.vring.gate().enter() else { break };
-                self.meet(pass.driver);
-                let sleep = self.ring.is_some() && !self.announce_sleep();
+                self.check_driver(pass.driver);
+                let sleep = self.ring.is_some() && !self.arm();
                 self.vring.gate().leave();
                 if sleep {
                     break;
                 }
-                self.awake();
+                self.disarm();
             }
             let served;
-            (self, served) = self.serve_ring(lane)?;
+            (self, served) = self.serve_ring(worker)?;
             if !served && self.vring.gate().is_closing() {
                 break;
             }
@@ -184,10 +254,10 @@ impl<H: Handler> Queue<H> {
         Some((self, ()))
     }
 
-    /// Whether there was anything to serve.
-    fn serve_ring(mut self: Box<Self>, lane: &Lane<Self>) -> Kept<H, bool> {
+    /// Serves a batch. Returns whether there was a request.
+    fn serve_ring(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, bool> {
         let Some(pass) = self.vring.gate().enter() else { return Some((self, false)) };
-        self.meet(pass.driver);
+        self.check_driver(pass.driver);
         let Some(ring) = &self.ring else {
             self.vring.gate().leave();
             return Some((self, false));
@@ -211,16 +281,16 @@ impl<H: Handler> Queue<H> {
             };
             served.requests += 1;
             let unique = unique(request.head());
-            lane.lend(self, unique);
+            worker.lend(self, unique);
             let outcome = device.outcome(request.head(), || done.handle(&request, device.handler(), helper.as_deref()));
-            match lane.reclaim() {
+            match worker.reclaim() {
                 Some(queue) => self = queue,
                 None => {
                     let deliver = move || {
                         done.complete(&request, outcome).unwrap_or_else(close);
                     };
                     vring.gate().finish_late(pass, deliver);
-                    lane.leave();
+                    worker.leave();
                     return None;
                 }
             }
@@ -233,10 +303,10 @@ impl<H: Handler> Queue<H> {
         Some((self, served.requests > 0))
     }
 
-    /// Whether there was anything to serve.
-    fn serve_virtqueue(mut self: Box<Self>, lane: &Lane<Self>) -> Kept<H, io::Result<bool>> {
+    /// Serves a batch. Returns whether there was a request.
+    fn serve_virtqueue(mut self: Box<Self>, worker: &Worker<Self>) -> Kept<H, io::Result<bool>> {
         let Some(pass) = self.vring.gate().enter() else { return Some((self, Ok(false))) };
-        self.meet(pass.driver);
+        self.check_driver(pass.driver);
         let (vring, device) = (self.vring.clone(), self.device.clone());
         serve_for(&vring, pass);
         let memory: Arc<GuestMemoryMmap> = device.memory.memory().clone().into_inner();
@@ -253,14 +323,14 @@ impl<H: Handler> Queue<H> {
                         let accepted = setup.and_then(|setup| self.start_ring(&setup, memory.clone()));
                         request.accept(&vring, &accepted);
                     } else {
-                        lane.lend(self, unique(request.head()));
+                        worker.lend(self, unique(request.head()));
                         let outcome = device.outcome(request.head(), || request.handle(device.handler()));
-                        match lane.reclaim() {
+                        match worker.reclaim() {
                             Some(queue) => self = queue,
                             None => {
                                 let its = vring.clone();
                                 vring.gate().finish_late(pass, move || request.complete(&its, outcome));
-                                lane.leave();
+                                worker.leave();
                                 return None;
                             }
                         }
@@ -278,31 +348,31 @@ impl<H: Handler> Queue<H> {
         Some((self, result))
     }
 
-    /// Takes over the ring that the guest asks for.
+    /// Sets up the ring that the guest asks for.
     fn start_ring(&mut self, setup: &RingSetup, memory: Arc<GuestMemoryMmap>) -> io::Result<()> {
         if !self.device.rings {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let bell = self.vring.clone();
-        let call: Call = Arc::new(move || {
-            let _ = bell.signal_used_queue();
+        let vring = self.vring.clone();
+        let call: Notifier = Arc::new(move || {
+            let _ = vring.signal_used_queue();
         });
         let ring = RingDevice::new(setup, memory, call).map_err(|e| {
             tracing::warn!("queue {}: a guest's ring is refused: {e}", self.number);
             io::Error::other(e)
         })?;
-        let (wait, decision) = (self.parker.config(), self.device.placing.as_ref());
+        let (wait, tuner) = (self.parker.config(), self.device.tuner.as_ref());
         self.placement = ring
             .guest_cpu
-            .zip(decision)
-            .and_then(|(cpu, d): (usize, &Arc<Decision>)| Placement::new(cpu, d.clone(), wait));
+            .zip(tuner)
+            .and_then(|(cpu, d): (usize, &Arc<PlacementTuner>)| Placement::new(cpu, d.clone(), wait));
         self.ring = Some(ring);
         self.publish_cpu();
         Ok(())
     }
 
-    /// A new driver has set up everything anew: its predecessor's memory is not ours any more.
-    fn meet(&mut self, driver: u32) {
+    /// Drops the ring of a former driver: its memory may not be used any more.
+    fn check_driver(&mut self, driver: u32) {
         if driver != self.driver {
             self.driver = driver;
             (self.ring, self.placement) = (None, None);
@@ -310,14 +380,15 @@ impl<H: Handler> Queue<H> {
         }
     }
 
-    /// Spins for the ring as the policy says.
+    /// Spins as the policy says. Returns whether the ring has a request.
     fn spin(&mut self) -> bool {
         let Some(ring) = &self.ring else { return false };
         let gate = self.vring.gate();
         self.parker.spin(|| ring.ready() || gate.is_closing())
     }
 
-    /// Tells the guest where this thread runs, and waits accordingly: a guest whose CPU is unknown may need this core.
+    /// Tells the guest where this thread runs, and sets the way of spinning: a guest whose CPU is unknown may need this
+    /// core.
     fn publish_cpu(&mut self) {
         let Some(ring) = &self.ring else { return self.parker.set_mode(SpinMode::Yield) };
         let cpu = self.placement.as_ref().map_or(PeerCpu::Unknown, |placement| placement.place().peer_cpu());
@@ -329,38 +400,38 @@ impl<H: Handler> Queue<H> {
         });
     }
 
-    /// Asks the guest to ring from now on; whether there is something to serve already.
-    fn announce_sleep(&self) -> bool {
+    /// Tells the guest to kick for the ring. Returns whether the ring has a request already.
+    fn arm(&self) -> bool {
         self.ring.as_ref().is_some_and(|ring| {
             ring.own_wakeup().set();
             ring.ready()
         })
     }
 
-    fn awake(&mut self) {
+    fn disarm(&mut self) {
         self.parker.unparked();
         if self.ring.is_none() {
             return;
         }
         if let Some(pass) = self.vring.gate().enter() {
-            self.meet(pass.driver);
+            self.check_driver(pass.driver);
             self.ring.iter().for_each(|ring| ring.own_wakeup().clear());
             self.vring.gate().leave();
         }
     }
 }
 
-/// FUSE's number of a request.
+/// The request's `unique` in `fuse_in_header`.
 fn unique(head: &[u8]) -> u64 {
     head.get(8..16).map_or(0, |bytes| u64::from_ne_bytes(bytes.try_into().expect("eight bytes")))
 }
 
-impl<H: Handler> Device<H> {
-    /// Handles a request; INTERRUPT is this module's own.
+impl<H: Handler> DeviceContext<H> {
+    /// Handles a request. INTERRUPT goes to the thread that serves the other request.
     fn outcome(&self, head: &[u8], handle: impl FnOnce() -> Outcome) -> Outcome {
         match interrupted_unique(head) {
             Some(unique) => {
-                self.crew.interrupt(unique);
+                self.pool.interrupt(unique);
                 Outcome::NoReply
             }
             None => handle(),

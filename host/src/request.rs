@@ -1,11 +1,11 @@
-//! Shared bytes to a checked request: the trust boundary.
+//! GuestBuf bytes to a checked request: the trust boundary.
 //!
 //! A request is a stream of bytes: a private copy of its first bytes (the
 //! header and mostly the operation's structure), then shared buffers. Each
 //! byte is copied out at most once, and only the copy is looked at.
 
 use crate::fs::Context;
-use crate::shared::Shared;
+use crate::guest_buf::{einval, GuestBuf};
 use std::ffi::CStr;
 use std::io;
 use tunnelfs_fuse_abi::InHeader;
@@ -19,7 +19,7 @@ pub struct Request<'a> {
     /// The private copy of `fuse_in_header`.
     pub header: InHeader,
     head: &'a [u8],
-    payload: Shared<'a>,
+    payload: GuestBuf<'a>,
     pos: usize,
     end: usize,
 }
@@ -27,7 +27,7 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// # Errors
     /// `EINVAL` when the header is cut off or announces more than there is.
-    pub fn new(head: &'a [u8], payload: Shared<'a>) -> io::Result<Self> {
+    pub fn new(head: &'a [u8], payload: GuestBuf<'a>) -> io::Result<Self> {
         let size = size_of::<InHeader>();
         let (header, _) = InHeader::read_from_prefix(head).map_err(|_| einval())?;
         let end = header.len as usize;
@@ -47,7 +47,7 @@ impl<'a> Request<'a> {
     ///
     /// # Errors
     /// `EINVAL` when the request ends before it.
-    pub fn object<T: FromBytes + IntoBytes>(&mut self) -> io::Result<T> {
+    pub fn read_obj<T: FromBytes + IntoBytes>(&mut self) -> io::Result<T> {
         let mut value = T::new_zeroed();
         self.take(value.as_mut_bytes())?;
         Ok(value)
@@ -57,7 +57,7 @@ impl<'a> Request<'a> {
     ///
     /// # Errors
     /// `EINVAL` when that is more than names and values can be.
-    pub fn rest(&mut self) -> io::Result<Vec<u8>> {
+    pub fn read_rest(&mut self) -> io::Result<Vec<u8>> {
         let left = self.end - self.pos;
         if left > MAX_TAIL {
             return Err(einval());
@@ -71,7 +71,7 @@ impl<'a> Request<'a> {
     ///
     /// # Errors
     /// `EINVAL` when the rest starts in the private head.
-    pub fn data(&self) -> io::Result<(Shared<'a>, usize, usize)> {
+    pub fn payload(&self) -> io::Result<(GuestBuf<'a>, usize, usize)> {
         let offset = self.pos.checked_sub(self.head.len()).ok_or_else(einval)?;
         Ok((self.payload, offset, self.end - self.pos))
     }
@@ -106,7 +106,7 @@ pub fn interrupted_unique(head: &[u8]) -> Option<u64> {
 ///
 /// # Errors
 /// `EINVAL` when there is no NUL.
-pub fn take_text<'a>(bytes: &mut &'a [u8]) -> io::Result<&'a CStr> {
+pub fn parse_cstr<'a>(bytes: &mut &'a [u8]) -> io::Result<&'a CStr> {
     let text = CStr::from_bytes_until_nul(bytes).map_err(|_| einval())?;
     *bytes = &bytes[text.to_bytes_with_nul().len()..];
     Ok(text)
@@ -117,18 +117,13 @@ pub fn take_text<'a>(bytes: &mut &'a [u8]) -> io::Result<&'a CStr> {
 ///
 /// # Errors
 /// `EINVAL` when there is no NUL, or the name is empty, `.`, `..` or has a `/`.
-pub fn take_name<'a>(bytes: &mut &'a [u8]) -> io::Result<&'a CStr> {
-    let name = take_text(bytes)?;
+pub fn parse_name<'a>(bytes: &mut &'a [u8]) -> io::Result<&'a CStr> {
+    let name = parse_cstr(bytes)?;
     let is_path = name.to_bytes().contains(&b'/');
     if is_path || matches!(name.to_bytes(), b"" | b"." | b"..") {
         return Err(einval());
     }
     Ok(name)
-}
-
-/// The error for a request that breaks the protocol.
-pub fn einval() -> io::Error {
-    io::Error::from_raw_os_error(libc::EINVAL)
 }
 
 #[cfg(test)]
@@ -138,13 +133,13 @@ mod tests {
     #[test]
     fn a_name_is_never_a_path() {
         for name in ["a\0", "...\0", "..a\0", "\x01\0"] {
-            assert!(take_name(&mut name.as_bytes()).is_ok(), "{name:?}");
+            assert!(parse_name(&mut name.as_bytes()).is_ok(), "{name:?}");
         }
         for name in ["", "a", "\0", ".\0", "..\0", "../a\0", "/etc\0", "a/b\0", "a/\0", "/\0"] {
-            assert!(take_name(&mut name.as_bytes()).is_err(), "{name:?}");
+            assert!(parse_name(&mut name.as_bytes()).is_err(), "{name:?}");
         }
         let mut two = &b"a\0../b\0rest"[..];
-        assert_eq!((take_name(&mut two).unwrap(), take_text(&mut two).unwrap()), (c"a", c"../b"));
+        assert_eq!((parse_name(&mut two).unwrap(), parse_cstr(&mut two).unwrap()), (c"a", c"../b"));
         assert_eq!(two, b"rest");
     }
 
@@ -152,7 +147,7 @@ mod tests {
     fn a_request_that_announces_more_than_there_is() {
         let mut head = [0u8; 40];
         // SAFETY: no buffers.
-        let none = unsafe { Shared::new(&[]) };
+        let none = unsafe { GuestBuf::new(&[]) };
         for (len, good) in [(0u32, false), (39, false), (40, true), (41, false), (u32::MAX, false)] {
             head[..4].copy_from_slice(&len.to_ne_bytes());
             assert_eq!(Request::new(&head, none).is_ok(), good, "{len}");

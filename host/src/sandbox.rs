@@ -3,10 +3,10 @@
 //!
 //! Namespaces, mounts and id maps are virtiofsd's own code.
 
-use crate::share::View;
 use crate::{seccomp, vring};
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::fs::File;
 use std::io;
 use std::str::FromStr;
 use tunnelfs_settings::{FileHandles, Host, Sandbox as Mode};
@@ -16,20 +16,60 @@ use virtiofsd::sandbox::{Sandbox, SandboxMode};
 /// What a file server for guests of many users needs, as virtiofsd has it.
 const CAPABILITIES: [&str; 8] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "MKNOD", "SETFCAP"];
 
+/// The shared directory as this process sees it, perhaps from a sandbox.
+#[derive(Debug)]
+pub struct SharedDir {
+    /// Its path.
+    pub root_dir: String,
+    /// What to strip from paths of `/proc/self/mountinfo`.
+    pub mountinfo_prefix: Option<String>,
+    /// `/proc/self/fd`, where there is no `/proc`.
+    pub descriptors: Option<File>,
+    /// `/proc/self/mountinfo`, where there is no `/proc`.
+    pub mounts: Option<File>,
+}
+
+impl SharedDir {
+    /// Without a sandbox.
+    ///
+    /// # Errors
+    /// What is wrong with the directory.
+    pub fn unconfined(host: &Host) -> io::Result<SharedDir> {
+        Ok(SharedDir { root_dir: root_dir(host)?, mountinfo_prefix: None, descriptors: None, mounts: None })
+    }
+}
+
+fn root_dir(host: &Host) -> io::Result<String> {
+    let dir = &host.shared_dir;
+    if dir.as_os_str().is_empty() {
+        return Err(invalid("no directory to share: give --shared-dir, or host.shared_dir in tunnelfs.toml".into()));
+    }
+    let told = |e: io::Error| io::Error::new(e.kind(), format!("shared directory {}: {e}", dir.display()));
+    let root = std::fs::canonicalize(dir).map_err(told)?;
+    if !root.is_dir() {
+        return Err(told(io::ErrorKind::NotADirectory.into()));
+    }
+    root.into_os_string().into_string().map_err(|_| told(invalid("its path is not UTF-8".into())))
+}
+
+pub(crate) fn invalid(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, text)
+}
+
 /// Moves the process into its sandbox, before it has a second thread; the shared directory as it is seen from there.
 /// With namespaces the caller goes on in a child process, and the first one only waits for it.
 ///
 /// # Errors
 /// What the system refuses, and what may be done about it.
-pub fn enter(host: &Host, listener: Listener) -> io::Result<(Listener, View)> {
+pub fn enter(host: &Host, listener: Listener) -> io::Result<(Listener, SharedDir)> {
     let mode = match host.sandbox {
         Mode::Namespace => SandboxMode::Namespace,
         Mode::Chroot => SandboxMode::Chroot,
         Mode::None => SandboxMode::None,
     };
-    let whole = View::whole(host)?;
-    let (uid_map, gid_map) = (list("host.uid_map", &host.uid_map)?, list("host.gid_map", &host.gid_map)?);
-    let mut sandbox = Sandbox::new(whole.root_dir, mode, uid_map, gid_map);
+    let unconfined = SharedDir::unconfined(host)?;
+    let (uid_map, gid_map) = (parse_list("host.uid_map", &host.uid_map)?, parse_list("host.gid_map", &host.gid_map)?);
+    let mut sandbox = Sandbox::new(unconfined.root_dir, mode, uid_map, gid_map);
     let mountinfo_prefix = sandbox.get_mountinfo_prefix()?;
     let listener = sandbox.enter(listener).map_err(|e| {
         io::Error::other(format!(
@@ -39,17 +79,17 @@ pub fn enter(host: &Host, listener: Listener) -> io::Result<(Listener, View)> {
     })?;
     let descriptors = sandbox.get_proc_self_fd();
     if let Some(directory) = &descriptors {
-        vring::know_descriptors(directory.try_clone()?);
+        vring::set_proc_self_fd(directory.try_clone()?);
     }
     let root_dir = sandbox.get_root_dir();
-    Ok((listener, View { root_dir, mountinfo_prefix, descriptors, mounts: sandbox.get_mountinfo_fd() }))
+    Ok((listener, SharedDir { root_dir, mountinfo_prefix, descriptors, mounts: sandbox.get_mountinfo_fd() }))
 }
 
 /// Drops capabilities and system calls; all threads that are started from now on inherit it.
 ///
 /// # Errors
 /// A setting that is not understood, or what the system refuses.
-pub fn confine(host: &Host) -> io::Result<()> {
+pub fn drop_privileges(host: &Host) -> io::Result<()> {
     let kept = capabilities(host)?;
     // Whoever is not root has none, unless by a namespace of its own, where it is root too.
     let root = nix::unistd::geteuid().is_root();
@@ -95,7 +135,7 @@ fn capabilities(host: &Host) -> io::Result<BTreeSet<String>> {
 }
 
 /// Several maps, separated by commas.
-pub(crate) fn list<T: FromStr>(key: &str, text: &str) -> io::Result<Vec<T>>
+pub(crate) fn parse_list<T: FromStr>(key: &str, text: &str) -> io::Result<Vec<T>>
 where
     T::Err: Display,
 {

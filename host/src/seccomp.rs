@@ -1,7 +1,6 @@
 //! The system calls that a host makes while it serves: all others are refused.
 //!
-//! The list is virtiofsd's, whose own function takes no additions, and what
-//! placing threads and streaming messages need beside it.
+//! The list is virtiofsd's, and what placing threads and streaming messages need beside it.
 
 use crate::fs::IOCTLS;
 use libc::*;
@@ -77,7 +76,7 @@ const ALLOWED: &[c_long] = &[
     SYS_setgroups,
     SYS_setresgid,
     SYS_setresuid,
-    // Guests: connections that are there, their doorbells.
+    // Guests: connections that are there, kicks and calls.
     SYS_accept4,
     SYS_epoll_create1,
     SYS_epoll_ctl,

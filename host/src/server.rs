@@ -1,11 +1,11 @@
 //! FUSE requests to calls on a file system: one line per opcode.
 
+use crate::copy_helper::CopyHelper;
 use crate::extensions;
-use crate::fs::{DirEntry, Extensions, FileSystem, InPlace, XattrReply};
-pub use crate::handler::{Caller, Handler, Helper, Outcome, Reply};
-use crate::patience::Patience;
-use crate::request::{einval, take_name, take_text, Request};
-use crate::shared::Shared;
+use crate::fs::{DirEntry, Extensions, FileSystem, XattrReply, ZeroCopyBuf};
+use crate::guest_buf::{einval, GuestBuf};
+use crate::handler::{Handler, Outcome, Reply};
+use crate::request::{parse_cstr, parse_name, Request};
 use parking_lot::Mutex;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -27,31 +27,29 @@ pub struct Server<F> {
     fs: F,
     options: AtomicU64,
     /// INIT and DESTROY come one at a time.
-    life: Mutex<()>,
-    patience: Patience,
+    init_lock: Mutex<()>,
     /// Payload bytes that any transport of this server has copied.
     pub copied: AtomicU64,
 }
 
 impl<F: FileSystem> Handler for Server<F> {
-    fn handle(&self, head: &[u8], payload: Shared<'_>, out: Shared<'_>, caller: Caller<'_>) -> Outcome {
+    fn handle(&self, head: &[u8], payload: GuestBuf<'_>, out: GuestBuf<'_>, helper: Option<&CopyHelper>) -> Outcome {
         self.fs.prepare_thread();
         let mut request = match Request::new(head, payload) {
             Ok(request) => request,
             Err(e) => return Outcome::Reply(Reply::error(&e)),
         };
         // A bug below must cost the guest this request, not the host a thread.
-        match catch_unwind(AssertUnwindSafe(|| self.dispatch(&mut request, out, caller))) {
+        match catch_unwind(AssertUnwindSafe(|| self.dispatch(&mut request, out, helper))) {
             Ok(Ok(Some(reply))) => Outcome::Reply(reply),
             Ok(Ok(None)) => Outcome::NoReply,
-            Ok(Err(e)) if e.kind() == io::ErrorKind::WouldBlock && !caller.may_block() => Outcome::WouldBlock,
             Ok(Err(e)) => Outcome::Reply(Reply::error(&e)),
             Err(_) => Outcome::Reply(Reply::error(&io::Error::from_raw_os_error(libc::EIO))),
         }
     }
 
     fn reset(&self) {
-        let _alone = self.life.lock();
+        let _alone = self.init_lock.lock();
         self.fs.destroy();
         self.options.store(0, Ordering::Relaxed);
     }
@@ -65,10 +63,15 @@ impl<F: FileSystem> Server<F> {
     /// A server over `fs`.
     pub fn new(fs: F) -> Self {
         let (options, copied) = (AtomicU64::new(0), AtomicU64::new(0));
-        Server { fs, options, life: Mutex::new(()), patience: Patience::new(), copied }
+        Server { fs, options, init_lock: Mutex::new(()), copied }
     }
 
-    fn dispatch(&self, r: &mut Request<'_>, out: Shared<'_>, caller: Caller<'_>) -> io::Result<Option<Reply>> {
+    fn dispatch(
+        &self,
+        r: &mut Request<'_>,
+        out: GuestBuf<'_>,
+        helper: Option<&CopyHelper>,
+    ) -> io::Result<Option<Reply>> {
         let number = r.header.opcode;
         match number {
             OP_NOOP => return Ok(Some(Reply::ok())),
@@ -76,9 +79,6 @@ impl<F: FileSystem> Server<F> {
             _ => {}
         }
         let opcode = Opcode::new(number).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSYS))?;
-        if !caller.may_block() && sleeps(opcode) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
         let (fs, ctx, node) = (&self.fs, &r.context(), r.header.nodeid);
         let reply = match opcode {
             Opcode::Lookup => self.lookup(r),
@@ -87,51 +87,51 @@ impl<F: FileSystem> Server<F> {
             Opcode::Interrupt => return self.interrupt(r).map(|()| None),
             Opcode::Getattr => self.getattr(r),
             Opcode::Statx => self.statx(r, out),
-            Opcode::Setattr => fs.setattr(ctx, node, &r.object()?).map(|a| Reply::with(&a)),
+            Opcode::Setattr => fs.setattr(ctx, node, &r.read_obj()?).map(|a| Reply::with(&a)),
             Opcode::Readlink => bytes(out, &fs.readlink(ctx, node)?),
             Opcode::Symlink => self.symlink(r),
             Opcode::Mknod => self.mknod(r),
             Opcode::Mkdir => self.mkdir(r),
-            Opcode::Unlink => fs.unlink(ctx, node, take_name(&mut &r.rest()?[..])?).map(done),
-            Opcode::Rmdir => fs.rmdir(ctx, node, take_name(&mut &r.rest()?[..])?).map(done),
+            Opcode::Unlink => fs.unlink(ctx, node, parse_name(&mut &r.read_rest()?[..])?).map(done),
+            Opcode::Rmdir => fs.rmdir(ctx, node, parse_name(&mut &r.read_rest()?[..])?).map(done),
             Opcode::Rename => self.rename(r),
             Opcode::Rename2 => self.rename2(r),
             Opcode::Link => self.link(r),
-            Opcode::Open => fs.open(ctx, node, &r.object()?).map(|o| Reply::with(&o)),
+            Opcode::Open => fs.open(ctx, node, &r.read_obj()?).map(|o| Reply::with(&o)),
             Opcode::Create => self.create(r),
             Opcode::Tmpfile => self.tmpfile(r),
-            Opcode::Read => self.read(r, out, caller),
-            Opcode::Write => self.write(r, caller),
+            Opcode::Read => self.read(r, out, helper),
+            Opcode::Write => self.write(r),
             Opcode::Statfs => fs.statfs(ctx, node).map(|st| Reply::with(&st)),
-            Opcode::Flush => fs.flush(ctx, node, &r.object()?).map(done),
-            Opcode::Release => fs.release(ctx, node, &r.object()?).map(done),
+            Opcode::Flush => fs.flush(ctx, node, &r.read_obj()?).map(done),
+            Opcode::Release => fs.release(ctx, node, &r.read_obj()?).map(done),
             Opcode::Fsync => self.fsync(r),
             Opcode::Fsyncdir => self.fsyncdir(r),
             Opcode::Syncfs => fs.syncfs(ctx, node).map(done),
             Opcode::Setxattr => self.setxattr(r),
             Opcode::Getxattr => self.getxattr(r, out),
             Opcode::Listxattr => self.listxattr(r, out),
-            Opcode::Removexattr => fs.removexattr(ctx, node, take_text(&mut &r.rest()?[..])?).map(done),
+            Opcode::Removexattr => fs.removexattr(ctx, node, parse_cstr(&mut &r.read_rest()?[..])?).map(done),
             Opcode::Init => self.init(r),
             Opcode::Destroy => {
                 self.reset();
                 Ok(Reply::ok())
             }
-            Opcode::Opendir => fs.opendir(ctx, node, &r.object()?).map(|o| Reply::with(&o)),
+            Opcode::Opendir => fs.opendir(ctx, node, &r.read_obj()?).map(|o| Reply::with(&o)),
             Opcode::Readdir => self.readdir(r, out, false),
             Opcode::Readdirplus => self.readdir(r, out, true),
-            Opcode::Releasedir => fs.releasedir(ctx, node, &r.object()?).map(done),
-            Opcode::Access => fs.access(ctx, node, r.object::<AccessIn>()?.mask).map(done),
-            Opcode::Fallocate => fs.fallocate(ctx, node, &r.object()?).map(done),
-            Opcode::Lseek => fs.lseek(ctx, node, &r.object()?).map(|offset| Reply::with(&LseekOut { offset })),
+            Opcode::Releasedir => fs.releasedir(ctx, node, &r.read_obj()?).map(done),
+            Opcode::Access => fs.access(ctx, node, r.read_obj::<AccessIn>()?.mask).map(done),
+            Opcode::Fallocate => fs.fallocate(ctx, node, &r.read_obj()?).map(done),
+            Opcode::Lseek => fs.lseek(ctx, node, &r.read_obj()?).map(|offset| Reply::with(&LseekOut { offset })),
             Opcode::CopyFileRange => self.copy_file_range(r),
             Opcode::CopyFileRange64 => self.copy_file_range_64(r),
-            Opcode::Getlk => fs.getlk(ctx, node, &r.object()?).map(|lk| Reply::with(&LkOut { lk })),
-            Opcode::Setlk => fs.setlk(ctx, node, &r.object()?, false).map(done),
-            Opcode::Setlkw => fs.setlk(ctx, node, &r.object()?, true).map(done),
+            Opcode::Getlk => fs.getlk(ctx, node, &r.read_obj()?).map(|lk| Reply::with(&LkOut { lk })),
+            Opcode::Setlk => fs.setlk(ctx, node, &r.read_obj()?, false).map(done),
+            Opcode::Setlkw => fs.setlk(ctx, node, &r.read_obj()?, true).map(done),
             Opcode::Ioctl => self.ioctl(r, out),
-            Opcode::Bmap => fs.bmap(ctx, node, &r.object()?).map(|block| Reply::with(&BmapOut { block })),
-            Opcode::Poll => fs.poll(ctx, node, &r.object()?).map(|p| Reply::with(&p)),
+            Opcode::Bmap => fs.bmap(ctx, node, &r.read_obj()?).map(|block| Reply::with(&BmapOut { block })),
+            Opcode::Poll => fs.poll(ctx, node, &r.read_obj()?).map(|p| Reply::with(&p)),
             Opcode::NotifyReply | Opcode::SetupMapping | Opcode::RemoveMapping => {
                 Err(io::Error::from_raw_os_error(libc::ENOSYS))
             }
@@ -153,172 +153,172 @@ impl<F: FileSystem> Server<F> {
     }
 
     fn lookup(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let name = r.rest()?;
-        let name = match take_text(&mut &name[..])?.to_bytes() {
+        let name = r.read_rest()?;
+        let name = match parse_cstr(&mut &name[..])?.to_bytes() {
             b"." if self.option(init::EXPORT_SUPPORT) => c".",
             b".." if self.option(init::EXPORT_SUPPORT) => c"..",
-            _ => take_name(&mut &name[..])?,
+            _ => parse_name(&mut &name[..])?,
         };
         self.fs.lookup(&r.context(), r.header.nodeid, name).map(|e| Reply::with(&e))
     }
 
     fn forget(&self, r: &mut Request<'_>) -> io::Result<()> {
-        let ForgetIn { nlookup } = r.object()?;
+        let ForgetIn { nlookup } = r.read_obj()?;
         self.fs.forget(r.header.nodeid, nlookup);
         Ok(())
     }
 
     fn batch_forget(&self, r: &mut Request<'_>) -> io::Result<()> {
-        let BatchForgetIn { count, .. } = r.object()?;
+        let BatchForgetIn { count, .. } = r.read_obj()?;
         // Ends with the request's bytes, whatever the count says.
         for _ in 0..count {
-            let one: ForgetOne = r.object()?;
+            let one: ForgetOne = r.read_obj()?;
             self.fs.forget(one.nodeid, one.nlookup);
         }
         Ok(())
     }
 
     fn interrupt(&self, r: &mut Request<'_>) -> io::Result<()> {
-        self.fs.interrupt(r.object::<InterruptIn>()?.unique);
+        self.fs.interrupt(r.read_obj::<InterruptIn>()?.unique);
         Ok(())
     }
 
     fn getattr(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let GetattrIn { getattr_flags, fh, .. } = r.object()?;
+        let GetattrIn { getattr_flags, fh, .. } = r.read_obj()?;
         let fh = (getattr_flags & flags::GETATTR_FH != 0).then_some(fh);
         self.fs.getattr(&r.context(), r.header.nodeid, fh).map(|a| Reply::with(&a))
     }
 
-    fn statx(&self, r: &mut Request<'_>, out: Shared<'_>) -> io::Result<Reply> {
-        let StatxIn { getattr_flags, fh, sx_flags, sx_mask, .. } = r.object()?;
+    fn statx(&self, r: &mut Request<'_>, out: GuestBuf<'_>) -> io::Result<Reply> {
+        let StatxIn { getattr_flags, fh, sx_flags, sx_mask, .. } = r.read_obj()?;
         let fh = (getattr_flags & flags::GETATTR_FH != 0).then_some(fh);
         bytes(out, self.fs.statx(&r.context(), r.header.nodeid, fh, sx_flags, sx_mask)?.as_bytes())
     }
 
     fn symlink(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let rest = r.rest()?;
+        let rest = r.read_rest()?;
         let mut rest = &rest[..];
-        let (name, target) = (take_name(&mut rest)?, take_text(&mut rest)?);
+        let (name, target) = (parse_name(&mut rest)?, parse_cstr(&mut rest)?);
         let extensions = self.extensions(rest)?;
         self.fs.symlink(&r.context(), r.header.nodeid, name, target, &extensions).map(|e| Reply::with(&e))
     }
 
     fn mknod(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let args: MknodIn = r.object()?;
-        let rest = r.rest()?;
+        let args: MknodIn = r.read_obj()?;
+        let rest = r.read_rest()?;
         let mut rest = &rest[..];
-        let (name, extensions) = (take_name(&mut rest)?, self.extensions(rest)?);
+        let (name, extensions) = (parse_name(&mut rest)?, self.extensions(rest)?);
         self.fs.mknod(&r.context(), r.header.nodeid, name, &args, &extensions).map(|e| Reply::with(&e))
     }
 
     fn mkdir(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let args: MkdirIn = r.object()?;
-        let rest = r.rest()?;
+        let args: MkdirIn = r.read_obj()?;
+        let rest = r.read_rest()?;
         let mut rest = &rest[..];
-        let (name, extensions) = (take_name(&mut rest)?, self.extensions(rest)?);
+        let (name, extensions) = (parse_name(&mut rest)?, self.extensions(rest)?);
         self.fs.mkdir(&r.context(), r.header.nodeid, name, &args, &extensions).map(|e| Reply::with(&e))
     }
 
     fn rename(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let RenameIn { newdir } = r.object()?;
+        let RenameIn { newdir } = r.read_obj()?;
         self.rename_to(r, newdir, 0)
     }
 
     fn rename2(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let Rename2In { newdir, flags, .. } = r.object()?;
+        let Rename2In { newdir, flags, .. } = r.read_obj()?;
         self.rename_to(r, newdir, flags & (libc::RENAME_EXCHANGE | libc::RENAME_NOREPLACE | libc::RENAME_WHITEOUT))
     }
 
     fn rename_to(&self, r: &mut Request<'_>, newdir: u64, flags: u32) -> io::Result<Reply> {
-        let rest = r.rest()?;
+        let rest = r.read_rest()?;
         let mut names = &rest[..];
-        let (old, new) = (take_name(&mut names)?, take_name(&mut names)?);
+        let (old, new) = (parse_name(&mut names)?, parse_name(&mut names)?);
         self.fs.rename(&r.context(), r.header.nodeid, old, newdir, new, flags).map(done)
     }
 
     fn link(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let LinkIn { oldnodeid } = r.object()?;
-        let name = r.rest()?;
-        let name = take_name(&mut &name[..])?;
+        let LinkIn { oldnodeid } = r.read_obj()?;
+        let name = r.read_rest()?;
+        let name = parse_name(&mut &name[..])?;
         self.fs.link(&r.context(), oldnodeid, r.header.nodeid, name).map(|e| Reply::with(&e))
     }
 
     fn create(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let args: CreateIn = r.object()?;
-        let rest = r.rest()?;
+        let args: CreateIn = r.read_obj()?;
+        let rest = r.read_rest()?;
         let mut rest = &rest[..];
-        let (name, extensions) = (take_name(&mut rest)?, self.extensions(rest)?);
+        let (name, extensions) = (parse_name(&mut rest)?, self.extensions(rest)?);
         self.fs.create(&r.context(), r.header.nodeid, name, &args, &extensions).map(|c| Reply::with(&c))
     }
 
     fn tmpfile(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let args: CreateIn = r.object()?;
-        let rest = r.rest()?;
+        let args: CreateIn = r.read_obj()?;
+        let rest = r.read_rest()?;
         let mut rest = &rest[..];
         // Linux's name for a file without one, `/`: not used.
-        take_text(&mut rest)?;
+        parse_cstr(&mut rest)?;
         let extensions = self.extensions(rest)?;
         self.fs.tmpfile(&r.context(), r.header.nodeid, &args, &extensions).map(|c| Reply::with(&c))
     }
 
-    fn read(&self, r: &mut Request<'_>, out: Shared<'_>, caller: Caller<'_>) -> io::Result<Reply> {
-        let args: ReadIn = r.object()?;
-        let into = InPlace::new(out, 0, out.len(), args.fh, caller, &self.patience);
-        self.fs.read(&r.context(), r.header.nodeid, &args, &into).map(Reply::in_place)
+    fn read(&self, r: &mut Request<'_>, out: GuestBuf<'_>, helper: Option<&CopyHelper>) -> io::Result<Reply> {
+        let args: ReadIn = r.read_obj()?;
+        let into = ZeroCopyBuf::new(out, 0, out.len(), helper);
+        self.fs.read(&r.context(), r.header.nodeid, &args, &into).map(Reply::with_payload)
     }
 
-    fn write(&self, r: &mut Request<'_>, caller: Caller<'_>) -> io::Result<Reply> {
-        let args: WriteIn = r.object()?;
-        let (shared, start, len) = r.data()?;
+    fn write(&self, r: &mut Request<'_>) -> io::Result<Reply> {
+        let args: WriteIn = r.read_obj()?;
+        let (shared, start, len) = r.payload()?;
         if args.size as usize > len {
             return Err(einval());
         }
-        let from = InPlace::new(shared, start, len, args.fh, caller, &self.patience);
+        let from = ZeroCopyBuf::new(shared, start, len, None);
         let n = self.fs.write(&r.context(), r.header.nodeid, &args, &from)?;
         Ok(Reply::with(&WriteOut { size: n as u32, padding: 0 }))
     }
 
     fn fsync(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let FsyncIn { fh, fsync_flags, .. } = r.object()?;
+        let FsyncIn { fh, fsync_flags, .. } = r.read_obj()?;
         let data_only = fsync_flags & flags::FSYNC_FDATASYNC != 0;
         self.fs.fsync(&r.context(), r.header.nodeid, fh, data_only).map(done)
     }
 
     fn fsyncdir(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let FsyncIn { fh, fsync_flags, .. } = r.object()?;
+        let FsyncIn { fh, fsync_flags, .. } = r.read_obj()?;
         let data_only = fsync_flags & flags::FSYNC_FDATASYNC != 0;
         self.fs.fsyncdir(&r.context(), r.header.nodeid, fh, data_only).map(done)
     }
 
     fn setxattr(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let SetxattrInCompat { size, flags } = r.object()?;
+        let SetxattrInCompat { size, flags } = r.read_obj()?;
         let mut extra = 0;
         if self.option(init::SETXATTR_EXT) {
-            extra = r.object::<SetxattrInExt>()?.setxattr_flags;
+            extra = r.read_obj::<SetxattrInExt>()?.setxattr_flags;
         }
-        let rest = r.rest()?;
+        let rest = r.read_rest()?;
         let mut value = &rest[..];
-        let name = take_text(&mut value)?;
+        let name = parse_cstr(&mut value)?;
         if value.len() != size as usize {
             return Err(einval());
         }
         self.fs.setxattr(&r.context(), r.header.nodeid, name, value, flags, extra).map(done)
     }
 
-    fn getxattr(&self, r: &mut Request<'_>, out: Shared<'_>) -> io::Result<Reply> {
-        let GetxattrIn { size, .. } = r.object()?;
-        let name = r.rest()?;
-        let (name, size) = (take_text(&mut &name[..])?, size.min(reply_room(out)));
+    fn getxattr(&self, r: &mut Request<'_>, out: GuestBuf<'_>) -> io::Result<Reply> {
+        let GetxattrIn { size, .. } = r.read_obj()?;
+        let name = r.read_rest()?;
+        let (name, size) = (parse_cstr(&mut &name[..])?, size.min(reply_room(out)));
         xattr(out, &self.fs.getxattr(&r.context(), r.header.nodeid, name, size)?)
     }
 
-    fn listxattr(&self, r: &mut Request<'_>, out: Shared<'_>) -> io::Result<Reply> {
-        let GetxattrIn { size, .. } = r.object()?;
+    fn listxattr(&self, r: &mut Request<'_>, out: GuestBuf<'_>) -> io::Result<Reply> {
+        let GetxattrIn { size, .. } = r.read_obj()?;
         xattr(out, &self.fs.listxattr(&r.context(), r.header.nodeid, size.min(reply_room(out)))?)
     }
 
     fn init(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let InitInCompat { major, minor, max_readahead, flags } = r.object()?;
+        let InitInCompat { major, minor, max_readahead, flags } = r.read_obj()?;
         if major < MAJOR || (major == MAJOR && minor < MIN_MINOR) {
             return Err(io::Error::from_raw_os_error(libc::EPROTO));
         }
@@ -326,12 +326,12 @@ impl<F: FileSystem> Server<F> {
             return Ok(Reply::with(&InitOut { major: MAJOR, minor: MINOR, ..Default::default() }));
         }
         let extended = u64::from(flags) & init::INIT_EXT != 0;
-        let flags2 = if extended { r.object::<InitInExt>()?.flags2 } else { 0 };
+        let flags2 = if extended { r.read_obj::<InitInExt>()?.flags2 } else { 0 };
         let capable = u64::from(flags2) << 32 | u64::from(flags);
         // ATOMIC_O_TRUNC is not among them: by it guests' kernels have a running program's file
         // truncated before they find out that it must not be (ETXTBSY).
         let ours = init::BIG_WRITES | init::MAX_PAGES | init::INIT_EXT;
-        let _alone = self.life.lock();
+        let _alone = self.init_lock.lock();
         let enabled = capable & (self.fs.init(capable)? | ours);
         self.options.store(enabled, Ordering::Relaxed);
         Ok(Reply::with(&InitOut {
@@ -349,8 +349,8 @@ impl<F: FileSystem> Server<F> {
         }))
     }
 
-    fn readdir(&self, r: &mut Request<'_>, out: Shared<'_>, plus: bool) -> io::Result<Reply> {
-        let args: ReadIn = r.object()?;
+    fn readdir(&self, r: &mut Request<'_>, out: GuestBuf<'_>, plus: bool) -> io::Result<Reply> {
+        let args: ReadIn = r.read_obj()?;
         let room = args.size.min(reply_room(out)) as usize;
         let mut entries = Vec::with_capacity(room.min(MOST_ENTRIES));
         let listed = self.fs.readdir(&r.context(), r.header.nodeid, &args, plus, &mut |entry, known| {
@@ -364,7 +364,7 @@ impl<F: FileSystem> Server<F> {
     }
 
     fn copy_file_range(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let args: CopyFileRangeIn = r.object()?;
+        let args: CopyFileRangeIn = r.read_obj()?;
         // The reply has 32 bits.
         let args = CopyFileRangeIn { len: args.len.min(u64::from(u32::MAX) & !4095), ..args };
         let n = self.fs.copy_file_range(&r.context(), r.header.nodeid, &args)?;
@@ -372,16 +372,16 @@ impl<F: FileSystem> Server<F> {
     }
 
     fn copy_file_range_64(&self, r: &mut Request<'_>) -> io::Result<Reply> {
-        let bytes_copied = self.fs.copy_file_range(&r.context(), r.header.nodeid, &r.object()?)?;
+        let bytes_copied = self.fs.copy_file_range(&r.context(), r.header.nodeid, &r.read_obj()?)?;
         Ok(Reply::with(&CopyFileRangeOut { bytes_copied }))
     }
 
-    fn ioctl(&self, r: &mut Request<'_>, out: Shared<'_>) -> io::Result<Reply> {
-        let args: IoctlIn = r.object()?;
+    fn ioctl(&self, r: &mut Request<'_>, out: GuestBuf<'_>) -> io::Result<Reply> {
+        let args: IoctlIn = r.read_obj()?;
         if args.flags & flags::ioctl::UNRESTRICTED != 0 {
             return Err(io::Error::from_raw_os_error(libc::ENOTTY));
         }
-        let data = r.rest()?;
+        let data = r.read_rest()?;
         if data.len() < args.in_size as usize {
             return Err(einval());
         }
@@ -391,27 +391,21 @@ impl<F: FileSystem> Server<F> {
     }
 }
 
-/// Operations that sleep on a device, or on somebody else, by their nature.
-fn sleeps(opcode: Opcode) -> bool {
-    use Opcode::*;
-    matches!(opcode, Fsync | Fsyncdir | Syncfs | Fallocate | CopyFileRange | CopyFileRange64 | Setlkw)
-}
-
 fn done((): ()) -> Reply {
     Reply::ok()
 }
 
 /// Bytes of the reply's buffers that the file system may be asked to fill: it makes a private buffer as large.
-fn reply_room(out: Shared<'_>) -> u32 {
+fn reply_room(out: GuestBuf<'_>) -> u32 {
     out.len().min(MAX_WRITE as usize) as u32
 }
 
-fn bytes(out: Shared<'_>, data: &[u8]) -> io::Result<Reply> {
+fn bytes(out: GuestBuf<'_>, data: &[u8]) -> io::Result<Reply> {
     out.write(0, data).map_err(|_| io::Error::from_raw_os_error(libc::ERANGE))?;
-    Ok(Reply::in_place(data.len()))
+    Ok(Reply::with_payload(data.len()))
 }
 
-fn xattr(out: Shared<'_>, reply: &XattrReply) -> io::Result<Reply> {
+fn xattr(out: GuestBuf<'_>, reply: &XattrReply) -> io::Result<Reply> {
     match reply {
         XattrReply::Bytes(value) => bytes(out, value),
         XattrReply::Size(size) => Ok(Reply::with(&GetxattrOut { size: *size, padding: 0 })),
@@ -457,7 +451,7 @@ mod tests {
             Err(io::Error::from_raw_os_error(libc::ENOENT))
         }
 
-        fn read(&self, _ctx: &Context, _node: u64, args: &ReadIn, out: &InPlace<'_>) -> io::Result<usize> {
+        fn read(&self, _ctx: &Context, _node: u64, args: &ReadIn, out: &ZeroCopyBuf<'_>) -> io::Result<usize> {
             let words = &b"words"[(args.offset as usize).min(5)..];
             let n = words.len().min(args.size as usize).min(out.len());
             out.write_bytes(0, &words[..n]).map(|()| n)
@@ -472,11 +466,11 @@ mod tests {
         let header = InHeader { len: (40 + body.len()) as u32, opcode, nodeid: node, ..InHeader::default() };
         let iovs = [libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() }];
         // SAFETY: the iovec lies in `room`; there is no payload.
-        let (payload, out) = unsafe { (Shared::new(&[]), Shared::new(&iovs)) };
-        match Server::new(Words).handle(&[header.as_bytes(), body].concat(), payload, out, Caller::Patient) {
-            Outcome::Reply(reply) if reply.error == 0 => Ok((reply.fixed().to_vec(), reply.in_place)),
+        let (payload, out) = unsafe { (GuestBuf::new(&[]), GuestBuf::new(&iovs)) };
+        match Server::new(Words).handle(&[header.as_bytes(), body].concat(), payload, out, None) {
+            Outcome::Reply(reply) if reply.error == 0 => Ok((reply.body().to_vec(), reply.payload_len)),
             Outcome::Reply(reply) => Err(reply.error),
-            _ => Err(0),
+            Outcome::NoReply => Err(0),
         }
     }
 

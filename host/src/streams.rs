@@ -1,9 +1,9 @@
 //! Accepts streamed connections, and groups them by guest: those that begin with the same token are one guest's. A
 //! connection without a token is a guest of its own.
 
+use crate::admission::{Permit, Semaphore, MAX_GUESTS, RETRY_PAUSE};
 use crate::handler::Handler;
 use crate::listen::SocketFile;
-use crate::serve::{Guests, Seat, MAX_GUESTS, PAUSE};
 use crate::transport::socket::{Session, IN_HEADER};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use tunnelfs_ring::{JOIN_TOKEN_BYTES, OP_JOIN};
 use tunnelfs_settings::Settings;
 use vhost::vhost_user::Listener;
 
-/// Connections at a time that have said nothing yet. One more is refused.
+/// Connections at a time that have sent nothing yet. One more is refused.
 const MAX_SILENT: usize = 256;
 
 type Token = [u8; JOIN_TOKEN_BYTES];
@@ -23,14 +23,14 @@ type Token = [u8; JOIN_TOKEN_BYTES];
 /// Guests that are there.
 type Sessions<H> = HashMap<Token, Arc<Session<H>>>;
 
-/// All guests of the host.
+/// The guests of a host.
 struct Streams<H: Handler, O> {
     settings: Settings,
     open: O,
     /// The file system that was opened at the start, for the first guest.
     first: Mutex<Option<H>>,
-    guests: Guests,
-    silent: Guests,
+    guests: Semaphore,
+    silent: Semaphore,
     sessions: Mutex<Sessions<H>>,
     /// Guests that have left.
     left: Mutex<usize>,
@@ -54,8 +54,8 @@ pub fn serve<H: Handler>(
         settings: settings.clone(),
         open,
         first: Mutex::new(Some(first)),
-        guests: Guests::new(MAX_GUESTS),
-        silent: Guests::new(MAX_SILENT),
+        guests: Semaphore::new(MAX_GUESTS),
+        silent: Semaphore::new(MAX_SILENT),
         sessions: Mutex::default(),
         left: Mutex::default(),
         changed: Condvar::new(),
@@ -67,7 +67,7 @@ pub fn serve<H: Handler>(
                 Ok(()) => {}
                 Err(e) => {
                     tracing::warn!("a guest's connection: {e}");
-                    std::thread::sleep(PAUSE);
+                    std::thread::sleep(RETRY_PAUSE);
                 }
             }
         }
@@ -81,7 +81,7 @@ pub fn serve<H: Handler>(
     while *left == 0 {
         streams.changed.wait(&mut left);
     }
-    // Ends the accepting thread, and refuses whoever is still waiting.
+    // Ends the accepting thread, and refuses connections that still wait.
     // SAFETY: the listener's descriptor.
     unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) };
     drop(file);
@@ -89,13 +89,13 @@ pub fn serve<H: Handler>(
 }
 
 impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O> {
-    /// Hears a connection's first words on a thread of its own: they may be long in coming.
+    /// Waits for a connection's first message on a thread of its own: it may take long.
     fn greet_beside(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
-        let Some(seat) = self.silent.admit() else {
-            return Err(io::Error::other(format!("refused: {MAX_SILENT} connections have said nothing yet")));
+        let Some(permit) = self.silent.try_acquire() else {
+            return Err(io::Error::other(format!("refused: {MAX_SILENT} connections have sent nothing yet")));
         };
         let greet = move || {
-            let _seat = seat;
+            let _permit = permit;
             if let Err(e) = self.greet(stream) {
                 tracing::warn!("a guest's connection: {e}");
             }
@@ -107,7 +107,7 @@ impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O>
         let mut header = [0; IN_HEADER];
         let n = peek(&stream, &mut header)?;
         if n == 0 {
-            // Whoever only looks whether somebody listens.
+            // A program that only checks whether somebody listens.
             return Ok(());
         }
         let mut token = None;
@@ -116,11 +116,11 @@ impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O>
         }
         let mut sessions = self.sessions.lock();
         let known = token.and_then(|token| sessions.get(&token).cloned());
-        let (session, seat) = match known {
+        let (session, permit) = match known {
             Some(session) => (session, None),
             None => {
-                let (session, seat) = self.new_session()?;
-                (session, Some(seat))
+                let (session, permit) = self.new_session()?;
+                (session, Some(permit))
             }
         };
         if token.is_some() {
@@ -130,23 +130,23 @@ impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O>
             stream.write_all(&reply)?;
         }
         session.join(stream)?;
-        if let Some(seat) = seat {
+        if let Some(permit) = permit {
             if let Some(token) = token {
                 sessions.insert(token, session.clone());
             }
             drop(sessions);
             self.see_off(&session, token);
-            drop(seat);
+            drop(permit);
         }
         Ok(())
     }
 
-    fn new_session(&self) -> io::Result<(Arc<Session<H>>, Seat)> {
-        let seat = self.guests.admit();
-        let seat = seat.ok_or_else(|| io::Error::other(format!("a guest is refused: {MAX_GUESTS} are there")))?;
+    fn new_session(&self) -> io::Result<(Arc<Session<H>>, Permit)> {
+        let permit = self.guests.try_acquire();
+        let permit = permit.ok_or_else(|| io::Error::other(format!("a guest is refused: {MAX_GUESTS} are there")))?;
         let first = self.first.lock().take();
         let handler = first.map_or_else(&self.open, Ok)?;
-        Ok((Session::new(handler, self.settings.host.thread_pool_size, self.settings.wait)?, seat))
+        Ok((Session::new(handler, self.settings.host.thread_pool_size, self.settings.wait)?, permit))
     }
 
     /// Waits until the guest has left.

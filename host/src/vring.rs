@@ -1,9 +1,8 @@
-//! A virtqueue's state as the vhost-user crates keep it, with kicks and calls that
-//! no front end can make us wait on for ever: only eventfds are accepted, the
-//! kick is read without waiting, and no lock is held while the call is written.
+//! A virtqueue's state as the vhost-user crates keep it, with kicks and calls that cannot block the host for ever: only
+//! eventfds are accepted, the kick is read without waiting, and no lock is held while the call is written.
 
 use crate::gate::Gate;
-use crate::transport::virtqueue::Memory;
+use crate::memory::Memory;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use parking_lot::Mutex;
 use std::cell::RefCell;
@@ -18,7 +17,7 @@ use virtio_queue::{Error, QueueT};
 /// Largest virtqueue that is accepted, entries.
 pub const MAX_QUEUE_SIZE: usize = 1024;
 
-/// What the queue's thread sleeps on: the kick, and a word from the host itself.
+/// What the queue's thread sleeps on: the kick, and an eventfd of the host's own.
 struct Sleep {
     epoll: Epoll,
     /// Wakes the thread when the queue starts, stops or ends.
@@ -34,7 +33,7 @@ impl Sleep {
         Ok(Sleep { epoll, wakeup, kick: Mutex::new(None) })
     }
 
-    /// Waits for this kick from now on.
+    /// Replaces the kick that `epoll` has.
     fn set_kick(&self, kick: Option<RawFd>) {
         let mut known = self.kick.lock();
         if *known == kick {
@@ -49,7 +48,7 @@ impl Sleep {
             let new = unsafe { BorrowedFd::borrow_raw(new) };
             match self.epoll.add(new, EpollEvent::new(EpollFlags::EPOLLIN, 1)) {
                 Ok(()) => *known = kick,
-                Err(e) => tracing::warn!("the queue's kick cannot be waited for: {e}"),
+                Err(e) => tracing::warn!("cannot wait for a queue's kick: {e}"),
             }
         }
     }
@@ -107,14 +106,14 @@ impl Vring {
         }
     }
 
-    /// Has the queue's thread look round.
+    /// Wakes the queue's thread.
     pub fn wake(&self) {
         Eventfd::signal(&self.0.sleep.wakeup);
     }
 
-    /// Takes the rings off all calls, so that whoever waits in writing one goes on: a guest that has filled a call's
-    /// counter, and made it blocking again behind our back, holds up no more than its own thread.
-    pub fn release(&self) {
+    /// Empties the counters of all calls, so that threads that wait in writing one go on. A guest can fill the counter of
+    /// its call and clear O_NONBLOCK: that blocks only the guest's own queue.
+    pub fn unblock_calls(&self) {
         for call in self.0.calls.lock().iter() {
             let _ = read_now(call.as_raw_fd());
         }
@@ -135,7 +134,7 @@ impl Vring {
         if let Some(kick) = kick {
             self.0.sleep.set_kick(kick);
             self.0.gate.start();
-            // What the driver has made available before is looked for, whoever was awake then.
+            // The driver may have added requests before.
             self.wake();
         }
     }
@@ -143,7 +142,7 @@ impl Vring {
     fn accept(file: Option<File>, what: &str) -> Option<File> {
         let file = file?;
         if !is_eventfd(file.as_raw_fd()) {
-            tracing::warn!("a {what} that is no eventfd: refused");
+            tracing::warn!("{what} fd is not an eventfd: ignored");
             return None;
         }
         // SAFETY: a flag of our own descriptor's file; a guest that takes it off again hurts itself.
@@ -152,27 +151,27 @@ impl Vring {
     }
 }
 
-/// `/proc/self/fd`, opened before a sandbox has no `/proc`.
-static DESCRIPTORS: OnceLock<File> = OnceLock::new();
+/// `/proc/self/fd`, opened before the sandbox hides `/proc`.
+static PROC_SELF_FD: OnceLock<File> = OnceLock::new();
 
-/// Keeps a directory of this process's descriptors, to tell their kinds.
-pub fn know_descriptors(directory: File) {
-    let _ = DESCRIPTORS.set(directory);
+/// Sets the directory of this process's descriptors, by which eventfds are recognized.
+pub fn set_proc_self_fd(directory: File) {
+    let _ = PROC_SELF_FD.set(directory);
 }
 
 fn is_eventfd(fd: RawFd) -> bool {
     let open = || File::open("/proc/self/fd");
-    let directory = match DESCRIPTORS.get() {
+    let directory = match PROC_SELF_FD.get() {
         Some(directory) => directory,
         None => match open() {
-            Ok(directory) => DESCRIPTORS.get_or_init(|| directory),
+            Ok(directory) => PROC_SELF_FD.get_or_init(|| directory),
             Err(_) => return false,
         },
     };
     nix::fcntl::readlinkat(directory, fd.to_string().as_str()).is_ok_and(|kind| kind == "anon_inode:[eventfd]")
 }
 
-/// Takes the rings off an eventfd, whatever its flags are.
+/// Empties the counter of an eventfd without waiting, whatever its flags are.
 fn read_now(fd: RawFd) -> io::Result<()> {
     let mut count = 0u64;
     let part = libc::iovec { iov_base: (&raw mut count).cast(), iov_len: size_of::<u64>() };
@@ -197,7 +196,7 @@ impl<'a> VringStateMutGuard<'a, Memory> for Vring {
 impl VringT<Memory> for Vring {
     fn new(memory: Memory, max_queue_size: u16) -> Result<Self, Error> {
         let sleep = Sleep::new().map_err(|e| {
-            tracing::warn!("a queue cannot be made: {e}");
+            tracing::warn!("cannot create a queue: {e}");
             Error::QueueNotReady
         })?;
         let vring = Vring(Arc::new(Inner {
@@ -260,7 +259,7 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_queue_next_avail(&self, base: u16) {
-        // The first driver's word on a queue is its set-up: who has said it goes on behind it.
+        // A driver that starts at 0 is a new one; the same driver goes on behind 0 after a pause.
         if base == 0 {
             self.0.gate.new_driver();
         }
@@ -310,7 +309,7 @@ impl VringT<Memory> for Vring {
         let new = Self::accept(file, "call").map(|file| Arc::new(OwnedFd::from(file)));
         let mut calls = self.0.calls.lock();
         *self.0.call.lock() = new.clone();
-        // Two owners: this list and whoever is writing.
+        // Two owners: this list and a thread that writes.
         calls.retain(|call| Arc::strong_count(call) > 1);
         calls.extend(new);
     }

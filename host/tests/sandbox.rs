@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use tunnelfs_host::{sandbox, share};
+use tunnelfs_host::{fs_builder, sandbox};
 use tunnelfs_settings::{FileHandles, Host, Sandbox, Seccomp};
 use vhost::vhost_user::Listener;
 
@@ -185,10 +185,10 @@ fn inside(words: &str) -> ! {
     let socket = scratch.join(format!("share/s{}", std::process::id()));
     let listener = Listener::new(&socket, true).unwrap();
     let parent = nix::unistd::getppid().as_raw();
-    let confined = sandbox::enter(&host, listener).and_then(|(listener, view)| {
-        let share = share::Share::new(&host, view)?;
-        sandbox::confine(&host)?;
-        std::mem::forget((listener, share.file_system(1)?));
+    let confined = sandbox::enter(&host, listener).and_then(|(listener, dir)| {
+        let builder = fs_builder::FsBuilder::new(&host, dir)?;
+        sandbox::drop_privileges(&host)?;
+        std::mem::forget((listener, builder.build(1)?));
         Ok(())
     });
     if let Err(e) = confined {

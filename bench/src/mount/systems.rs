@@ -16,8 +16,8 @@ use tunnelfs_guest::fuse::device::{uring_is_on, MountOptions};
 use tunnelfs_guest::mount::{Mount, MountConfig, WORKERS};
 use tunnelfs_guest::Connection;
 use tunnelfs_guest::Transport;
-use tunnelfs_host::server::Server;
-use tunnelfs_host::share;
+use tunnelfs_host::fs_builder;
+use tunnelfs_host::Server;
 use tunnelfs_settings::{Cache, Channel, Kind, Settings};
 
 /// How long anything may take to come up or go away.
@@ -216,7 +216,7 @@ fn mount_outside(file: &Path, point: &Path) -> io::Result<Child> {
 /// The host's server in this process, on the threads that read the kernel's requests.
 fn mount_inside(settings: &Settings, point: &Path) -> io::Result<Mount> {
     let config = MountConfig::new(settings, point, MountOptions::default());
-    let server = Arc::new(Server::new(share::open(&settings.host)?));
+    let server = Arc::new(Server::new(fs_builder::open(&settings.host)?));
     let queue = || InProcess::new(server.clone(), config.guest.geometry).map(|q| Box::new(q) as Box<dyn Transport>);
     let queues = (0..config.guest.queues).map(|_| queue()).collect::<Result<_, _>>().map_err(io::Error::other)?;
     let connection = Connection { control: queue().map_err(io::Error::other)?, queues, kept: None };

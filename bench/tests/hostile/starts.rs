@@ -85,7 +85,7 @@ fn a_path_that_is_somebody_elses_is_left_alone() {
     }
     assert_eq!(fs::read(place.socket()).unwrap(), b"precious");
     fs::remove_file(place.socket()).unwrap();
-    std::os::unix::fs::symlink("share", place.socket()).unwrap();
+    std::os::unix::fs::symlink("elsewhere", place.socket()).unwrap();
     assert!(place.refusal(&["--replace"]).contains("symbolic link"));
     assert!(fs::symlink_metadata(place.socket()).unwrap().is_symlink());
 }

@@ -81,12 +81,12 @@ impl Passthrough {
         Ok(OpenOut { fh, open_flags: self.file_cache(), backing_id: 0 })
     }
 
-    pub(super) fn read(&self, node: u64, args: &ReadIn, out: &InPlace<'_>) -> io::Result<usize> {
+    pub(super) fn read(&self, node: u64, args: &ReadIn, out: &ZeroCopyBuf<'_>) -> io::Result<usize> {
         let handle = self.handle(args.fh, node)?;
         out.read_from(handle.as_fd(), args.size as usize, args.offset)
     }
 
-    pub(super) fn write(&self, node: u64, args: &WriteIn, data: &InPlace<'_>) -> io::Result<usize> {
+    pub(super) fn write(&self, node: u64, args: &WriteIn, data: &ZeroCopyBuf<'_>) -> io::Result<usize> {
         self.changes()?;
         let handle = self.handle(args.fh, node)?;
         let kill = args.write_flags & write::KILL_SUIDGID != 0;

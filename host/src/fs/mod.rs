@@ -24,7 +24,7 @@ mod sys;
 mod tests;
 mod xattr;
 
-pub use crate::in_place::InPlace;
+pub use crate::zero_copy::ZeroCopyBuf;
 pub use credentials::keep_capabilities;
 pub(crate) use files::IOCTLS;
 pub use owners::{Ids, Owners};
@@ -160,9 +160,9 @@ pub trait FileSystem: Send + Sync + 'static {
         /// Creates and opens a file without a name.
         fn tmpfile(&self, node: u64, args: &CreateIn, extensions: &Extensions) -> CreateOut;
         /// Reads into the guest's buffer: the bytes read. An error half way is an error: fewer bytes are the end of the file.
-        fn read(&self, node: u64, args: &ReadIn, out: &InPlace<'_>) -> usize;
+        fn read(&self, node: u64, args: &ReadIn, out: &ZeroCopyBuf<'_>) -> usize;
         /// Writes from the guest's buffer: the bytes written.
-        fn write(&self, node: u64, args: &WriteIn, data: &InPlace<'_>) -> usize;
+        fn write(&self, node: u64, args: &WriteIn, data: &ZeroCopyBuf<'_>) -> usize;
         /// A file was closed by one of those who had it; `owner`'s record locks go.
         fn flush(&self, node: u64, args: &FlushIn) -> ();
         /// A file was closed by the last one.

@@ -428,8 +428,8 @@ impl FileSystem for Passthrough {
             |s: &This| s.create(ctx, node, name, args, extensions);
         tmpfile(ctx, node: u64, args: &CreateIn, extensions: &Extensions) -> CreateOut =
             |s: &This| s.tmpfile(ctx, node, args, extensions);
-        read(_ctx, node: u64, args: &ReadIn, out: &InPlace<'_>) -> usize = |s: &This| s.read(node, args, out);
-        write(_ctx, node: u64, args: &WriteIn, data: &InPlace<'_>) -> usize = |s: &This| s.write(node, args, data);
+        read(_ctx, node: u64, args: &ReadIn, out: &ZeroCopyBuf<'_>) -> usize = |s: &This| s.read(node, args, out);
+        write(_ctx, node: u64, args: &WriteIn, data: &ZeroCopyBuf<'_>) -> usize = |s: &This| s.write(node, args, data);
         flush(_ctx, node: u64, args: &FlushIn) -> () = |s: &This| s.flush(node, args);
         release(_ctx, node: u64, args: &ReleaseIn) -> () = |s: &This| s.release(node, args);
         fsync(_ctx, node: u64, fh: u64, data_only: bool) -> () = |s: &This| s.fsync(node, fh, data_only);

@@ -1,7 +1,8 @@
 //! Device side of the ring: entries in, file I/O in place, completions out.
 
-use crate::handler::{Caller, Handler, Helper, Outcome, Reply};
-use crate::shared::Shared;
+use crate::copy_helper::CopyHelper;
+use crate::guest_buf::GuestBuf;
+use crate::handler::{Handler, Outcome, Reply};
 use crossbeam_utils::CachePadded;
 use libc::iovec;
 use parking_lot::Mutex;
@@ -12,34 +13,18 @@ use tunnelfs_ring::{
 };
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 
-/// Rings the guest's doorbell.
-pub type Call = Arc<dyn Fn() + Send + Sync>;
+/// Signals the guest's call eventfd.
+pub type Notifier = Arc<dyn Fn() + Send + Sync>;
 
-/// The completing half, shared with threads of late requests.
+/// The completion queue, shared with the threads of late requests.
 pub struct Completions {
     cq: CachePadded<Mutex<Producer<Cqe>>>,
     driver_wakeup: NeedWakeup,
-    call: Call,
-    /// The guest broke the protocol: nothing is taken any more.
+    call: Notifier,
+    /// The guest broke the protocol: no more submissions are taken.
     broken: CachePadded<AtomicBool>,
-    /// Keeps the guest's memory mapped while a request is under way.
+    /// Keeps the guest's memory mapped while a request is in flight.
     _memory: Arc<GuestMemoryMmap>,
-}
-
-/// What a queue has served.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Served {
-    /// Requests.
-    pub requests: u32,
-    /// Their payload bytes, both ways.
-    pub bytes: u64,
-}
-
-impl std::ops::AddAssign for Served {
-    fn add_assign(&mut self, more: Served) {
-        self.requests += more.requests;
-        self.bytes += more.bytes;
-    }
 }
 
 /// One ring that a guest set up.
@@ -53,11 +38,11 @@ pub struct RingDevice {
 }
 
 impl RingDevice {
-    /// Checks a guest's set-up message and takes the ring over.
+    /// Checks a guest's set-up message and maps its ring.
     ///
     /// # Errors
     /// [`Error`] when the message or the memory that it names is not acceptable.
-    pub fn new(setup: &RingSetup, memory: Arc<GuestMemoryMmap>, call: Call) -> Result<Self, Error> {
+    pub fn new(setup: &RingSetup, memory: Arc<GuestMemoryMmap>, call: Notifier) -> Result<Self, Error> {
         let mapped = |address: u64, bytes: usize| {
             let slice = memory.get_slice(GuestAddress(address), bytes);
             let start =
@@ -89,7 +74,7 @@ impl RingDevice {
         Ok(RingDevice { sq, slots, own_wakeup, done, guest_cpu })
     }
 
-    /// Whether a submission waits that could be served.
+    /// Whether a submission waits, and the ring is not closed.
     pub fn ready(&self) -> bool {
         !self.broken() && self.sq.ready()
     }
@@ -98,17 +83,17 @@ impl RingDevice {
         self.done.broken.load(Ordering::Relaxed)
     }
 
-    /// The completing half.
+    /// The completion queue.
     pub fn completions(&self) -> &Arc<Completions> {
         &self.done
     }
 
-    /// The "host sleeps" flag.
+    /// The flag that asks the guest to kick.
     pub fn own_wakeup(&self) -> &NeedWakeup {
         &self.own_wakeup
     }
 
-    /// The next submission, privately, with its slot checked; `None`: no more for now.
+    /// Copies the next submission out, and checks its slot; `None`: there is none.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the guest broke the protocol; the ring then stays closed.
@@ -122,7 +107,7 @@ impl RingDevice {
     }
 }
 
-/// One request: the private copy of its entry, and its slot.
+/// One request: the private copy of its SQE, and its slot.
 pub struct Submission {
     sqe: Sqe,
     slot: *mut u8,
@@ -140,21 +125,21 @@ impl Submission {
 }
 
 impl Completions {
-    /// Nothing is taken from the ring any more.
+    /// Closes the ring: no more submissions are taken.
     pub fn close(&self) {
         self.broken.store(true, Ordering::Relaxed);
     }
 
     /// Handles a request of this ring, large READs together with `helper`.
-    pub fn handle<H: Handler>(&self, request: &Submission, handler: &H, helper: Option<&Helper>) -> Outcome {
+    pub fn handle<H: Handler>(&self, request: &Submission, handler: &H, helper: Option<&CopyHelper>) -> Outcome {
         let part = |len: u32| [iovec { iov_base: request.slot.cast(), iov_len: len as usize }];
         let (input, output) = (part(request.sqe.payload_len), part(request.sqe.reply_max));
         // SAFETY: `RingDevice::pop` has checked that both lie in the slot, which this keeps mapped.
-        let (input, output) = unsafe { (Shared::new(&input), Shared::new(&output)) };
-        handler.handle(request.head(), input, output, Caller::Queue(helper))
+        let (input, output) = unsafe { (GuestBuf::new(&input), GuestBuf::new(&output)) };
+        handler.handle(request.head(), input, output, helper)
     }
 
-    /// Publishes the completion, also of a request without a reply: the guest gets its slot back.
+    /// Publishes the completion, also for a request without a reply: it returns the slot to the guest.
     ///
     /// Returns the payload bytes that the request has moved.
     ///
@@ -164,13 +149,13 @@ impl Completions {
         let sqe = &request.sqe;
         let output = [iovec { iov_base: request.slot.cast(), iov_len: sqe.reply_max as usize }];
         // SAFETY: as in `handle`.
-        let out = unsafe { Shared::new(&output) };
+        let out = unsafe { GuestBuf::new(&output) };
         let mut cqe = Cqe { user_data: sqe.user_data, payload_len: 0, inline_len: 0, inline: [0; CQE_INLINE_BYTES] };
         if let Outcome::Reply(reply) = outcome {
-            fill(&mut cqe, sqe, reply, out);
+            write_reply(&mut cqe, sqe, reply, out);
         }
-        // A guest reuses a slot only after it has reaped, and has no more slots
-        // than entries: one that lets the ring fill up has broken the protocol.
+        // There is a CQE for each slot, and a slot is reused only after its completion has been reaped. So a full
+        // ring means that the guest has broken the protocol.
         let room = self.cq.lock().push(&cqe).inspect_err(|_| self.close())?;
         if !room {
             self.close();
@@ -183,21 +168,21 @@ impl Completions {
     }
 }
 
-/// `fuse_out_header`, then the reply's structure: in the entry where it fits, else in the slot.
-fn fill(cqe: &mut Cqe, sqe: &Sqe, mut reply: Reply, out: Shared<'_>) {
+/// Writes `fuse_out_header`, then the reply's structure: into the CQE where it fits, else into the slot.
+fn write_reply(cqe: &mut Cqe, sqe: &Sqe, mut reply: Reply, out: GuestBuf<'_>) {
     const HEADER: usize = 16;
-    if reply.fixed().len() > CQE_INLINE_BYTES - HEADER {
-        match out.write(0, reply.fixed()) {
-            Ok(()) => cqe.payload_len = reply.fixed().len() as u32,
+    if reply.body().len() > CQE_INLINE_BYTES - HEADER {
+        match out.write(0, reply.body()) {
+            Ok(()) => cqe.payload_len = reply.body().len() as u32,
             Err(e) => reply = Reply::error(&e),
         }
     }
     cqe.inline_len = HEADER as u32;
     if cqe.payload_len == 0 {
-        let fixed = reply.fixed();
-        cqe.inline[HEADER..HEADER + fixed.len()].copy_from_slice(fixed);
-        cqe.inline_len += fixed.len() as u32;
-        cqe.payload_len = reply.in_place as u32;
+        let body = reply.body();
+        cqe.inline[HEADER..HEADER + body.len()].copy_from_slice(body);
+        cqe.inline_len += body.len() as u32;
+        cqe.payload_len = reply.payload_len as u32;
     }
     cqe.inline[..4].copy_from_slice(&(cqe.inline_len + cqe.payload_len).to_ne_bytes());
     cqe.inline[4..8].copy_from_slice(&reply.error.to_ne_bytes());

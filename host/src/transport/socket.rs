@@ -5,10 +5,10 @@
 //! The host goes on reading while a reply does not fit the socket: what is left of it waits in the connection's outbox.
 //! So two sides that both write large messages do not wait for each other.
 
-use crate::handler::{Caller, Handler, Outcome};
+use crate::guest_buf::GuestBuf;
+use crate::handler::{Handler, Outcome};
 use crate::request::interrupted_unique;
-use crate::shared::Shared;
-use crate::takeover::{Crew, Duty, Lane};
+use crate::takeover::{Task, Worker, WorkerPool};
 use libc::iovec;
 use memmap2::MmapMut;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -32,7 +32,7 @@ const WRITE_HEAD: usize = IN_HEADER + 40;
 const MAX_MESSAGE: usize = MAX_SLOT_SIZE as usize + 4096;
 /// Bytes of replies that wait for the guest to read, from which on the host reads no more requests.
 const OUTBOX_LIMIT: usize = 64 << 20;
-/// Between two looks whether all threads of a guest that has gone have ended.
+/// Pause between two checks whether all threads of a guest that has left have ended.
 const ENDING: Duration = Duration::from_millis(10);
 
 /// Private memory whose byte `at` starts a page: files with O_DIRECT want their data so. A mapping of its own, which
@@ -71,18 +71,15 @@ impl Buffers {
         let room = MAX_SLOT_SIZE as usize;
         let out = [iovec { iov_base: output[OUT_HEADER..].as_mut_ptr().cast(), iov_len: room }];
         // SAFETY: both are private buffers of this call.
-        let (payload, out) = unsafe { (Shared::new(&rest), Shared::new(&out)) };
-        let reply = match handler.handle(&input[..head_len], payload, out, Caller::Patient) {
-            Outcome::Reply(reply) => reply,
-            _ => return Ok(0),
-        };
-        out.write(0, reply.fixed())?;
-        let reply_len = OUT_HEADER + reply.fixed().len() + reply.in_place;
+        let (payload, out) = unsafe { (GuestBuf::new(&rest), GuestBuf::new(&out)) };
+        let Outcome::Reply(reply) = handler.handle(&input[..head_len], payload, out, None) else { return Ok(0) };
+        out.write(0, reply.body())?;
+        let reply_len = OUT_HEADER + reply.body().len() + reply.payload_len;
         output[..4].copy_from_slice(&(reply_len as u32).to_ne_bytes());
         output[4..8].copy_from_slice(&reply.error.to_ne_bytes());
         output[8..16].copy_from_slice(&input[8..16]);
         // The kernel copied the request in and copies the reply out: two trips that shared memory saves.
-        handler.count_copied((len - head_len + reply.in_place) as u64);
+        handler.count_copied((len - head_len + reply.payload_len) as u64);
         Ok(reply_len)
     }
 }
@@ -247,7 +244,7 @@ pub fn serve<H: Handler>(stream: UnixStream, handler: &H, wait: WaitConfig) -> i
 /// One guest: its connections share a handler.
 pub struct Session<H: Handler> {
     handler: H,
-    crew: Crew<Reader<H>>,
+    pool: WorkerPool<Reader<H>>,
     wait: WaitConfig,
     connections: Mutex<Connections>,
     less: Condvar,
@@ -268,7 +265,7 @@ impl<H: Handler> Session<H> {
     /// The system has no thread left.
     pub fn new(handler: H, spares: usize, wait: WaitConfig) -> io::Result<Arc<Self>> {
         let (connections, less, numbers) = (Mutex::default(), Condvar::new(), AtomicUsize::new(0));
-        Ok(Arc::new(Session { handler, crew: Crew::new(spares)?, wait, connections, less, numbers }))
+        Ok(Arc::new(Session { handler, pool: WorkerPool::new(spares)?, wait, connections, less, numbers }))
     }
 
     /// Serves a connection from now on.
@@ -286,7 +283,7 @@ impl<H: Handler> Session<H> {
             parker: Parker::new(self.wait),
             number: self.numbers.fetch_add(1, Ordering::Relaxed),
         };
-        self.crew.start(reader)?;
+        self.pool.start(reader)?;
         connections.open += 1;
         Ok(())
     }
@@ -300,13 +297,13 @@ impl<H: Handler> Session<H> {
         connections.closed = true;
         drop(connections);
         closed();
-        self.crew.stop();
-        while !self.crew.join(ENDING) {}
+        self.pool.stop();
+        while !self.pool.join(ENDING) {}
         self.handler.reset();
     }
 }
 
-/// What the thread of a connection owns: whoever has it reads the next request.
+/// Owned by the thread that reads the connection.
 struct Reader<H: Handler> {
     session: Arc<Session<H>>,
     connection: Arc<Connection>,
@@ -314,17 +311,17 @@ struct Reader<H: Handler> {
     number: usize,
 }
 
-impl<H: Handler> Duty for Reader<H> {
-    fn run(self: Box<Self>, lane: &Lane<Self>) {
-        lane.set_number(self.number);
+impl<H: Handler> Task for Reader<H> {
+    fn run(self: Box<Self>, worker: &Worker<Self>) {
+        worker.set_number(self.number);
         let (session, connection) = (self.session.clone(), self.connection.clone());
-        match self.serve(lane) {
+        match self.serve(worker) {
             Ok(TakenOver) => return,
             Err(None) => {}
             Err(Some(e)) => tracing::info!("guest's socket: {e}"),
         }
         let _ = connection.stream.shutdown(Shutdown::Both);
-        session.crew.finished();
+        session.pool.finished();
         session.connections.lock().open -= 1;
         session.less.notify_all();
     }
@@ -338,7 +335,7 @@ struct TakenOver;
 impl<H: Handler> Reader<H> {
     /// # Errors
     /// The connection has ended: by an error, or (`None`) by the guest.
-    fn serve(mut self: Box<Self>, lane: &Lane<Self>) -> Result<TakenOver, Option<io::Error>> {
+    fn serve(mut self: Box<Self>, worker: &Worker<Self>) -> Result<TakenOver, Option<io::Error>> {
         let (session, connection) = (self.session.clone(), self.connection.clone());
         let mut buffers = Buffers::new()?;
         loop {
@@ -347,12 +344,12 @@ impl<H: Handler> Reader<H> {
             self.parker.unparked();
             let head = &buffers.input.get()[..len.min(WRITE_HEAD)];
             if let Some(unique) = interrupted_unique(head) {
-                session.crew.interrupt(unique);
+                session.pool.interrupt(unique);
                 continue;
             }
-            lane.lend(self, u64::from_ne_bytes(head[8..16].try_into().expect("eight bytes")));
+            worker.lend(self, u64::from_ne_bytes(head[8..16].try_into().expect("eight bytes")));
             let reply = buffers.handle(len, &session.handler);
-            let kept = lane.reclaim();
+            let kept = worker.reclaim();
             let sent = reply.and_then(|len| connection.reply(&buffers.output.get()[..len]));
             match (kept, sent) {
                 (Some(reader), sent) => {
@@ -364,7 +361,7 @@ impl<H: Handler> Reader<H> {
                         tracing::info!("guest's socket: {e}");
                         let _ = connection.stream.shutdown(Shutdown::Both);
                     }
-                    lane.leave();
+                    worker.leave();
                     return Ok(TakenOver);
                 }
             }

@@ -1,8 +1,9 @@
 //! Device side of a plain split virtqueue, as virtio-fs has it: each chain is
 //! a request in readable buffers and room for the reply in writable ones.
 
-use crate::handler::{Caller, Handler, Outcome};
-use crate::shared::{Shared, SharedBuf};
+use crate::guest_buf::{GuestBuf, OwnedGuestBuf};
+use crate::handler::{Handler, Outcome};
+use crate::memory::Memory;
 use crate::vring::Vring;
 use libc::iovec;
 use std::io;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use tunnelfs_ring::RingSetup;
 use vhost_user_backend::VringT;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryMmap};
 
 /// `fuse_in_header`, and `fuse_out_header`, bytes.
 const IN_HEADER: usize = 40;
@@ -21,8 +22,6 @@ const HEAD: usize = 128;
 /// Most buffers of a chain: one each for a virtqueue's entries.
 const MOST_BUFFERS: usize = 1024;
 
-/// The guest's memory table, which the front end may replace.
-pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 type Chain = DescriptorChain<Arc<GuestMemoryMmap>>;
 
 /// Whether a chain waits.
@@ -41,10 +40,10 @@ pub struct ChainRequest {
     /// Bytes of `head` that the handler gets: it ends where the operation's structure does, so that WRITE's data starts
     /// in the buffers.
     head_len: usize,
-    input: SharedBuf,
-    output: SharedBuf,
-    payload: SharedBuf,
-    out: SharedBuf,
+    input: OwnedGuestBuf,
+    output: OwnedGuestBuf,
+    payload: OwnedGuestBuf,
+    out: OwnedGuestBuf,
     /// Keeps the buffers mapped.
     _memory: Arc<GuestMemoryMmap>,
 }
@@ -86,19 +85,19 @@ impl ChainRequest {
     fn new(
         head_index: u16,
         memory: &Arc<GuestMemoryMmap>,
-        (input, output): (SharedBuf, SharedBuf),
+        (input, output): (OwnedGuestBuf, OwnedGuestBuf),
     ) -> io::Result<Self> {
         let mut head = [0; HEAD];
         // SAFETY: `gather` has checked each buffer against the memory, which `memory` keeps mapped.
-        let whole = unsafe { Shared::new(&input.0) };
+        let whole = unsafe { GuestBuf::new(&input.0) };
         let len = whole.len().min(HEAD);
         if len < IN_HEADER {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         whole.read(0, &mut head[..len])?;
         let head_len = len.min(IN_HEADER + 40);
-        let payload = SharedBuf(skip(&input.0, head_len));
-        let out = SharedBuf(skip(&output.0, OUT_HEADER));
+        let payload = OwnedGuestBuf(skip(&input.0, head_len));
+        let out = OwnedGuestBuf(skip(&output.0, OUT_HEADER));
         Ok(ChainRequest { head_index, head, head_len, input, output, payload, out, _memory: memory.clone() })
     }
 
@@ -111,7 +110,7 @@ impl ChainRequest {
     pub fn setup(&self) -> Option<io::Result<RingSetup>> {
         // SAFETY: as in `new`.
         (self.head[4..8] == RingSetup::OPCODE.to_ne_bytes())
-            .then(|| setup_message(unsafe { Shared::new(&self.input.0) }))
+            .then(|| setup_message(unsafe { GuestBuf::new(&self.input.0) }))
     }
 
     /// Answers a set-up message.
@@ -123,28 +122,28 @@ impl ChainRequest {
     /// Handles the request.
     pub fn handle<H: Handler>(&self, handler: &H) -> Outcome {
         // SAFETY: parts of the checked buffers, which `_memory` keeps mapped.
-        let (payload, out) = unsafe { (Shared::new(&self.payload.0), Shared::new(&self.out.0)) };
-        handler.handle(self.head(), payload, out, Caller::Queue(None))
+        let (payload, out) = unsafe { (GuestBuf::new(&self.payload.0), GuestBuf::new(&self.out.0)) };
+        handler.handle(self.head(), payload, out, None)
     }
 
     /// Gives the chain back, with the answer.
     pub fn complete(&self, vring: &Vring, outcome: Outcome) {
         // SAFETY: as in `handle`.
-        let out = unsafe { Shared::new(&self.out.0) };
-        finish(vring, self.head_index, deliver(&self.output, outcome, out, &self.head));
+        let out = unsafe { GuestBuf::new(&self.out.0) };
+        finish(vring, self.head_index, write_reply(&self.output, outcome, out, &self.head));
     }
 }
 
 /// A private, checked copy of a set-up message.
-fn setup_message(whole: Shared<'_>) -> io::Result<RingSetup> {
+fn setup_message(whole: GuestBuf<'_>) -> io::Result<RingSetup> {
     let mut body = vec![0; (whole.len() - IN_HEADER).min(RingSetup::MAX_BYTES)];
     whole.read(IN_HEADER, &mut body)?;
     RingSetup::from_bytes(&body).map_err(io::Error::other)
 }
 
 /// Resolves a chain's descriptors to mapped buffers: readable ones, writable ones.
-fn gather(memory: &GuestMemoryMmap, chain: Chain) -> io::Result<(SharedBuf, SharedBuf)> {
-    let (mut input, mut output) = (SharedBuf(Vec::with_capacity(4)), SharedBuf(Vec::with_capacity(4)));
+fn gather(memory: &GuestMemoryMmap, chain: Chain) -> io::Result<(OwnedGuestBuf, OwnedGuestBuf)> {
+    let (mut input, mut output) = (OwnedGuestBuf(Vec::with_capacity(4)), OwnedGuestBuf(Vec::with_capacity(4)));
     for desc in chain {
         if input.0.len() + output.0.len() == MOST_BUFFERS {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -170,24 +169,24 @@ fn skip(iovs: &[iovec], mut bytes: usize) -> Vec<iovec> {
     rest
 }
 
-fn deliver(output: &SharedBuf, outcome: Outcome, out: Shared<'_>, head: &[u8; HEAD]) -> u32 {
+fn write_reply(output: &OwnedGuestBuf, outcome: Outcome, out: GuestBuf<'_>, head: &[u8; HEAD]) -> u32 {
     let Outcome::Reply(reply) = outcome else { return 0 };
-    let fixed = reply.fixed();
-    if out.write(0, fixed).is_err() {
+    let body = reply.body();
+    if out.write(0, body).is_err() {
         return write_header(output, -libc::EINVAL, &[], 0, head);
     }
-    write_header(output, reply.error, fixed, reply.in_place, head)
+    write_header(output, reply.error, body, reply.payload_len, head)
 }
 
 /// Writes `fuse_out_header`; the bytes used of the reply's buffers, 0 when not even that fits.
-fn write_header(output: &SharedBuf, error: i32, fixed: &[u8], in_place: usize, head: &[u8; HEAD]) -> u32 {
-    let len = (OUT_HEADER + fixed.len() + in_place) as u32;
+fn write_header(output: &OwnedGuestBuf, error: i32, body: &[u8], payload_len: usize, head: &[u8; HEAD]) -> u32 {
+    let len = (OUT_HEADER + body.len() + payload_len) as u32;
     let mut header = [0; OUT_HEADER];
     header[..4].copy_from_slice(&len.to_ne_bytes());
     header[4..8].copy_from_slice(&error.to_ne_bytes());
     header[8..].copy_from_slice(&head[8..16]);
     // SAFETY: `gather` has checked the buffers.
-    match unsafe { Shared::new(&output.0) }.write(0, &header) {
+    match unsafe { GuestBuf::new(&output.0) }.write(0, &header) {
         Ok(()) => len,
         Err(_) => 0,
     }

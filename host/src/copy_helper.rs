@@ -1,8 +1,7 @@
 //! A second thread for large READs, on another core than the queue's own.
 //!
-//! Copying a large payload out of the page cache takes longer than all the
-//! rest of its way; two cores do it in half the time. Both threads take one
-//! part after the other until none is left: a helper that has no core costs nothing.
+//! Copying a large payload out of the page cache takes longer than everything else together; two cores do it in half the
+//! time. Both threads take one part after the other until none is left, so a helper that gets no CPU costs nothing.
 
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
@@ -12,19 +11,19 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use tunnelfs_ring::{set_affinity, Parker, WaitConfig};
 
-/// What is done with each part, by its number.
+/// A function of a part's number.
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
 
 /// One piece of work, in parts.
 struct Job {
-    /// Valid as long as there are parts that nobody has taken, or that are not done: [`Helper::share`] waits for them.
+    /// Valid until all parts have been taken and done: [`CopyHelper::run_parts`] waits for that.
     work: *const Work<'static>,
     parts: usize,
     taken: CachePadded<AtomicUsize>,
     done: CachePadded<AtomicUsize>,
 }
 
-// SAFETY: `work` is `Sync`; its validity is told above.
+// SAFETY: `work` is `Sync`, and valid as long as it is used (see there).
 unsafe impl Send for Job {}
 // SAFETY: as above.
 unsafe impl Sync for Job {}
@@ -43,7 +42,7 @@ impl Job {
         }
     }
 
-    /// Waits for the parts that the other thread has taken; of those that nobody has, there will be none.
+    /// Waits for the parts that the other thread has taken. Parts that are not taken are dropped.
     fn finish(&self) {
         let left = self.parts.saturating_sub(self.taken.swap(self.parts, Ordering::AcqRel));
         while self.done.load(Ordering::Acquire) + left < self.parts {
@@ -52,7 +51,7 @@ impl Job {
     }
 }
 
-/// Counts a part, also when it panics.
+/// Counts a part as done, also when it panics.
 struct Done<'a>(&'a AtomicUsize);
 
 impl Drop for Done<'_> {
@@ -70,9 +69,9 @@ impl Drop for Finish<'_> {
     }
 }
 
-/// What both threads share. The helper spins on `number`, so each word has a cache line of its own.
+/// Shared by both threads. The helper spins on `number`, so each field has a cache line of its own.
 #[derive(Default)]
-struct Desk {
+struct Mailbox {
     job: CachePadded<Mutex<Option<Arc<Job>>>>,
     /// Changes with each job.
     number: CachePadded<AtomicU32>,
@@ -80,49 +79,49 @@ struct Desk {
     stopping: AtomicBool,
 }
 
-/// The thread.
-pub struct Helper {
-    desk: Arc<Desk>,
+/// The helper's thread. Ends when this is dropped.
+pub struct CopyHelper {
+    mailbox: Arc<Mailbox>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Helper {
+impl CopyHelper {
     /// A helper on one of `cpus`, which waits as `wait` says.
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub fn new(cpus: Vec<usize>, wait: WaitConfig) -> io::Result<Helper> {
-        let desk = Arc::new(Desk::default());
-        let its = desk.clone();
+    pub fn new(cpus: Vec<usize>, wait: WaitConfig) -> io::Result<CopyHelper> {
+        let mailbox = Arc::new(Mailbox::default());
+        let its = mailbox.clone();
         let thread = thread::Builder::new().name("helper".into()).spawn(move || {
             let _ = set_affinity(&cpus);
             its.serve(Parker::new(wait));
         })?;
-        Ok(Helper { desk, thread: Some(thread) })
+        Ok(CopyHelper { mailbox, thread: Some(thread) })
     }
 
     /// Does `work` for each number below `parts`, here and on the helper's thread, in any order.
-    pub fn share(&self, parts: usize, work: &Work<'_>) {
+    pub fn run_parts(&self, parts: usize, work: &Work<'_>) {
         // SAFETY: only the lifetime changes; `Finish` keeps this call from ending while the job may use it.
         let work: *const Work<'static> = unsafe { std::mem::transmute(work) };
         let job = Arc::new(Job { work, parts, taken: CachePadded::default(), done: CachePadded::default() });
         let _finish = Finish(&job);
-        self.desk.give(job.clone());
+        self.mailbox.post(job.clone());
         self.wake();
         job.take_part();
     }
 
-    /// Has the helper spin on its core for what comes next: the kernel moves a woken application to a core that is
-    /// idle, away from its data and from those who serve it.
-    pub fn stay(&self) {
-        self.desk.number.fetch_add(1, Ordering::Release);
+    /// Has the helper spin on its core until the next job. The kernel moves a woken application to an idle core, away
+    /// from its data and from the threads that serve it: the helper's core is then not idle.
+    pub fn keep_spinning(&self) {
+        self.mailbox.number.fetch_add(1, Ordering::Release);
         self.wake();
     }
 
     fn wake(&self) {
-        // The doorbell rule: published before, looked at now (see tunnelfs_ring::NeedWakeup).
+        // Pairs with the fence in `Mailbox::serve`: either the helper sees the job, or this sees that it sleeps.
         fence(Ordering::SeqCst);
-        if self.desk.asleep.swap(false, Ordering::AcqRel) {
+        if self.mailbox.asleep.swap(false, Ordering::AcqRel) {
             if let Some(thread) = &self.thread {
                 thread.thread().unpark();
             }
@@ -130,9 +129,9 @@ impl Helper {
     }
 }
 
-impl Drop for Helper {
+impl Drop for CopyHelper {
     fn drop(&mut self) {
-        self.desk.stopping.store(true, Ordering::Release);
+        self.mailbox.stopping.store(true, Ordering::Release);
         self.wake();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -140,8 +139,8 @@ impl Drop for Helper {
     }
 }
 
-impl Desk {
-    fn give(&self, job: Arc<Job>) {
+impl Mailbox {
+    fn post(&self, job: Arc<Job>) {
         *self.job.lock() = Some(job);
         self.number.fetch_add(1, Ordering::Release);
     }
@@ -174,17 +173,17 @@ mod tests {
     use std::panic::{catch_unwind, AssertUnwindSafe};
     use tunnelfs_ring::Policy;
 
-    fn helper(policy: Policy) -> Helper {
-        Helper::new(tunnelfs_ring::allowed_cpus(), WaitConfig { policy, ..WaitConfig::default() }).unwrap()
+    fn helper(policy: Policy) -> CopyHelper {
+        CopyHelper::new(tunnelfs_ring::allowed_cpus(), WaitConfig { policy, ..WaitConfig::default() }).unwrap()
     }
 
     #[test]
-    fn every_part_is_done_once_before_share_returns() {
+    fn every_part_is_done_once_before_run_parts_returns() {
         for policy in [Policy::Auto, Policy::Park, Policy::Spin] {
             let helper = helper(policy);
             for parts in (0..300).map(|i| i % 9) {
                 let counts = [const { AtomicU32::new(0) }; 9];
-                helper.share(parts, &|part| {
+                helper.run_parts(parts, &|part| {
                     counts[part].fetch_add(1, Ordering::Relaxed);
                 });
                 let counts = counts.map(AtomicU32::into_inner);
@@ -196,7 +195,7 @@ mod tests {
     #[test]
     fn both_threads_take_part() {
         let (helper, threads) = (helper(Policy::Auto), Mutex::new(Vec::new()));
-        helper.share(2, &|_| {
+        helper.run_parts(2, &|_| {
             threads.lock().push(thread::current().id());
             // Each waits for the other.
             while threads.lock().len() < 2 {
@@ -214,7 +213,7 @@ mod tests {
         for _ in 0..20 {
             let started = AtomicUsize::new(0);
             let ended = catch_unwind(AssertUnwindSafe(|| {
-                helper.share(2, &|_| {
+                helper.run_parts(2, &|_| {
                     started.fetch_add(1, Ordering::AcqRel);
                     while started.load(Ordering::Acquire) < 2 {
                         thread::yield_now();

@@ -1,7 +1,7 @@
-//! The shared directory as file systems, one for each guest: from settings to [`Passthrough`].
+//! Builds file systems from settings: a [`Passthrough`] of the shared directory for each guest.
 
 use crate::fs::{Config, Ids, Owners, Passthrough, Xattrs};
-use crate::sandbox::list;
+use crate::sandbox::{invalid, parse_list, SharedDir};
 use std::fs::File;
 use std::io;
 use std::time::Duration;
@@ -12,65 +12,42 @@ use virtiofsd::soft_idmap::cmdline::IdMap;
 /// Open files that are kept back from the guest, for the host's own needs.
 const OWN_FILES: u64 = 640;
 
-/// The shared directory as this process sees it, perhaps from a sandbox.
+/// Builds the file systems of all guests.
 #[derive(Debug)]
-pub struct View {
-    /// Its path.
-    pub root_dir: String,
-    /// What to strip from paths of `/proc/self/mountinfo`.
-    pub mountinfo_prefix: Option<String>,
-    /// `/proc/self/fd`, where there is no `/proc`.
-    pub descriptors: Option<File>,
-    /// `/proc/self/mountinfo`, where there is no `/proc`.
-    pub mounts: Option<File>,
-}
-
-impl View {
-    /// Without a sandbox.
-    ///
-    /// # Errors
-    /// What is wrong with the directory.
-    pub fn whole(host: &Host) -> io::Result<View> {
-        Ok(View { root_dir: root_dir(host)?, mountinfo_prefix: None, descriptors: None, mounts: None })
-    }
-}
-
-/// What is shared, to be opened for each guest.
-#[derive(Debug)]
-pub struct Share {
+pub struct FsBuilder {
     host: Host,
-    view: View,
+    dir: SharedDir,
     /// Descriptors that guests may have in all.
     files: u64,
 }
 
-impl Share {
-    /// Sets this process up for serving; before it drops its rights.
+impl FsBuilder {
+    /// Checks the settings and sets up this process: call it before the process drops its privileges.
     ///
     /// # Errors
     /// A setting that is not understood; names the option.
-    pub fn new(host: &Host, view: View) -> io::Result<Share> {
+    pub fn new(host: &Host, dir: SharedDir) -> io::Result<FsBuilder> {
         crate::fs::keep_capabilities();
-        let share = Share { host: host.clone(), view, files: guest_files(host)? };
-        share.ids()?;
-        share.rules()?;
-        Ok(share)
+        let builder = FsBuilder { host: host.clone(), dir, files: guest_files(host)? };
+        builder.ids()?;
+        builder.rules()?;
+        Ok(builder)
     }
 
-    /// A file system for one of `guests`, which share the descriptors; when this process has dropped its rights.
+    /// A file system for one of `guests`, which share the descriptors: call it after the process has dropped its privileges.
     ///
     /// # Errors
     /// What cannot be opened or is not understood; names the option.
-    pub fn file_system(&self, guests: u64) -> io::Result<Passthrough> {
+    pub fn build(&self, guests: u64) -> io::Result<Passthrough> {
         let (host, files) = (&self.host, self.files / guests.max(1));
         let rules = self.rules()?;
         let wants_xattrs = host.xattr || rules.is_some() || host.posix_acl != Offer::Never;
         let timeout = timeout(host.cache);
-        // The guest has a directory to itself that it may cache for so long.
+        // With these modes nobody else changes the directory.
         let alone = matches!(host.cache, Cache::Metadata | Cache::Always);
         Passthrough::new(Config {
-            root: self.view.root_dir.clone().into(),
-            descriptors: self.view.descriptors.as_ref().map(File::try_clone).transpose()?,
+            root: self.dir.root_dir.clone().into(),
+            descriptors: self.dir.descriptors.as_ref().map(File::try_clone).transpose()?,
             cache: host.cache,
             timeout,
             missing_timeout: if alone { timeout } else { Duration::ZERO },
@@ -98,18 +75,18 @@ impl Share {
             "" => Ok(None),
             rules => match XattrMap::try_from(rules) {
                 Ok(map) => Ok(Some(map)),
-                Err(e) => Err(wrong(format!("host.xattrmap = {rules}: {e}"))),
+                Err(e) => Err(invalid(format!("host.xattrmap = {rules}: {e}"))),
             },
         }
     }
 
     fn ids(&self) -> io::Result<Ids> {
         let host = &self.host;
-        let uids = list::<IdMap>("host.translate_uid", &host.translate_uid)?;
-        let gids = list::<IdMap>("host.translate_gid", &host.translate_gid)?;
+        let uids = parse_list::<IdMap>("host.translate_uid", &host.translate_uid)?;
+        let gids = parse_list::<IdMap>("host.translate_gid", &host.translate_gid)?;
         let mapped = !(uids.is_empty() && gids.is_empty());
         if host.posix_acl != Offer::Never && mapped {
-            return Err(wrong(
+            return Err(invalid(
                 "host.translate_uid, host.translate_gid: ACLs would not be translated: posix_acl = \"never\"".into(),
             ));
         }
@@ -118,11 +95,13 @@ impl Share {
             (KeepOwners::Real, Some((uid, gid))) => Owners::Mapped { uid, gid },
             (KeepOwners::Xattr, None) => Owners::Attribute,
             (KeepOwners::Xattr, Some(_)) => {
-                return Err(wrong("host.map_owner: not with owners = \"xattr\", which keeps them".into()));
+                return Err(invalid("host.map_owner: not with owners = \"xattr\", which keeps them".into()));
             }
         };
         if owners != Owners::Real && mapped {
-            return Err(wrong("host.translate_uid, host.translate_gid: not with host.owners or host.map_owner".into()));
+            return Err(invalid(
+                "host.translate_uid, host.translate_gid: not with host.owners or host.map_owner".into(),
+            ));
         }
         Ok(Ids::new(owners, uids.try_into()?, gids.try_into()?, mapped))
     }
@@ -137,35 +116,18 @@ fn parse_owner(text: &str) -> io::Result<Option<(u32, u32)>> {
         let (uid, gid) = text.split_once(':')?;
         Some((uid.parse().ok()?, gid.parse().ok()?))
     };
-    parse().map(Some).ok_or_else(|| wrong(format!("host.map_owner = {text}: should be like 0:0, a user and a group")))
+    parse().map(Some).ok_or_else(|| invalid(format!("host.map_owner = {text}: should be like 0:0, a user and a group")))
 }
 
 /// A file system that `host` shares with one guest, without a sandbox.
 ///
 /// # Errors
-/// As [`Share::file_system`].
+/// As [`FsBuilder::build`].
 pub fn open(host: &Host) -> io::Result<Passthrough> {
-    Share::new(host, View::whole(host)?)?.file_system(1)
+    FsBuilder::new(host, SharedDir::unconfined(host)?)?.build(1)
 }
 
-fn wrong(text: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, text)
-}
-
-fn root_dir(host: &Host) -> io::Result<String> {
-    let dir = &host.shared_dir;
-    if dir.as_os_str().is_empty() {
-        return Err(wrong("no directory to share: give --shared-dir, or host.shared_dir in tunnelfs.toml".into()));
-    }
-    let told = |e: io::Error| io::Error::new(e.kind(), format!("shared directory {}: {e}", dir.display()));
-    let root = std::fs::canonicalize(dir).map_err(told)?;
-    if !root.is_dir() {
-        return Err(told(io::ErrorKind::NotADirectory.into()));
-    }
-    root.into_os_string().into_string().map_err(|_| told(wrong("its path is not UTF-8".into())))
-}
-
-/// As virtiofsd has them.
+/// How long the guest's kernel may cache names and attributes: virtiofsd's values.
 fn timeout(cache: Cache) -> Duration {
     const DAY: Duration = Duration::from_secs(86_400);
     match cache {
@@ -192,5 +154,5 @@ fn guest_files(host: &Host) -> io::Result<u64> {
     };
     limit
         .checked_sub(OWN_FILES)
-        .ok_or_else(|| wrong(format!("host.rlimit_nofile = {limit}: must be more than {OWN_FILES}")))
+        .ok_or_else(|| invalid(format!("host.rlimit_nofile = {limit}: must be more than {OWN_FILES}")))
 }

@@ -1,5 +1,5 @@
-//! Memory that the guest can write while we look: never a reference, only
-//! whole copies and iovecs for the kernel.
+//! Buffers in memory that the guest may change at any time: no references into them, only copies, and iovecs for the
+//! kernel.
 
 use crate::gate::Pass;
 use crate::vring::Vring;
@@ -9,43 +9,48 @@ use std::io;
 use vm_memory::VolatileSlice;
 
 thread_local! {
-    /// The queue whose request this thread serves: a stop may have abandoned the request meanwhile.
+    /// The queue whose request this thread serves. A stop of the queue may abandon the request meanwhile.
     static SERVED: RefCell<Option<(Vring, Pass)>> = const { RefCell::new(None) };
 }
 
-/// From now on the calling thread writes to guest memory for this queue.
+/// Sets the queue for which the calling thread writes to guest memory from now on.
 pub(crate) fn serve_for(vring: &Vring, pass: Pass) {
     SERVED.set(Some((vring.clone(), pass)));
 }
 
-/// Waits while the queue is stopped.
+/// Waits while the queue of an abandoned request is stopped.
 ///
 /// # Errors
-/// `EIO`: the memory is another driver's now.
+/// `EIO`: the memory belongs to another driver now.
 fn wait_for_permission() -> io::Result<()> {
     let may_write =
         SERVED.with_borrow(|served| served.as_ref().is_none_or(|(vring, pass)| vring.gate().may_write(*pass)));
     may_write.then_some(()).ok_or_else(|| io::Error::from_raw_os_error(libc::EIO))
 }
 
-/// A list of guest buffers, read or written as one stream.
+/// The error for a request that breaks the protocol.
+pub fn einval() -> io::Error {
+    io::Error::from_raw_os_error(libc::EINVAL)
+}
+
+/// A list of guest buffers, read and written as one sequence of bytes.
 #[derive(Clone, Copy)]
-pub struct Shared<'a> {
+pub struct GuestBuf<'a> {
     iovs: &'a [iovec],
 }
 
-/// An owned [`Shared`], for a request that a pool thread finishes.
-pub struct SharedBuf(pub Vec<iovec>);
+/// A [`GuestBuf`] that owns its list, for a request that another thread may finish.
+pub struct OwnedGuestBuf(pub Vec<iovec>);
 
 // SAFETY: the buffers are only touched by raw copies and system calls, which
-// may run on any thread; whoever holds a `SharedBuf` also holds the mapping.
-unsafe impl Send for SharedBuf {}
+// may run on any thread; the request that has an `OwnedGuestBuf` also keeps the mapping.
+unsafe impl Send for OwnedGuestBuf {}
 
-impl<'a> Shared<'a> {
+impl<'a> GuestBuf<'a> {
     /// # Safety
     /// Each iovec must lie in mapped memory as long as this lives.
     pub unsafe fn new(iovs: &'a [iovec]) -> Self {
-        Shared { iovs }
+        GuestBuf { iovs }
     }
 
     /// Bytes in all buffers.
@@ -56,11 +61,6 @@ impl<'a> Shared<'a> {
     /// Whether there is no byte.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// The iovecs, to keep them beyond this borrow.
-    pub fn to_buf(self) -> SharedBuf {
-        SharedBuf(self.iovs.to_vec())
     }
 
     /// Copies bytes at `offset` out into private memory.
@@ -105,7 +105,7 @@ impl<'a> Shared<'a> {
 
     fn window(&self, offset: usize, len: usize, each: &mut dyn FnMut(iovec)) -> io::Result<()> {
         if offset.checked_add(len).is_none_or(|end| end > self.len()) {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+            return Err(einval());
         }
         let (mut skip, mut left) = (offset, len);
         for v in self.iovs {
@@ -123,9 +123,9 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// For copies that may race with the guest's own accesses.
+/// A slice for copies that may race with the guest's accesses.
 fn volatile<'a>(part: iovec) -> VolatileSlice<'a> {
-    // SAFETY: only called for what `window` yields: mapped parts, by the promise of `Shared::new`.
+    // SAFETY: only called for what `window` yields: mapped parts, by the promise of `GuestBuf::new`.
     unsafe { VolatileSlice::new(part.iov_base.cast(), part.iov_len) }
 }
 
@@ -143,7 +143,7 @@ mod tests {
             iov_len,
         });
         // SAFETY: the iovecs lie in `bytes`.
-        let s = unsafe { Shared::new(&iovs) };
+        let s = unsafe { GuestBuf::new(&iovs) };
         let mut out = [0; 5];
         s.read(1, &mut out).unwrap();
         assert_eq!(&out, b"12456");
