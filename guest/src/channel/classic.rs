@@ -116,8 +116,8 @@ impl Channel {
         if n < IN_HEADER || request_len(head) != n {
             return Err(Error::Protocol("the kernel's request has another length than it says"));
         }
-        // The host's operations end by themselves: there is nothing to interrupt, and no reply is due.
-        if request_opcode(head) == opcode::INTERRUPT {
+        // Without a host nothing is stuck there, and no reply is due.
+        if request_opcode(head) == opcode::INTERRUPT && self.queue.is_away() {
             return Ok(Taken::Nothing);
         }
         self.came_by[slot as usize] = by;

@@ -27,7 +27,7 @@ const REST: Duration = Duration::from_millis(5);
 pub enum Kind {
     /// `read` and `write` on `/dev/fuse`.
     Classic,
-    /// What FUSE-over-io_uring leaves to `/dev/fuse`: FORGET and INTERRUPT, which nobody waits for.
+    /// What FUSE-over-io_uring leaves to `/dev/fuse`: FORGET and INTERRUPT, which have no reply.
     Leftovers,
     /// FUSE-over-io_uring: these kernel queues (one per possible CPU, all workers' together), and how to wait for a
     /// request before sleeping, if at all.

@@ -2,7 +2,7 @@
 //! way, what must wait for room or for another host, and what the host may say about it.
 
 use super::session::{Ready, Session};
-use crate::fuse::abi::{opcode, reply_header, reply_room, request_opcode, request_unique};
+use crate::fuse::abi::{has_reply, reply_header, reply_room, request_opcode, request_unique};
 use crate::message::OUT_HEADER;
 use crate::resume::absent::Absent;
 use crate::stats::QueueStats;
@@ -46,9 +46,9 @@ impl Answer {
         Answer { slot, header: reply_header(OUT_HEADER, error, flight.unique), opcode: flight.opcode, completion }
     }
 
-    /// Whether the kernel expects no reply (FORGET).
+    /// Whether the kernel expects no reply (FORGET, INTERRUPT).
     pub fn wants_none(&self) -> bool {
-        matches!(self.opcode, opcode::FORGET | opcode::BATCH_FORGET)
+        !has_reply(self.opcode)
     }
 
     /// The header of a reply that is an error instead.
@@ -314,7 +314,8 @@ impl Queue {
         Ok(())
     }
 
-    fn is_away(&self) -> bool {
+    /// Whether there is no host.
+    pub fn is_away(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.away)
     }
 

@@ -2,6 +2,11 @@
 
 use crate::message::IN_HEADER;
 
+/// Whether the kernel expects a reply to a request of this opcode.
+pub fn has_reply(opcode: u32) -> bool {
+    !matches!(opcode, opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT)
+}
+
 /// `enum fuse_opcode`.
 pub mod opcode {
     /// FUSE_LOOKUP.

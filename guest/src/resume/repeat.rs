@@ -38,7 +38,7 @@ pub fn how(head: &[u8]) -> Repeat {
         UNLINK | RMDIR | RENAME | RENAME2 => Repeat::IfPresent,
         // XATTR_CREATE and XATTR_REPLACE fail the second time.
         SETXATTR if u32_at(head, BODY + 4) == 0 => Repeat::Again,
-        FORGET | BATCH_FORGET | RELEASE | RELEASEDIR | DESTROY => Repeat::Done,
+        FORGET | BATCH_FORGET | RELEASE | RELEASEDIR | INTERRUPT | DESTROY => Repeat::Done,
         _ => Repeat::Never,
     }
 }

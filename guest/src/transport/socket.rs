@@ -3,7 +3,7 @@
 
 use super::{Completion, Transport};
 use crate::deadline::Opened;
-use crate::fuse::abi::{opcode, request_opcode};
+use crate::fuse::abi::{has_reply, request_opcode};
 use crate::link::GuestConfig;
 use crate::message::{reply_header, request, OUT_HEADER};
 use crate::Error;
@@ -287,7 +287,7 @@ impl Transport for Driver {
         let unique = unique.ok_or(Error::Protocol("header too short"))?;
         let (ptr, size) = self.slot(slot);
         assert!(payload_len as usize <= size && reply_max as usize <= size);
-        let answered = !matches!(request_opcode(head), opcode::FORGET | opcode::BATCH_FORGET);
+        let answered = has_reply(request_opcode(head));
         if answered {
             self.in_flight.insert(unique, (slot, reply_max));
         }
@@ -349,6 +349,7 @@ impl Transport for Driver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuse::abi::opcode;
     use crate::message::request;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
