@@ -427,14 +427,11 @@ fn unique(head: &[u8]) -> u64 {
 }
 
 impl<H: Handler> DeviceContext<H> {
-    /// Handles a request. INTERRUPT goes to the thread that serves the other request.
+    /// Handles a request. INTERRUPT also goes to the thread that serves the other request.
     fn outcome(&self, head: &[u8], handle: impl FnOnce() -> Outcome) -> Outcome {
-        match interrupted_unique(head) {
-            Some(unique) => {
-                self.pool.interrupt(unique);
-                Outcome::NoReply
-            }
-            None => handle(),
+        if let Some(unique) = interrupted_unique(head) {
+            self.pool.interrupt(unique);
         }
+        handle()
     }
 }

@@ -345,7 +345,6 @@ impl<H: Handler> Reader<H> {
             let head = &buffers.input.get()[..len.min(WRITE_HEAD)];
             if let Some(unique) = interrupted_unique(head) {
                 session.pool.interrupt(unique);
-                continue;
             }
             worker.lend(self, u64::from_ne_bytes(head[8..16].try_into().expect("eight bytes")));
             let reply = buffers.handle(len, &session.handler);
