@@ -7,13 +7,15 @@ use crate::fuse::device::{self, MountOptions};
 use crate::fuse::init::{self, Agreed, Replay};
 use crate::fuse::mounts;
 use crate::link::{connect_under, Connection, GuestConfig, Kept};
-use crate::message::{IN_HEADER, OUT_HEADER};
+use crate::message::{request, IN_HEADER, OUT_HEADER};
 use crate::resume::watch::{lifelines, root_of, Lifelines, Watch};
+use crate::resume::wire::ROOT;
 use crate::resume::Resume;
 use crate::stats::{self, QueueStats};
 use crate::transport::{call_within, reply_bytes, Transport};
 use crate::watchdog::Watchdog;
 use crate::Error;
+use nix::mount::MsFlags;
 use nix::poll::PollTimeout;
 use parking_lot::Mutex;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -132,6 +134,10 @@ impl Mount {
                 "the host keeps the locks (host.locks = \"shared\"), and they end with it: this mount does not go on \
                  with another host, as with `noreconnect`"
             );
+        }
+        if is_read_only(connection.queues[0].as_mut(), limit_of(config.timeout))? {
+            tracing::info!("the host lets nothing be changed: mounted read-only");
+            device::remount(&config.point, config.options.flags | MsFlags::MS_RDONLY)?;
         }
         let reconnect = config.reconnect.filter(|_| !agreed.shared_locks);
         let next = match (connection.kept.clone(), reconnect) {
@@ -323,6 +329,14 @@ fn abort(point: &Path, connection: Option<u32>) -> bool {
     }
     // Without a fusectl file system: by the mount point, if it is still ours.
     is_mounted(point, connection) && device::abort(point).is_ok()
+}
+
+/// Whether the host refuses each change (EROFS). A host without ACCESS says nothing, and its errors come later.
+fn is_read_only(host: &mut dyn Transport, limit: PollTimeout) -> Result<bool, Error> {
+    // `struct fuse_access_in`: the mask, and padding.
+    let body = u64::from(libc::W_OK as u32).to_le_bytes();
+    let done = call_within(host, &request(opcode::ACCESS, ROOT, 1, &body, 0), 0, 4096, limit)?;
+    Ok(done.error() == -libc::EROFS)
 }
 
 /// Whether the kernel's connection is what is seen at `point`.

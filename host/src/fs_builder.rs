@@ -9,8 +9,10 @@ use tunnelfs_settings::{Cache, Host, KeepOwners, LockScope, Offer};
 use virtiofsd::passthrough::xattrmap::XattrMap;
 use virtiofsd::soft_idmap::cmdline::IdMap;
 
-/// Open files that are kept back from the guest, for the host's own needs.
+/// Open files that are kept back from guests, for the host's own needs: this many, or a quarter of a small limit.
 const OWN_FILES: u64 = 640;
+/// The smallest limit of open files that a host works with.
+const MIN_FILES: u64 = 256;
 
 /// Builds the file systems of all guests.
 #[derive(Debug)]
@@ -152,7 +154,8 @@ fn guest_files(host: &Host) -> io::Result<u64> {
             hard
         }
     };
-    limit
-        .checked_sub(OWN_FILES)
-        .ok_or_else(|| invalid(format!("host.rlimit_nofile = {limit}: must be more than {OWN_FILES}")))
+    if limit < MIN_FILES {
+        return Err(invalid(format!("host.rlimit_nofile = {limit}: must be at least {MIN_FILES}")));
+    }
+    Ok(limit - OWN_FILES.min(limit / 4))
 }

@@ -301,6 +301,12 @@ impl Changed {
     /// As it is natively, or safer where the host cannot know better.
     fn is_right(&self, native: &Changed, change: &str, uid: u32) -> bool {
         let cleared = native.there & 0o777;
+        // Without group execution S_ISGID gives no rights. Natively it stays when the caller is in the group, which a
+        // WRITE does not tell.
+        if native.there & 0o2010 == 0o2000 && self.there == native.there & !0o2000 {
+            let seen = self.seen == self.there;
+            return seen && (self.result, self.bytes) == (native.result, native.bytes);
+        }
         let right = match change {
             // The bits stay natively; a mount writes such pages back later, in nobody's name.
             "mapped write" => [native.there, native.there & !0o4000, cleared].contains(&self.there),

