@@ -20,6 +20,19 @@ pub fn is_known(op: &Op, mounted: &Outcome, native: &Outcome) -> bool {
             let refused = |o: &Outcome| o.as_ref().is_err_and(|e| refusals.contains(e));
             refused(mounted) && refused(native)
         }
+        // With writeback the host does not know what is data: then all is. It never tells a hole where there is data.
+        Op::Seek { whence, .. } if matches!(*whence, libc::SEEK_DATA | libc::SEEK_HOLE) => {
+            if [mounted, native].iter().any(|o| !matches!(o, Ok(_) | Err(Errno::ENXIO))) {
+                return false;
+            }
+            let place = |o: &Outcome| o.as_ref().map_or(u64::MAX, |text| text.parse().unwrap_or(u64::MAX));
+            let (here, there) = (place(mounted), place(native));
+            if *whence == libc::SEEK_DATA {
+                here <= there
+            } else {
+                here >= there
+            }
+        }
         _ => false,
     }
 }

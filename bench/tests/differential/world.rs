@@ -57,6 +57,16 @@ fn time(seconds: i64, nanoseconds: i64) -> String {
     }
 }
 
+/// The mode, without setuid and setgid bits of files: FALLOCATE and COPY_FILE_RANGE do not tell whether their caller
+/// may keep them, and the host clears them for root too. `answers::credentials` looks at each case.
+fn compared_mode(meta: &fs::Metadata) -> u32 {
+    if meta.is_file() {
+        meta.mode() & !0o6000
+    } else {
+        meta.mode()
+    }
+}
+
 /// What two sides must have in common: not device and inode numbers, not sizes and link counts of directories, which
 /// are the file system's own business, nor the times of accesses.
 pub fn attributes(meta: &Metadata) -> String {
@@ -66,7 +76,7 @@ pub fn attributes(meta: &Metadata) -> String {
     let modified = time(meta.mtime(), meta.mtime_nsec());
     format!(
         "{:o} {}:{}, {links} links, {len} bytes, device {device:x}, {modified}",
-        meta.mode(),
+        compared_mode(&meta),
         meta.uid(),
         meta.gid()
     )
