@@ -76,7 +76,7 @@ pub fn attributes(meta: &Metadata) -> String {
     let modified = time(meta.mtime(), meta.mtime_nsec());
     format!(
         "{:o} {}:{}, {links} links, {len} bytes, device {device:x}, {modified}",
-        compared_mode(&meta),
+        compared_mode(meta),
         meta.uid(),
         meta.gid()
     )

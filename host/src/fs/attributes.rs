@@ -6,10 +6,11 @@ use super::inodes::{Inode, Pin};
 use super::owners::{self, Owners, Ownership};
 use super::passthrough::Passthrough;
 use super::sys::{self, errno, FdName};
-use super::*;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use tunnelfs_fuse_abi::flags::fattr;
+use tunnelfs_fuse_abi::*;
 
 impl Passthrough {
     /// Attributes for the guest, of a file that a descriptor has open.

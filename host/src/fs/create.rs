@@ -1,14 +1,17 @@
 //! Operations that create something, which belongs to the caller then.
 
 use super::credentials::{kill_privileges, set_umask, Acting};
+use super::file_system::*;
 use super::inodes::{Inode, Pin};
 use super::owners::{self, Owners, Ownership};
 use super::passthrough::{decode_device, Passthrough};
 use super::sys::{self, errno, FdName};
-use super::*;
+use std::ffi::CStr;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use tunnelfs_fuse_abi::flags::{self, init};
+use tunnelfs_fuse_abi::*;
 
 /// A directory in which something is created, and for whom.
 struct Place<'a> {
@@ -181,7 +184,7 @@ impl Passthrough {
         name: &CStr,
         file: OwnedFd,
         flags: i32,
-        count: handles::Counted,
+        count: super::handles::Counted,
     ) -> io::Result<CreateOut> {
         // What was there already may be anything.
         if u32::from(st.stx_mode) & libc::S_IFMT != libc::S_IFREG {

@@ -7,8 +7,8 @@
 //! One capability comes and goes: CAP_FSETID, without which the kernel itself clears setuid and setgid bits and file
 //! capabilities on writes. It changes only when a request wants the other state than the one before it.
 
+use super::file_system::Context;
 use super::sys::{change_directory, check, errno};
-use super::Context;
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -1,13 +1,16 @@
 //! Listings.
 
+use super::file_system::*;
 use super::inodes::Inode;
 use super::passthrough::Passthrough;
 use super::sys::{self, errno};
-use super::*;
 use std::cell::RefCell;
+use std::ffi::CStr;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use tunnelfs_fuse_abi::flags::fopen;
+use tunnelfs_fuse_abi::*;
 use tunnelfs_settings::Cache;
 
 /// Most bytes of entries that are read at a time.

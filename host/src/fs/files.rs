@@ -1,13 +1,16 @@
 //! Operations on open files.
 
 use super::credentials::kill_privileges;
+use super::file_system::*;
 use super::handles::{Counted, Handle};
 use super::owners::Owners;
 use super::passthrough::Passthrough;
 use super::sys::{self, errno};
-use super::*;
+use crate::zero_copy::ZeroCopyBuf;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use tunnelfs_fuse_abi::flags::{self, fopen, init, release, write};
+use tunnelfs_fuse_abi::*;
 use tunnelfs_settings::Cache;
 
 /// `RWF_NOAPPEND` of linux/fs.h (Linux 6.9): at the offset, though the file was opened for appending.

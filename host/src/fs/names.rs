@@ -1,13 +1,14 @@
 //! Operations on names: removing, renaming, linking, reading a link.
 
 use super::credentials::Acting;
+use super::file_system::Context;
 use super::inodes::Held;
 use super::passthrough::Passthrough;
 use super::sys::{self, errno, FdName};
-use super::{Context, EntryOut};
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use tunnelfs_fuse_abi::EntryOut;
 
 /// PATH_MAX of linux/limits.h, which a link's target is shorter than.
 const LONGEST_TARGET: usize = 4096;

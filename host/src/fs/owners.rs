@@ -4,8 +4,8 @@
 //! podman, fuse-overlayfs and libkrun know too (`user.containers.override_stat`, `UID:GID:MODE` with an octal mode),
 //! or have the guest see its own files as somebody else's.
 
+use super::file_system::Context;
 use super::sys::{self, errno, FdName};
-use super::Context;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::BorrowedFd;

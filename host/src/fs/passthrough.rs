@@ -2,21 +2,25 @@
 //! The others are in `attributes.rs`, `names.rs`, `create.rs`, `io.rs`, `dir.rs`, `xattr.rs` and `locks.rs`.
 
 use super::credentials;
+use super::file_system::*;
 use super::handles::{Handle, Handles};
 use super::inodes::{Inode, Inodes};
 use super::locks::Locks;
 use super::numbers::Numbers;
 use super::owners::Ids;
 use super::sys::{self, device, errno, FdName};
-use super::xattr::Xattrs;
-use super::*;
+use super::xattr_names::Xattrs;
+use crate::zero_copy::ZeroCopyBuf;
+use std::ffi::CStr;
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::sync::Arc;
 use std::time::Duration;
 use tunnelfs_fuse_abi::flags::{self, init};
+use tunnelfs_fuse_abi::*;
 use tunnelfs_settings::{Cache, FileHandles, Offer};
 
 /// How the directory is served.
@@ -254,7 +258,7 @@ impl Passthrough {
         let mut at = start.try_clone_to_owned()?;
         for _ in 0..DEEPEST {
             let st = sys::stat(at.as_fd())?;
-            if inodes::Key::of(&st) == self.inodes.root().key {
+            if super::inodes::Key::of(&st) == self.inodes.root().key {
                 return Ok(());
             }
             let next = up(at.as_fd())?;

@@ -2,11 +2,14 @@
 
 use super::*;
 use std::collections::BTreeSet;
+use std::ffi::{CStr, CString};
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use tempfile::TempDir;
 use tunnelfs_fuse_abi::flags::{fattr, init};
+use tunnelfs_fuse_abi::*;
 use tunnelfs_settings::{Cache, FileHandles, Offer};
 use virtiofsd::soft_idmap::IdMap;
 
