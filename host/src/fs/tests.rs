@@ -2,7 +2,6 @@
 
 use super::*;
 use std::collections::BTreeSet;
-use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -74,3 +74,32 @@ impl Xattrs {
         Ok(each.flat_map(|name| name.strip_prefix(TRUSTED).unwrap_or(name)).copied().collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trusted_attributes_move_out_of_the_users_reach() {
+        let names = Xattrs { rules: None, moves_trusted: true, capability: None };
+        assert_eq!(&*names.to_host(c"user.a").unwrap(), c"user.a");
+        let moved = names.to_host(c"trusted.overlay.opaque").unwrap();
+        assert_eq!(&*moved, c"user.tunnelfs.trusted.overlay.opaque");
+        assert_eq!(names.to_host(&moved).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        let list = b"user.a\0user.tunnelfs.trusted.x\0".to_vec();
+        assert_eq!(names.to_guest(list).unwrap(), b"user.a\0trusted.x\0");
+        assert_eq!(names.to_guest(Vec::new()).unwrap(), b"");
+    }
+
+    #[test]
+    fn rules_decide_about_names() {
+        let rules = XattrMap::try_from(":prefix:all:trusted.:user.vm.::ok:all:::").unwrap();
+        let names = Xattrs::new(Some(rules));
+        assert_eq!(names.capability, None);
+        let moved = XattrMap::try_from(":map::user.vm.:").unwrap();
+        assert_eq!(Xattrs::new(Some(moved)).capability.as_deref(), Some(c"user.vm.security.capability"));
+        assert_eq!(&*names.to_host(c"trusted.x").unwrap(), c"user.vm.trusted.x");
+        assert_eq!(names.to_guest(b"user.vm.trusted.x\0".to_vec()).unwrap(), b"trusted.x\0");
+        assert_eq!(names.to_guest(Vec::new()).unwrap(), b"");
+    }
+}
