@@ -29,8 +29,8 @@ struct Holder(Child);
 
 impl Holder {
     fn flock(path: &Path) -> Holder {
-        let child =
-            Command::new("flock").arg("-n").arg(path).args(["sleep", "60"]).stdin(Stdio::null()).spawn().unwrap();
+        // It waits: who looks whether the lock is held holds it for a moment.
+        let child = Command::new("flock").arg(path).args(["sleep", "60"]).stdin(Stdio::null()).spawn().unwrap();
         Holder(child)
     }
 }
