@@ -106,9 +106,33 @@ fn only_init(request: &[u8]) -> Option<Vec<u8>> {
     Some(words.iter().flat_map(|word| word.to_ne_bytes()).collect())
 }
 
+/// What is answered before the host falls silent: an error and a body.
+fn until_mounted(request: &[u8]) -> Option<(i32, Vec<u8>)> {
+    match u32::from_ne_bytes(request[4..8].try_into().unwrap()) {
+        tunnelfs_ring::OP_JOIN => Some((0, Vec::new())),
+        opcode::ACCESS => Some((-libc::ENOSYS, Vec::new())),
+        _ => only_init(request).map(|body| (0, body)),
+    }
+}
+
+/// Answers the messages of a stream; each begins with its length.
+fn answer_stream(mut stream: UnixStream) -> std::io::Result<()> {
+    loop {
+        let mut request = vec![0; 4];
+        stream.read_exact(&mut request)?;
+        request.resize(u32::from_ne_bytes(request[..].try_into().unwrap()) as usize, 0);
+        stream.read_exact(&mut request[4..])?;
+        if let Some((error, body)) = until_mounted(&request) {
+            let len = 16 + body.len() as u32;
+            let head = [&len.to_ne_bytes()[..], &error.to_ne_bytes(), &request[8..16]].concat();
+            stream.write_all(&[head, body].concat())?;
+        }
+    }
+}
+
 /// Serves whoever connects and does not say "mine".
 fn silent_host(listener: UnixListener, transport: Kind, own: Sender<UnixStream>) {
-    for mut stream in listener.incoming().flatten() {
+    for stream in listener.incoming().flatten() {
         let own = own.clone();
         std::thread::spawn(move || {
             let mut first = [0; 4];
@@ -122,17 +146,12 @@ fn silent_host(listener: UnixListener, transport: Kind, own: Sender<UnixStream>)
                 return drop(own.send(stream));
             }
             if transport == Kind::Socket {
-                let mut request = [0; 40 + 64];
-                while stream.read_exact(&mut request).is_ok() {
-                    let Some(body) = only_init(&request) else { continue };
-                    let head = [&80u32.to_ne_bytes()[..], &[0; 4], &request[8..16]].concat();
-                    let _ = stream.write_all(&[head, body].concat());
-                }
-                return;
+                return drop(answer_stream(stream));
             }
             let speaker = |request: &[u8]| {
                 let unique = request[8..16].try_into().unwrap();
-                let said = only_init(request).map(|body| Said::Reply { len: 80, error: 0, unique, body });
+                let said = until_mounted(request);
+                let said = said.map(|(error, body)| Said::Reply { len: 16 + body.len() as u32, error, unique, body });
                 (said.into_iter().collect(), true)
             };
             let _ = false_host::serve(stream, Arc::new(speaker), Twist { cqe: |_| {}, used: |_| {} });

@@ -116,7 +116,11 @@ impl Mounts {
                 Box::new(handle.open(above.as_fd(), libc::O_PATH)?)
             }
         };
-        let root = sys::open_at(dir.as_fd(), &place.name, DIRECTORY, 0).map_err(|_| stale())?;
+        let root = sys::open_at(dir.as_fd(), &place.name, DIRECTORY, 0).map_err(|e| match e.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP) => stale(),
+            // Interrupted, or the system has no more descriptors.
+            _ => e,
+        })?;
         let st = sys::stat(root.as_fd())?;
         if Key::of(&st).mount == mount {
             Ok(root)
