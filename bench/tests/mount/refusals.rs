@@ -69,19 +69,27 @@ pub fn answer_init(socket: &Path, error: i32, words: &[u32]) -> std::thread::Joi
             place.copy_from_slice(&number.to_ne_bytes());
         }
         streams[1].write_all(&reply).unwrap();
+        // A guest that goes on asks whether anything may be changed.
+        let _ = answer_next(&mut streams[1], 48, -libc::ENOSYS);
         streams
     })
 }
 
 /// Answers a connection's first message.
 fn let_join(mut stream: UnixStream) -> UnixStream {
-    let mut request = [0; 56];
-    stream.read_exact(&mut request).unwrap();
+    answer_next(&mut stream, 56, 0).unwrap();
+    stream
+}
+
+/// Answers the next message, of so many bytes, without a body.
+fn answer_next(stream: &mut UnixStream, bytes: usize, error: i32) -> std::io::Result<()> {
+    let mut request = vec![0; bytes];
+    stream.read_exact(&mut request)?;
     let mut reply = [0; 16];
     reply[0] = 16;
+    reply[4..8].copy_from_slice(&error.to_ne_bytes());
     reply[8..].copy_from_slice(&request[8..16]);
-    stream.write_all(&reply).unwrap();
-    stream
+    stream.write_all(&reply)
 }
 
 #[test]
