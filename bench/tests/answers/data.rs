@@ -346,12 +346,30 @@ fn ranges_far_away_and_in_one_file() {
     });
 }
 
+/// Flags of linux/fs.h.
+const NODUMP: i32 = 0x40;
+const APPEND: i32 = 0x20;
+const IMMUTABLE: i32 = 0x10;
+
+/// Without the host's right to set them: refused, and the file stays what it is.
+#[test]
+fn flags_that_the_host_may_not_set() {
+    let Some(pair) = Pair::plain() else { return };
+    fs::write(pair.on("f"), "x").unwrap();
+    let file = File::open(pair.on("f")).unwrap();
+    let before = inode_flags(&file).unwrap();
+    for flag in [APPEND, IMMUTABLE] {
+        assert_eq!(set_inode_flags(&file, before | flag), Err(Errno::EPERM), "{flag:x}");
+        assert_eq!(inode_flags(&file), Ok(before));
+    }
+    assert_eq!(set_inode_flags(&file, before | NODUMP), Ok(()));
+    fs::write(pair.on("f"), "y").unwrap();
+    fs::remove_file(pair.on("f")).unwrap();
+}
+
 /// lsattr(1) and chattr(1).
 #[test]
 fn flags_of_files() {
-    const NODUMP: i32 = 0x40;
-    const APPEND: i32 = 0x20;
-    const IMMUTABLE: i32 = 0x10;
     let Some(setup) = Setup::new() else { return };
     // Without it immutable and append-only are refused (EPERM): the host does not have the right by default.
     let pair = setup.start(&["--modcaps=+linux_immutable"], "");

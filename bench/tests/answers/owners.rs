@@ -71,7 +71,7 @@ fn owners_are_kept() {
         "setpriv --reuid 999 --regid 999 --clear-groups touch f d/x; echo $?",
         "chown 999 d && setpriv --reuid 999 --regid 999 --clear-groups touch d/mine && stat -c '%u %g' d/mine",
         "setpriv --reuid 999 --regid 999 --clear-groups chown 5 d/mine; echo $?; stat -c %u d/mine",
-        // Links, FIFOs and devices cannot have user.* attributes: they keep the host's owner (docs/mount.md).
+        // Symbolic links cannot have user.* attributes: they keep the host's owner (docs/mount.md).
         "ln -s f l && stat -c '%F' l",
         "ln f g && chown 3 g && stat -c %u f",
         "mv f h && stat -c '%u %g %a' h",
@@ -117,14 +117,38 @@ fn git_works_as_root() {
     }
 }
 
-/// What an image of a system has: devices cannot be made without privilege, but anything else.
+/// What an image of a system has: the host's user could not make devices, nor give the others away.
 #[test]
 fn special_files() {
     let Some(served) = served() else { return };
-    served.same("mkfifo p && stat -c '%F' p");
-    served.same("touch f && chmod 1777 f && mkdir -m 1777 t && stat -c '%a' f t");
-    let kinds = |dir: &Path| shell(dir, "stat -c '%F %a' p f t");
+    for script in [
+        "mkfifo -m 640 p && chown 5:6 p && stat -c '%F %u %g %a %h %s' p",
+        "mknod -m 600 c c 1 3 && mknod b b 8 17 && chown 0:6 b && stat -c '%F %u %g %a %t %T' c b",
+        "mknod big c 4095 1048575 && stat -c '%F %t %T' big && rm big",
+        "setpriv --reuid 999 --regid 998 --clear-groups mkfifo p2 2>/dev/null; echo $?",
+        "mkdir -m 777 d && setpriv --reuid 999 --regid 998 --clear-groups mkfifo d/p && stat -c '%F %u %g' d/p",
+        "chmod 4755 p && chown 7 p && stat -c '%F %u %a' p",
+        "ln p p3 && stat -c '%F %h' p p3 && mv c c2 && stat -c '%F %t %T' c2 && mkfifo c2 2>/dev/null; echo $?",
+        "echo through > p & cat p3; wait; stat -c %s p",
+        "rm p3 && find . -type p | sort && find . -type c && find . -type b && find . -type f",
+        "mkdir t && tar cf t/a p c2 b && mkdir u && tar xpf t/a -C u && stat -c '%F %u %g %a %t %T' u/*",
+        "rm -r t u d && touch f && chmod 1777 f && mkdir -m 1777 t && stat -c '%a' f t",
+    ] {
+        served.same(script);
+    }
+    for dir in [served.guest.point.clone(), served.scratch.path("twin")] {
+        let listener = std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
+        assert_eq!(shell(&dir, "chown 5 socket && stat -c '%F %u' socket"), (Some(0), "socket 5".into()));
+        std::os::unix::net::UnixStream::connect(dir.join("socket")).unwrap();
+        drop(listener);
+    }
+    let kinds = |dir: &Path| shell(dir, "stat -c '%n %F %a' *; find . -printf '%y %p\\n' | sort");
     assert_eq!(kinds(&served.guest.point), kinds(&served.scratch.path("twin")));
+    // Here they are their user's, and nothing that could do something.
+    for name in ["p", "c2", "b", "socket"] {
+        let there = fs::symlink_metadata(served.scratch.path("share").join(name)).unwrap();
+        assert!(there.is_file() && there.uid() == HOST_USER && there.len() == 0, "{name}: {there:?}");
+    }
 }
 
 /// A host that comes later finds what the first one has kept.
@@ -132,9 +156,13 @@ fn special_files() {
 fn owners_outlive_the_host() {
     let Some(served) = served() else { return };
     served.same("mkdir d && touch d/f && chown 999:998 d/f && chmod 4711 d/f && stat -c '%u %g %a' d/f");
+    served.same("mknod d/c c 1 3 && chown 5:6 d/c");
     let Served { guest, _host, scratch } = served;
     guest.unmount();
     drop(_host);
     let names = crate::common::sys::list_xattr(&scratch.path("share/d/f")).unwrap();
     assert!(names.iter().any(|n| n.starts_with("user.")), "kept in the file: {names:?}");
+    // As podman reads it.
+    let kept = crate::common::sys::get_xattr(&scratch.path("share/d/c"), "user.containers.override_stat");
+    assert_eq!(kept.unwrap(), b"5:6:0644:char-1-3");
 }

@@ -15,7 +15,7 @@ use tunnelfs_fuse_abi::*;
 impl Passthrough {
     /// Attributes for the guest, of a file that a descriptor has open.
     pub(super) fn attr(&self, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<Attr> {
-        let Ownership { uid, gid, mode } = self.config.ids.of(st, fd)?;
+        let Ownership { uid, gid, mode, device } = self.config.ids.of(st, fd)?;
         let seconds = |time: &libc::statx_timestamp| time.tv_sec as u64;
         Ok(Attr {
             ino: self.number(st),
@@ -31,7 +31,7 @@ impl Passthrough {
             nlink: st.stx_nlink,
             uid,
             gid,
-            rdev: encode_device(st.stx_rdev_major, st.stx_rdev_minor),
+            rdev: encode_device(device.0, device.1),
             blksize: st.stx_blksize,
             flags: 0,
         })
@@ -74,7 +74,7 @@ impl Passthrough {
     }
 
     pub(super) fn statx_out(&self, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<StatxOut> {
-        let Ownership { uid, gid, mode } = self.config.ids.of(st, fd)?;
+        let Ownership { uid, gid, mode, device } = self.config.ids.of(st, fd)?;
         let timeout = self.attr_timeout(mode);
         let time = |t: &libc::statx_timestamp| SxTime { tv_sec: t.tv_sec, tv_nsec: t.tv_nsec, reserved: 0 };
         let stat = Statx {
@@ -93,8 +93,8 @@ impl Passthrough {
             btime: time(&st.stx_btime),
             ctime: time(&st.stx_ctime),
             mtime: time(&st.stx_mtime),
-            rdev_major: st.stx_rdev_major,
-            rdev_minor: st.stx_rdev_minor,
+            rdev_major: device.0,
+            rdev_minor: device.1,
             dev_major: st.stx_dev_major,
             dev_minor: st.stx_dev_minor,
             ..Statx::default()
@@ -147,7 +147,7 @@ impl Passthrough {
                 let keep = |id, old| if id == owners::KEEP { old } else { id };
                 // As chown(2) does with a program.
                 let mode = if kept.mode & libc::S_IFMT == libc::S_IFDIR { kept.mode } else { without_bits(kept.mode) };
-                Ownership { uid: keep(uid, kept.uid), gid: keep(gid, kept.gid), mode }
+                Ownership { uid: keep(uid, kept.uid), gid: keep(gid, kept.gid), mode, ..kept }
             }),
         }
     }

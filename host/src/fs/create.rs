@@ -20,6 +20,8 @@ struct Place<'a> {
     dir: Arc<Pin>,
     umask: u32,
     extensions: &'a Extensions,
+    /// Major and minor number of the device that is created.
+    device: (u32, u32),
 }
 
 impl Passthrough {
@@ -28,7 +30,7 @@ impl Passthrough {
         let (parent, dir) = self.inodes.open(node)?;
         // Without DONT_MASK the guest's kernel has applied it.
         let umask = if self.agreed(init::DONT_MASK) { umask } else { 0 };
-        Ok(Place { ctx, parent, dir, umask, extensions })
+        Ok(Place { ctx, parent, dir, umask, extensions, device: (0, 0) })
     }
 
     /// Makes `create` act for the caller, with a mode as this machine's file gets it.
@@ -53,7 +55,7 @@ impl Passthrough {
             let is_dir = mode & libc::S_IFMT == libc::S_IFDIR;
             let mode = mode & !place.umask | if inherits && is_dir { libc::S_ISGID } else { 0 };
             let gid = if inherits { parent.gid } else { place.ctx.gid };
-            owners::keep(name.as_c_str(), Ownership { uid: place.ctx.uid, gid, mode })?;
+            owners::keep(name.as_c_str(), Ownership { uid: place.ctx.uid, gid, mode, device: place.device })?;
         } else if mode & libc::S_ISGID != 0 && mode & libc::S_IFMT != libc::S_IFDIR {
             // The guest's kernel has left the bit to the caller; this thread need not be in the group.
             let now = u32::from(sys::stat(file)?.stx_mode);
@@ -100,9 +102,18 @@ impl Passthrough {
         args: &MknodIn,
         extensions: &Extensions,
     ) -> io::Result<EntryOut> {
-        let place = self.place(ctx, node, args.umask, extensions)?;
+        let mut place = self.place(ctx, node, args.umask, extensions)?;
         let mode = if args.mode & libc::S_IFMT == 0 { args.mode | libc::S_IFREG } else { args.mode };
-        self.as_caller(&place, mode, |dir, mode| sys::mknod_at(dir, name, mode, decode_device(args.rdev)))?;
+        let device = decode_device(args.rdev);
+        if self.config.ids.owners == Owners::Attribute && owners::is_special(mode) {
+            if matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK) {
+                place.device = (libc::major(device), libc::minor(device));
+            }
+            let file = libc::S_IFREG | mode & 0o777;
+            self.as_caller(&place, file, |dir, mode| sys::mknod_at(dir, name, mode, 0))?;
+        } else {
+            self.as_caller(&place, mode, |dir, mode| sys::mknod_at(dir, name, mode, device))?;
+        }
         self.created(&place, name, mode)
     }
 
@@ -191,7 +202,12 @@ impl Passthrough {
             return Err(errno(libc::ESTALE));
         }
         let (inode, entry) = self.enter_with(path, st, &place.parent, name)?;
-        match self.inodes.hold(&inode) {
+        let held = match entry.attr.mode & libc::S_IFMT {
+            libc::S_IFREG => self.inodes.hold(&inode),
+            // A regular file here alone, which stands for a special one.
+            _ => Err(errno(libc::ESTALE)),
+        };
+        match held {
             Ok(held) => {
                 let fh = self.handles.add(file, held, flags, count);
                 Ok(CreateOut { entry, open: OpenOut { fh, open_flags: self.file_cache(), backing_id: 0 } })

@@ -2,6 +2,7 @@
 
 use super::file_system::*;
 use super::inodes::Inode;
+use super::owners::Owners;
 use super::passthrough::Passthrough;
 use super::sys::{self, errno};
 use std::cell::RefCell;
@@ -95,6 +96,7 @@ impl Passthrough {
                 entry.ino = self.numbers.of(inode.key.device, entry.ino);
             }
             let known = if plus && !own && !up { self.look_up(inode, dir, &entry)? } else { None };
+            entry.kind = self.kind_of(&entry, known.as_ref());
             let fits = sink(&entry, known.as_ref());
             if let (Some(known), Ok(false) | Err(_)) = (&known, &fits) {
                 self.inodes.forget(known.nodeid, 1, false);
@@ -106,6 +108,14 @@ impl Passthrough {
             listed.end = Some(entry.offset);
         }
         Ok(listed)
+    }
+
+    /// `DT_...` of an entry: a regular file here may stand for a special one.
+    fn kind_of(&self, entry: &DirEntry<'_>, known: Option<&EntryOut>) -> u32 {
+        if self.config.ids.owners != Owners::Attribute || entry.kind != u32::from(libc::DT_REG) {
+            return entry.kind;
+        }
+        known.map_or(libc::DT_UNKNOWN.into(), |known| known.attr.mode >> 12 & 0xf)
     }
 
     /// An entry's inode; `None` when the name has gone since, or cannot be looked up: the guest asks for it if need be.

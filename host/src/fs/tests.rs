@@ -325,6 +325,30 @@ fn owners_are_kept_in_an_attribute() {
 }
 
 #[test]
+fn special_files_are_kept_as_regular_ones() {
+    serve(
+        |config| config.ids = Ids::new(Owners::Attribute, IdMap::empty(), IdMap::empty(), false),
+        |served, share| {
+            let (fs, none) = (fs_of(served), Extensions::default());
+            // Minor 0x12345, major 8: as Linux's new_encode_dev has them.
+            let args = MknodIn { mode: libc::S_IFBLK | 0o640, rdev: 0x1230_0845, ..MknodIn::default() };
+            let made = fs.mknod(&USER, ROOT_ID, c"b", &args, &none).unwrap();
+            let seen = |attr: Attr| (attr.uid, attr.mode, attr.rdev);
+            assert_eq!(seen(made.attr), (1000, libc::S_IFBLK | 0o640, 0x1230_0845));
+            assert!(fs::symlink_metadata(share.join("b")).unwrap().is_file());
+            let mode = set(fattr::MODE, |set| set.mode = 0o4711);
+            let changed = fs.setattr(&ROOT, made.nodeid, &mode).unwrap().attr;
+            assert_eq!(seen(changed), (1000, libc::S_IFBLK | 0o4711, 0x1230_0845));
+            let stat = fs.statx(&ROOT, made.nodeid, None, 0, 0).unwrap().stat;
+            assert_eq!((stat.rdev_major, stat.rdev_minor), (8, 0x12345));
+            // Only CREATE of a regular file opens one.
+            let create = CreateIn { flags: libc::O_RDWR as u32, mode: 0o600, ..CreateIn::default() };
+            assert_eq!(error(fs.create(&ROOT, ROOT_ID, c"b", &create, &none)), libc::ESTALE);
+        },
+    );
+}
+
+#[test]
 fn a_mapped_owner_stays_the_owner() {
     serve(
         |config| config.ids = Ids::new(Owners::Mapped { uid: 7, gid: 8 }, IdMap::empty(), IdMap::empty(), false),
