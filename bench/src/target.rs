@@ -27,7 +27,14 @@ pub fn open(plan: &Plan, bench: &Bench) -> io::Result<Vec<(Pair, Target)>> {
         };
         target.map(|t| (pair, t)).map_err(|e| io::Error::new(e.kind(), format!("{pair:?}: {e}")))
     };
-    plan.pairs.iter().enumerate().map(open).collect()
+    // A thread that calls the server has /proc/self/fd as its working directory from then on.
+    let here = std::env::current_dir()?;
+    let opened = plan.pairs.iter().enumerate().map(|pair| {
+        let opened = open(pair);
+        std::env::set_current_dir(&here)?;
+        opened
+    });
+    opened.collect()
 }
 
 impl Target {

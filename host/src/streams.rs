@@ -65,6 +65,8 @@ pub fn serve<H: Handler>(
         for stream in accepting.incoming() {
             match stream.and_then(|stream| its.clone().greet_beside(stream)) {
                 Ok(()) => {}
+                // The listener was shut down: the one guest has left.
+                Err(e) if e.kind() == ErrorKind::InvalidInput => return,
                 Err(e) => {
                     tracing::warn!("a guest's connection: {e}");
                     std::thread::sleep(RETRY_PAUSE);
