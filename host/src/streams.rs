@@ -125,13 +125,15 @@ impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O>
                 (session, Some(permit))
             }
         };
+        // Counted before it is answered: the guest may close its other connections as soon as it has the answer.
+        let mut answering = stream.try_clone()?;
+        session.join(stream)?;
         if token.is_some() {
             let mut reply = [0; 16];
             reply[..4].copy_from_slice(&16u32.to_ne_bytes());
             reply[8..].copy_from_slice(&header[8..16]);
-            stream.write_all(&reply)?;
+            answering.write_all(&reply)?;
         }
-        session.join(stream)?;
         if let Some(permit) = permit {
             if let Some(token) = token {
                 sessions.insert(token, session.clone());
