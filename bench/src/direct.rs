@@ -5,12 +5,13 @@ use crate::session::{open_file, thread_cpu, Bench, OpenFile};
 use crate::workload::{check, fill, Sample, Template};
 use std::io;
 use std::time::{Duration, Instant};
+use tunnelfs_guest::message;
 use tunnelfs_host::fs::Passthrough;
 use tunnelfs_host::fs_builder;
 use tunnelfs_host::guest_buf::GuestBuf;
 use tunnelfs_host::handler::{Handler, Outcome};
 use tunnelfs_host::Server;
-use tunnelfs_ring::{Geometry, Region};
+use tunnelfs_ring::{Geometry, Region, OP_NOOP};
 use tunnelfs_settings::Host;
 
 /// A server over the benchmark's directory, and as many payload buffers as a queue has slots.
@@ -68,6 +69,8 @@ impl Direct {
     pub fn run(&mut self, load: Load, time: Duration, sample: &mut Sample) -> io::Result<()> {
         let mut template = Template::new(load, self.file);
         let (payload, room) = template.lengths();
+        // A thread's first call sets it up: that is not the load's.
+        self.call(&message::request(OP_NOOP, 1, 0, &[], 0), self.buffer(0), 0, 0);
         let (begin, cpu, mut ops) = (Instant::now(), thread_cpu(), 0);
         if load.size > self.geometry.slot_size {
             return Err(io::Error::other("a load larger than a slot"));

@@ -230,7 +230,7 @@ fn run_calls(args: &CallsArgs) -> io::Result<()> {
     let mut page = String::new();
     for directory in directories {
         let scratch = scratch(directory)?;
-        let rows = calls::run(scratch.path(), Duration::from_millis(args.runtime.max(1)))?;
+        let rows = target::aside(|| calls::run(scratch.path(), Duration::from_millis(args.runtime.max(1))))?;
         let title = directory.map_or_else(|| "memory".into(), |dir| dir.display().to_string());
         let table = calls::table(&title, &rows);
         println!("{table}");

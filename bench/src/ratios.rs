@@ -5,7 +5,7 @@ use crate::record::{Row, Run};
 use serde::Serialize;
 use tunnelfs_ring::Policy;
 
-/// What is bound of a ratio.
+/// The bound of a ratio.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {

@@ -22,19 +22,17 @@ pub enum Target {
 pub fn open(plan: &Plan, bench: &Bench) -> io::Result<Vec<(Pair, Target)>> {
     let open = |(i, &pair): (usize, &Pair)| {
         let target = match pair.transport {
-            TransportKind::Direct => Direct::open(bench).map(|d| Target::Direct(Box::new(d))),
+            TransportKind::Direct => aside(|| Direct::open(bench)).map(|d| Target::Direct(Box::new(d))),
             _ => Session::open(bench, &pair, i).map(|s| Target::Session(Box::new(s))),
         };
         target.map(|t| (pair, t)).map_err(|e| io::Error::new(e.kind(), format!("{pair:?}: {e}")))
     };
-    // A thread that calls the server has /proc/self/fd as its working directory from then on.
-    let here = std::env::current_dir()?;
-    let opened = plan.pairs.iter().enumerate().map(|pair| {
-        let opened = open(pair);
-        std::env::set_current_dir(&here)?;
-        opened
-    });
-    opened.collect()
+    plan.pairs.iter().enumerate().map(open).collect()
+}
+
+/// Calls `work` on a thread of its own: a thread that calls the server gets another working directory and umask.
+pub fn aside<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 impl Target {
@@ -52,7 +50,7 @@ impl Target {
     /// The load's.
     pub fn run(&mut self, load: Load, time: Duration, sample: &mut Sample) -> io::Result<()> {
         match self {
-            Target::Direct(direct) => direct.run(load, time, sample),
+            Target::Direct(direct) => aside(|| direct.run(load, time, sample)),
             Target::Session(session) => workload::run(session, load, time, sample),
         }
     }

@@ -291,7 +291,7 @@ impl Mount {
             if let Some(why) = no_host {
                 return self.leave(why);
             }
-            // The bell is kicks a moment before a worker has ended.
+            // The eventfd is signalled a moment before a worker has ended.
             let Some(done) = self.workers.iter().position(JoinHandle::is_finished) else {
                 std::thread::sleep(Duration::from_millis(2));
                 continue;

@@ -20,7 +20,7 @@ struct Counts {
     operations: BTreeMap<u32, Operation>,
     waits: Counters,
     copied: u64,
-    /// SlotPool in use, seen whenever an answer came: the most, and their sum.
+    /// Slots in use, seen whenever an answer came: the most, and their sum.
     in_use_max: usize,
     in_use_sum: u64,
 }

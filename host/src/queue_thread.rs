@@ -4,7 +4,7 @@ use crate::guest_buf::serve_for;
 use crate::handler::{Handler, Outcome};
 use crate::memory::Memory;
 use crate::placement::{Placement, PlacementTuner, Served};
-use crate::request::interrupted_unique;
+use crate::request::{interrupted_unique, unique};
 use crate::takeover::{Task, Worker, WorkerPool};
 use crate::transport::ring::{Notifier, RingDevice};
 use crate::transport::virtqueue::{self, Next};
@@ -131,8 +131,7 @@ impl<H: Handler> Task for QueueThread<H> {
 
 impl<H: Handler> QueueThread<H> {
     pub fn new(device: Arc<DeviceContext<H>>, number: usize, vring: Vring, wait: WaitConfig) -> Self {
-        let mut parker = Parker::new(wait);
-        parker.set_mode(SpinMode::Yield);
+        let parker = Parker::with_mode(wait, SpinMode::Yield);
         QueueThread { device, number, vring, ring: None, parker, placement: None, driver: 0, logged: false }
     }
 
@@ -421,16 +420,11 @@ impl<H: Handler> QueueThread<H> {
     }
 }
 
-/// The request's `unique` in `fuse_in_header`.
-fn unique(head: &[u8]) -> u64 {
-    head.get(8..16).map_or(0, |bytes| u64::from_ne_bytes(bytes.try_into().expect("eight bytes")))
-}
-
 impl<H: Handler> DeviceContext<H> {
     /// Handles a request. INTERRUPT also goes to the thread that serves the other request.
     fn outcome(&self, head: &[u8], handle: impl FnOnce() -> Outcome) -> Outcome {
-        if let Some(unique) = interrupted_unique(head) {
-            self.pool.interrupt(unique);
+        if let Some(interrupted) = interrupted_unique(head) {
+            self.pool.interrupt(interrupted);
         }
         handle()
     }

@@ -1,4 +1,4 @@
-//! GuestBuf bytes to a checked request: the trust boundary.
+//! From shared bytes to a checked request: the trust boundary.
 //!
 //! A request is a stream of bytes: a private copy of its first bytes (the
 //! header and mostly the operation's structure), then shared buffers. Each
@@ -8,7 +8,7 @@ use crate::fs::Context;
 use crate::guest_buf::{einval, GuestBuf};
 use std::ffi::CStr;
 use std::io;
-use tunnelfs_fuse_abi::InHeader;
+use tunnelfs_fuse_abi::{InHeader, Opcode};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Most bytes of names and values that a request may carry beside WRITE data.
@@ -91,15 +91,17 @@ impl<'a> Request<'a> {
     }
 }
 
-/// `FUSE_INTERRUPT`.
-const INTERRUPT: u32 = 36;
+/// The request's `unique` in `fuse_in_header`; 0 where the header is cut off.
+pub fn unique(head: &[u8]) -> u64 {
+    head.get(8..16).map_or(0, |bytes| u64::from_ne_bytes(bytes.try_into().expect("eight bytes")))
+}
 
 /// The `unique` of the request that an INTERRUPT is about; `None` for other requests.
 pub fn interrupted_unique(head: &[u8]) -> Option<u64> {
     let opcode = u32::from_ne_bytes(head.get(4..8)?.try_into().ok()?);
     // `struct fuse_interrupt_in` follows the header.
     let body = head.get(size_of::<InHeader>()..size_of::<InHeader>() + 8)?;
-    (opcode == INTERRUPT).then(|| u64::from_ne_bytes(body.try_into().expect("eight bytes")))
+    (opcode == Opcode::Interrupt as u32).then(|| u64::from_ne_bytes(body.try_into().expect("eight bytes")))
 }
 
 /// Splits a NUL-ended string of any content (a link's target, an attribute's name) off the front of `bytes`.

@@ -10,6 +10,13 @@ pub fn allowed_cpus() -> Vec<usize> {
     (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect()
 }
 
+/// Returns the first of `cpus` on which no thread of this process can run: it is offline, outside of the process's
+/// cpuset, or not there. `None`: all of them serve. Tries them on a thread of its own.
+pub fn first_unusable_cpu(cpus: &[usize]) -> Option<usize> {
+    let refused = |cpu: &usize| set_affinity(&[*cpu]).is_err();
+    std::thread::scope(|scope| scope.spawn(|| cpus.iter().copied().find(refused)).join().unwrap_or(None))
+}
+
 /// Confines the calling thread, and what it starts from now on, to some CPUs.
 ///
 /// # Errors

@@ -40,7 +40,7 @@ mod sync;
 mod wait;
 
 #[cfg(not(loom))]
-pub use cpu::{allowed_cpus, set_affinity};
+pub use cpu::{allowed_cpus, first_unusable_cpu, set_affinity};
 #[cfg(not(loom))]
 pub use endpoint::{Device, Driver, Handoff, Payload, Reply, Request, Slot, SubmitError};
 pub use error::Error;

@@ -148,6 +148,11 @@ impl Parker {
         }
     }
 
+    /// As [`Self::new`], for spins of another mode.
+    pub fn with_mode(config: WaitConfig, mode: SpinMode) -> Self {
+        Parker { mode, ..Parker::new(config) }
+    }
+
     /// Returns the policy and its budgets.
     pub fn config(&self) -> WaitConfig {
         self.config

@@ -15,6 +15,9 @@ mod rights;
 #[path = "../common/skip.rs"]
 mod skip;
 mod slow;
+#[allow(dead_code)]
+#[path = "../common/sys.rs"]
+mod sys;
 
 use rig::{Guest, Host, Peer, Place, Scratch};
 

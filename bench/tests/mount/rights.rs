@@ -2,6 +2,7 @@
 
 use crate::files::open;
 use crate::rig::{as_user, errno, Place};
+use crate::sys::acl;
 use crate::Check;
 use nix::fcntl::{fcntl, AtFlags, FcntlArg, Flock, FlockArg, AT_FDCWD};
 use nix::sys::stat::{utimensat, UtimensatFlags};
@@ -230,17 +231,6 @@ fn extended_attributes(p: &Place) {
             });
         }
     });
-}
-
-/// `struct posix_acl_xattr_header` and entries (linux/posix_acl_xattr.h): tag, permissions, id.
-fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
-    let mut bytes = 2u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        bytes.extend(tag.to_le_bytes());
-        bytes.extend(permissions.to_le_bytes());
-        bytes.extend(id.to_le_bytes());
-    }
-    bytes
 }
 
 fn access_control_lists(p: &Place) {

@@ -83,7 +83,7 @@ impl Answer {
 pub struct Queue {
     pub transport: Box<dyn Transport>,
     pub flights: Vec<Option<Flight>>,
-    /// SlotPool whose requests wait for room, or for a host.
+    /// Slots whose requests wait for room, or for a host.
     waiting: VecDeque<u32>,
     /// Completions that came while another one was waited for.
     pub stash: VecDeque<Completion>,

@@ -22,6 +22,8 @@ const REGISTER: u32 = 1;
 const COMMIT_AND_FETCH: u32 = 2;
 /// Offset of `len` in `struct io_uring_sqe` (linux/io_uring.h): the crate sets only `addr`.
 const SQE_LEN_OFFSET: usize = 24;
+/// Parts of an entry: headers and payload.
+const IOVECS: usize = 2;
 /// `user_data` of what is not a ring entry.
 const BELL: u64 = 1 << 32;
 const HOST: u64 = 2 << 32;
@@ -78,7 +80,7 @@ pub struct Channel {
     /// One a slot; the kernel writes them.
     headers: Fixed<Headers>,
     /// A slot's headers and payload; the kernel reads them.
-    iovecs: Fixed<[iovec; 2]>,
+    iovecs: Fixed<[iovec; IOVECS]>,
     /// Entries that the kernel has given back for good.
     ended: usize,
     bell_armed: bool,
@@ -129,7 +131,8 @@ impl Channel {
             ended: 0,
             bell_armed: false,
             generation: 0,
-            idle: idle.map(yielding),
+            // Other virtual processors' threads may need this core.
+            idle: idle.map(|wait| Parker::with_mode(wait, SpinMode::Yield)),
         };
         for slot in 0..count as u32 {
             channel.push(channel.command(REGISTER, slot, 0))?;
@@ -332,7 +335,7 @@ impl Channel {
             .build()
             .user_data(slot.into());
         // SAFETY: an `Entry128` is the kernel's 128-byte structure (asserted above), `len` a u32 in it.
-        unsafe { (&raw mut entry).cast::<u8>().add(SQE_LEN_OFFSET).cast::<u32>().write(2) };
+        unsafe { (&raw mut entry).cast::<u8>().add(SQE_LEN_OFFSET).cast::<u32>().write(IOVECS as u32) };
         entry
     }
 
@@ -361,13 +364,6 @@ impl Channel {
         let fd = types::Fd(self.queue.transport.alive().as_raw_fd());
         self.push(opcode::PollAdd::new(fd, 0).build().user_data(HOST + u64::from(self.generation)).into())
     }
-}
-
-/// A parker for a thread whose core other virtual processors' threads may need.
-fn yielding(config: WaitConfig) -> Parker {
-    let mut parker = Parker::new(config);
-    parker.set_mode(SpinMode::Yield);
-    parker
 }
 
 /// Whether the kernel has something for this thread, which alone uses the ring, and holds no other queue object now.

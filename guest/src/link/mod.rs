@@ -12,7 +12,7 @@ use crate::Error;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tunnelfs_ring::{set_affinity, Geometry, Policy, Region, WaitConfig};
+use tunnelfs_ring::{first_unusable_cpu, Geometry, Policy, Region, WaitConfig};
 use tunnelfs_settings::{Kind, Settings};
 
 /// How to reach a host.
@@ -67,13 +67,7 @@ impl GuestConfig {
     /// # Errors
     /// [`Error::Setup`] names the first one.
     fn check_cpus(&self) -> Result<(), Error> {
-        if self.cpus.is_empty() {
-            return Ok(());
-        }
-        // On a thread of its own, which is moved there: only the kernel knows what it allows.
-        let refused = |cpu: &usize| set_affinity(&[*cpu]).is_err();
-        let wrong = std::thread::scope(|scope| scope.spawn(|| self.cpus.iter().copied().find(refused)).join());
-        let Ok(Some(cpu)) = wrong else { return Ok(()) };
+        let Some(cpu) = first_unusable_cpu(&self.cpus) else { return Ok(()) };
         let there = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
         Err(Error::Setup(format!(
             "cpus: there is no CPU {cpu} for this process; this machine has {}: choose of these",

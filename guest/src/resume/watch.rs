@@ -35,7 +35,7 @@ pub struct Watch {
     pub root: Option<Identity>,
     /// The kernel's connection.
     pub device: Arc<OwnedFd>,
-    /// SlotPool of each queue that is in use; of the control queue, if it is, at the end.
+    /// Slots of each queue that is in use; of the control queue, if it is, at the end.
     pub slots: Vec<u32>,
     /// How long to wait for a host.
     pub limit: Duration,

@@ -128,7 +128,7 @@ fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>, limit: PollTimeout) -> 
         Err(nix::Error::EINTR) => Ok(()),
         Err(e) => Err(Error::Io(e.into())),
         Ok(0) => Err(Error::HostSilent),
-        // The kicks bell comes first: what the host still answered is delivered.
+        // A call comes first: what the host still answered is delivered.
         Ok(_) if fds[0].any() == Some(true) => Ok(()),
         // A stream that is its own bell may have become readable between poll's two looks: only a hang-up counts.
         Ok(_) if fds[1].revents().is_some_and(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)) => {

@@ -1,4 +1,4 @@
-//! Driver side of the streamed baseline. SlotPool are private memory here, and
+//! Driver side of the streamed baseline. Slots are private memory here, and
 //! each payload byte crosses the socket: copied, and counted.
 
 use super::{Completion, Transport};
@@ -22,7 +22,7 @@ pub struct Driver {
     geometry: Geometry,
     /// Slot and reply room by the request's `unique`.
     in_flight: HashMap<[u8; 8], (u32, u32)>,
-    /// SlotPool of requests that get no reply, to be given back.
+    /// Slots of requests that get no reply, to be given back.
     unanswered: Vec<u32>,
     /// The reply that is being read.
     reading: Reading,

@@ -7,7 +7,7 @@
 
 use crate::guest_buf::GuestBuf;
 use crate::handler::{Handler, Outcome};
-use crate::request::interrupted_unique;
+use crate::request::{interrupted_unique, unique};
 use crate::takeover::{Task, Worker, WorkerPool};
 use libc::iovec;
 use memmap2::MmapMut;
@@ -343,10 +343,10 @@ impl<H: Handler> Reader<H> {
             let len = connection.read_message(buffers.input.get())?.ok_or(None)?;
             self.parker.unparked();
             let head = &buffers.input.get()[..len.min(WRITE_HEAD)];
-            if let Some(unique) = interrupted_unique(head) {
-                session.pool.interrupt(unique);
+            if let Some(interrupted) = interrupted_unique(head) {
+                session.pool.interrupt(interrupted);
             }
-            worker.lend(self, u64::from_ne_bytes(head[8..16].try_into().expect("eight bytes")));
+            worker.lend(self, unique(head));
             let reply = buffers.handle(len, &session.handler);
             let kept = worker.reclaim();
             let sent = reply.and_then(|len| connection.reply(&buffers.output.get()[..len]));

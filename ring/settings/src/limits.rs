@@ -4,7 +4,7 @@ use crate::schema::{Kind, Settings, MAX_QUEUES};
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use tunnelfs_ring::{set_affinity, Region, MAX_SLOT_SIZE, PAGE};
+use tunnelfs_ring::{first_unusable_cpu, Region, MAX_SLOT_SIZE, PAGE};
 
 /// Longest path of a UNIX socket, bytes: `sun_path` of `struct sockaddr_un`, less the NUL at its end.
 pub(crate) const MAX_SOCKET_PATH: usize = 107;
@@ -110,14 +110,9 @@ pub(crate) fn check_here(s: &Settings, used: impl Fn(&str) -> bool) -> Checked {
     Ok(())
 }
 
-/// Tries each CPU, on a thread that ends at once: one that is offline or outside the process's cpuset is refused too.
+/// Checks that this process can run on each CPU.
 fn cpus_exist(key: &str, cpus: &[usize]) -> Checked {
-    let can =
-        |cpu: usize| std::thread::scope(|scope| scope.spawn(|| set_affinity(&[cpu]).is_ok()).join().unwrap_or(false));
-    let mut tried = cpus.to_vec();
-    tried.sort_unstable();
-    tried.dedup();
-    match tried.into_iter().find(|&cpu| !can(cpu)) {
+    match first_unusable_cpu(cpus) {
         None => Ok(()),
         Some(cpu) => refuse(key, format!("this process cannot run on CPU {cpu}; it can on {}", usable())),
     }

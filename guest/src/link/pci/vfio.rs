@@ -54,7 +54,7 @@ pub struct Vectors {
 }
 
 impl Vectors {
-    /// Routes the MSI-X vectors, one a queue; `request` is kicks when the device is to be given up.
+    /// Routes the MSI-X vectors, one a queue; `request` is signalled when the device is to be given up.
     ///
     /// # Errors
     /// The system's.
