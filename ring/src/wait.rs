@@ -82,11 +82,14 @@ const LOOKS_PER_CLOCK: u32 = 64;
 const HANDOFF_YIELDS: u32 = 2;
 /// A yield that takes longer than this counts as a failed spin: sleeping would have been cheaper.
 const MAX_YIELD: Duration = Duration::from_micros(200);
+/// Longest time between two reads of the clock without a yield: [`LOOKS_PER_CLOCK`] looks take 1 to 5 us. After more,
+/// another thread had this core. That may have been the peer, which could reply only because this thread was preempted.
+const MAX_LOOKS: Duration = Duration::from_micros(10);
 
 /// What a spin does between two looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SpinMode {
-    /// Nothing: the peer has a core of its own.
+    /// Nothing: the peer has a core of its own. Under `auto` a spin in which this thread was preempted counts as failed.
     #[default]
     Busy,
     /// Calls sched_yield(2), because the peer may need this core (a vCPU thread, say). Under `auto` a yield longer than
@@ -243,7 +246,7 @@ impl Parker {
 enum Spun {
     /// Ready within the budget.
     Ready,
-    /// Ready, but only after another thread had this core for longer than [`MAX_YIELD`].
+    /// Ready, but only after another thread had this core: for longer than [`MAX_YIELD`], or without a yield.
     ReadyLate,
     /// Not ready within the budget.
     TimedOut,
@@ -274,11 +277,12 @@ pub fn hand_off(mut ready: impl FnMut() -> bool) -> bool {
 /// Polls `ready` for up to `budget`. Reads the clock only every [`LOOKS_PER_CLOCK`] looks, so that an immediate reply
 /// costs no clock read. With `max_yield` it calls sched_yield(2) as often, and ends after a yield that took longer.
 fn spin_for(budget: Duration, max_yield: Option<Duration>, mut ready: impl FnMut() -> bool) -> Spun {
-    let mut first = None;
+    let mut clock: Option<(Instant, Instant)> = None;
     loop {
         for _ in 0..LOOKS_PER_CLOCK {
             if ready() {
-                return Spun::Ready;
+                let preempted = max_yield.is_none() && clock.is_some_and(|(_, last)| last.elapsed() > MAX_LOOKS);
+                return if preempted { Spun::ReadyLate } else { Spun::Ready };
             }
             // One pause per look: a longer back-off would add its length to the latency.
             Backoff::new().spin();
@@ -290,9 +294,11 @@ fn spin_for(budget: Duration, max_yield: Option<Duration>, mut ready: impl FnMut
                 return if ready() { Spun::ReadyLate } else { Spun::TimedOut };
             }
         }
-        if before - *first.get_or_insert(before) >= budget {
+        let (first, _) = *clock.get_or_insert((before, before));
+        if before - first >= budget {
             return ready().into();
         }
+        clock = Some((first, before));
     }
 }
 
