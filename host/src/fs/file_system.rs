@@ -1,5 +1,6 @@
 //! What a file system that is served to a guest implements.
 
+use super::changes::ChangeSink;
 use crate::zero_copy::ZeroCopyBuf;
 use std::ffi::{CStr, CString};
 use std::io;
@@ -96,6 +97,21 @@ pub trait FileSystem: Send + Sync + 'static {
     /// Forgets that `node` was looked up `nlookup` times.
     fn forget(&self, node: u64, nlookup: u64) {
         let _ = (node, nlookup);
+    }
+
+    /// Waits until something has changed that the guest knows of, then gives it to `sink`, oldest first, until that
+    /// refuses one: it comes again in the next call. At most one thread is in this call.
+    ///
+    /// # Errors
+    /// `ENOSYS`: the file system has no change events. `EINTR`: interrupted, or the guest has gone.
+    fn changes(&self, sink: &mut ChangeSink<'_>) -> io::Result<()> {
+        let _ = sink;
+        missing()
+    }
+
+    /// The guest has dropped the cached data of `node`, as [`kind::DROP_DATA`](tunnelfs_fuse_abi::changes::kind) asked.
+    fn dropped(&self, node: u64) {
+        let _ = node;
     }
 
     operations! {

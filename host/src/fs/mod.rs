@@ -5,6 +5,7 @@
 //! checked for its form: names have no `/` and are neither `.` nor `..`, unless it says otherwise.
 
 mod attributes;
+mod changes;
 mod create;
 mod credentials;
 mod dir;
@@ -27,6 +28,7 @@ mod xattr;
 mod xattr_names;
 
 pub use crate::zero_copy::ZeroCopyBuf;
+pub use changes::{Change, ChangeSink};
 pub use credentials::keep_capabilities;
 pub use file_system::{Context, DirEntry, DirSink, Extensions, FileSystem, XattrReply};
 pub(crate) use files::IOCTLS;

@@ -3,6 +3,7 @@
 //! Source: `include/uapi/linux/fuse.h` of Linux 6.18. Each structure is `repr(C)`, without implicit padding
 //! (zerocopy's derives check it), and its size is asserted. Numbers are in the byte order of the machine.
 
+pub mod changes;
 pub mod flags;
 mod opcode;
 mod structs;

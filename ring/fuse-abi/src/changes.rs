@@ -1,0 +1,58 @@
+//! How a host tells its guest what has changed in the share, without being asked.
+//!
+//! The guest sends [`OP_CHANGES`], which has no body, and the host replies as soon as something has changed: a list of
+//! records, each a [`ChangeRecord`] and its names. Then the guest sends the next one. So changes wait in the host while
+//! the guest is busy, none is lost, and each transport carries them. If more wait than the host keeps, it drops all and
+//! sends [`kind::OVERFLOW`]. A host without change events answers ENOSYS.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Opcode of the request that the host answers when something has changed.
+pub const OP_CHANGES: u32 = 0x5446_0005;
+/// Opcode of the guest's answer to [`kind::DROP_DATA`]: the body is the nodeid of each file whose data it has dropped.
+pub const OP_DROPPED: u32 = 0x5446_0006;
+
+/// What happened, in [`ChangeRecord::kind`].
+pub mod kind {
+    /// `parent` has a new entry `name`, which is `node` if the guest knows it (a link), else 0; `mode` is its type.
+    pub const CREATED: u32 = 1;
+    /// `name` is gone from `parent`; it was `node`, or 0 if the guest did not know it.
+    pub const DELETED: u32 = 2;
+    /// `name` of `parent` is now `to_name` of `to_parent`. A directory that the guest does not know is 0.
+    pub const RENAMED: u32 = 3;
+    /// The data and the size of `node` may be others.
+    pub const MODIFIED: u32 = 4;
+    /// The attributes of `node` are others: mode, owner, times, number of links, extended attributes.
+    pub const ATTRIBUTES: u32 = 5;
+    /// `node`, which was open for writing, was closed.
+    pub const CLOSED: u32 = 6;
+    /// Somebody else is about to change `node`'s data: drop it from the cache, then send [`super::OP_DROPPED`].
+    pub const DROP_DATA: u32 = 7;
+    /// Changes were lost: forget all that is cached.
+    pub const OVERFLOW: u32 = 8;
+    /// Names below `node`, a directory, are no longer watched: forget them, and what they lead to.
+    pub const UNWATCHED: u32 = 9;
+}
+
+/// The fixed part of a record. `name_len` and `to_name_len` bytes of names follow, without a NUL, padded with zeros to a
+/// multiple of 8.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ChangeRecord {
+    /// One of [`kind`].
+    pub kind: u32,
+    /// `S_IFMT` bits of the entry's mode, if the host knows them.
+    pub mode: u32,
+    /// Nodeid of the directory that has or had `name`; 0 if there is none.
+    pub parent: u64,
+    /// Nodeid of what changed; 0 if the guest does not know it.
+    pub node: u64,
+    /// Nodeid of the directory that `name` was moved to.
+    pub to_parent: u64,
+    /// Bytes of the first name.
+    pub name_len: u32,
+    /// Bytes of the second name.
+    pub to_name_len: u32,
+}
+
+const _: () = assert!(size_of::<ChangeRecord>() == 40);
