@@ -13,7 +13,7 @@ use tunnelfs_fuse_abi::*;
 use tunnelfs_host::fs::Passthrough;
 use tunnelfs_host::fs_builder;
 use tunnelfs_host::guest_buf::GuestBuf;
-use tunnelfs_host::handler::{Handler, Outcome};
+use tunnelfs_host::handler::{Handler, Outcome, Reply};
 use tunnelfs_host::Server;
 use tunnelfs_settings::Host;
 
@@ -40,13 +40,16 @@ pub struct Row {
 struct Served {
     server: Server<Passthrough>,
     buffer: Vec<u8>,
+    /// The request's first bytes, as a transport has copied them.
+    head: Vec<u8>,
     unique: u64,
 }
 
 impl Served {
     fn new(dir: &Path) -> io::Result<Served> {
         let host = Host { shared_dir: dir.into(), xattr: true, ..Host::default() };
-        let mut served = Served { server: Server::new(fs_builder::open(&host)?), buffer: vec![0; BUFFER], unique: 0 };
+        let server = Server::new(fs_builder::open(&host)?);
+        let mut served = Served { server, buffer: vec![0; BUFFER], head: Vec::new(), unique: 0 };
         let init = InitInCompat { major: MAJOR, minor: MINOR, max_readahead: 1 << 20, flags: !0 };
         let ext = InitInExt { flags2: !flags::init::SUBMOUNTS as u32, ..InitInExt::default() };
         served.ask(Opcode::Init, ROOT_ID, &[init.as_bytes(), ext.as_bytes()].concat(), 0)?;
@@ -54,27 +57,27 @@ impl Served {
     }
 
     /// Bytes of the reply's structure; `payload`: bytes of WRITE data.
-    fn ask(&mut self, opcode: Opcode, node: u64, body: &[u8], payload: usize) -> io::Result<Vec<u8>> {
+    fn ask(&mut self, opcode: Opcode, node: u64, body: &[u8], payload: usize) -> io::Result<Reply> {
         self.unique += 1;
         let len = (size_of::<InHeader>() + body.len() + payload) as u32;
         let header = InHeader { len, opcode: opcode as u32, unique: self.unique, nodeid: node, ..InHeader::default() };
-        let mut head = Vec::with_capacity(256);
-        head.extend_from_slice(header.as_bytes());
-        head.extend_from_slice(body);
+        self.head.clear();
+        self.head.extend_from_slice(header.as_bytes());
+        self.head.extend_from_slice(body);
         let part = |len| [libc::iovec { iov_base: self.buffer.as_ptr().cast_mut().cast(), iov_len: len }];
         let (input, output) = (part(payload), part(BUFFER));
         // SAFETY: both lie in this object's buffer, which nobody looks at meanwhile.
         let (input, output) = unsafe { (GuestBuf::new(&input), GuestBuf::new(&output)) };
-        match self.server.handle(&head, input, output, None) {
-            Outcome::Reply(reply) if reply.error == 0 => Ok(reply.body().to_vec()),
+        match self.server.handle(&self.head, input, output, None) {
+            Outcome::Reply(reply) if reply.error == 0 => Ok(reply),
             Outcome::Reply(reply) => Err(io::Error::from_raw_os_error(-reply.error)),
-            _ => Ok(Vec::new()),
+            _ => Ok(Reply::ok()),
         }
     }
 
     fn get<T: FromBytes>(&mut self, opcode: Opcode, node: u64, body: &[u8]) -> io::Result<T> {
         let reply = self.ask(opcode, node, body, 0)?;
-        T::read_from_prefix(&reply).map(|(value, _)| value).map_err(|_| io::Error::other("a short reply"))
+        T::read_from_prefix(reply.body()).map(|(value, _)| value).map_err(|_| io::Error::other("a short reply"))
     }
 
     fn lookup(&mut self, node: u64, name: &CStr) -> io::Result<u64> {
