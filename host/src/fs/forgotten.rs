@@ -3,8 +3,9 @@
 
 use super::inode::{Birth, Inode, Key};
 use super::sys::FileHandle;
+use foldhash::HashMap;
 use parking_lot::Mutex;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 
 /// Inodes remembered at a time, which bounds the memory.

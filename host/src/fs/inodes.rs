@@ -12,9 +12,10 @@ use super::inode::{birth, Place};
 pub use super::inode::{Held, Inode, Key, Pin};
 use super::mounts::Mounts;
 use super::sys::{self, errno, FileHandle};
+use foldhash::{fast::RandomState, HashMap};
 use parking_lot::{Mutex, RwLock};
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::{HashSet, VecDeque};
+use std::hash::BuildHasher;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
@@ -73,7 +74,7 @@ impl Inodes {
         });
         let table = Inodes {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             root,
             next: AtomicU64::new(1),
             pins,
