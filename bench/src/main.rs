@@ -9,7 +9,7 @@ use tunnelfs_bench::mount::{self, MountPlan, Peer};
 use tunnelfs_bench::plan::{HostLocation, Load, Matrix, Op, Plan, TransportKind};
 use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
-use tunnelfs_bench::{calls, idle, interrupt, measure, plot, report, target, workload};
+use tunnelfs_bench::{calls, idle, interrupt, limits, measure, plot, report, target, workload};
 use tunnelfs_ring::Policy;
 use tunnelfs_settings::{args, load, parse_bytes, Loader, Settings};
 
@@ -227,14 +227,15 @@ fn run_mount(args: &MountArgs, settings: &Settings) -> io::Result<()> {
 fn run_calls(args: &CallsArgs) -> io::Result<()> {
     let given = args.directory.iter().map(|dir| Some(dir.as_path()));
     let directories: Vec<_> = if args.directory.is_empty() { vec![None] } else { given.collect() };
-    let mut page = String::new();
+    let mut page = Origin::here().heading(&limits::measure());
+    println!("{page}");
     for directory in directories {
         let scratch = scratch(directory)?;
         let rows = target::aside(|| calls::run(scratch.path(), Duration::from_millis(args.runtime.max(1))))?;
         let title = directory.map_or_else(|| "memory".into(), |dir| dir.display().to_string());
         let table = calls::table(&title, &rows);
         println!("{table}");
-        page += &format!("{table}\n");
+        page += &format!("\n{table}");
     }
     match &args.report {
         Some(path) => std::fs::write(path, page),
