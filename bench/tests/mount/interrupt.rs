@@ -32,6 +32,7 @@ impl Setup {
         OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).unwrap()
     }
 
+    #[allow(dead_code)]
     /// A program whose standard input is the file, opened for it alone: reads by one open file wait for each other in the
     /// kernel.
     fn start(&self, program: &[&str]) -> Child {
