@@ -1,5 +1,5 @@
 # Two commands do everything: `make bench` and `make test`.
-.PHONY: all deps deps-conformance conformance kills soak bench bench-full bench-mount test check audit lint fuzz sanitize mutants install uninstall static vm vm-test vm-test-quick vm-boot-root vm-bench
+.PHONY: all deps deps-conformance conformance kills soak bench bench-full bench-calls bench-mount test check audit lint fuzz sanitize mutants install uninstall static vm vm-test vm-test-quick vm-boot-root vm-bench
 
 all: bench
 
@@ -41,6 +41,11 @@ bench: deps
 bench-full: deps
 	cargo build --release --workspace
 	./target/release/tunnelfs-bench all --json results/full.json --report results/full.md
+
+# What each operation costs in the host, beside the bare system calls that it needs: half a minute after building.
+bench-calls: deps
+	cargo build --release --workspace
+	./target/release/tunnelfs-bench calls --directory /dev/shm --directory target --report results/calls.md
 
 # Real mounts against others', about 13 minutes; needs root, /dev/fuse, and fio for all of its jobs.
 HP = .deps/bin/passthrough_hp --foreground --nopassthrough --nocache

@@ -2,10 +2,12 @@
 //! limits of the machine, all in one interleaved run.
 
 pub mod calls;
+pub mod compare;
 pub mod direct;
 pub mod idle;
 pub mod in_process;
 pub mod interrupt;
+pub mod intervals;
 pub mod limits;
 pub mod measure;
 pub mod mount;

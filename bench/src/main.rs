@@ -9,7 +9,7 @@ use tunnelfs_bench::mount::{self, MountPlan, Peer};
 use tunnelfs_bench::plan::{HostLocation, Load, Matrix, Op, Plan, TransportKind};
 use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
-use tunnelfs_bench::{calls, idle, interrupt, measure, page, report, target, variants, workload};
+use tunnelfs_bench::{calls, compare, idle, interrupt, limits, measure, page, report, target, variants, workload};
 use tunnelfs_ring::Policy;
 use tunnelfs_settings::{args, load, parse_bytes, Loader, Settings};
 
@@ -46,6 +46,8 @@ enum Command {
     Mount(MountArgs),
     /// A page and a Markdown file from recorded runs
     Report(page::ReportArgs),
+    /// What has changed between two recorded runs, told from noise; exit status 1 when something is worse
+    Compare(compare::CompareArgs),
     /// Each operation of the host's file server beside the system calls that it needs
     Calls(CallsArgs),
 }
@@ -155,6 +157,9 @@ fn main() -> ExitCode {
     let lines = variants::expand(&std::env::args_os().collect::<Vec<_>>());
     let several: Vec<_> = lines.iter().map(|line| command.clone().get_matches_from(line)).collect();
     let parsed = Args::from_arg_matches(&several[0]).unwrap_or_else(|e| e.exit());
+    if let Command::Compare(args) = &parsed.command {
+        return compare::run(args);
+    }
     let result = interrupt::watch().and_then(|()| dispatch(parsed.command, &several));
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -180,6 +185,7 @@ fn dispatch(command: Command, several: &[ArgMatches]) -> io::Result<()> {
         Command::Throughput(args) => run(&args, Matrix::Throughput, all()?),
         Command::All(args) => run(&args, Matrix::All, all()?),
         Command::Report(args) => page::run(&args),
+        Command::Compare(_) => Ok(()),
         Command::Mount(args) => run_mount(&args, &only()?),
         Command::Calls(args) => run_calls(&args),
     }
@@ -249,14 +255,15 @@ fn run_mount(args: &MountArgs, settings: &Settings) -> io::Result<()> {
 fn run_calls(args: &CallsArgs) -> io::Result<()> {
     let given = args.directory.iter().map(|dir| Some(dir.as_path()));
     let directories: Vec<_> = if args.directory.is_empty() { vec![None] } else { given.collect() };
-    let mut page = String::new();
+    let mut page = Origin::here("calls").heading(&limits::measure());
+    println!("{page}");
     for directory in directories {
         let scratch = scratch(directory)?;
         let rows = target::aside(|| calls::run(scratch.path(), Duration::from_millis(args.runtime.max(1))))?;
         let title = directory.map_or_else(|| "memory".into(), |dir| dir.display().to_string());
         let table = calls::table(&title, &rows);
         println!("{table}");
-        page += &format!("{table}\n");
+        page += &format!("\n{table}");
     }
     match &args.report {
         Some(path) => std::fs::write(path, page),

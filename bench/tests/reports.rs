@@ -118,3 +118,46 @@ fn bad_input_is_told_by_name() {
     let out = bench(&["report", "--help"]);
     assert!(words(&out).contains("Examples:"));
 }
+
+/// A run of one row each of ours and of virtiofsd, with these rates of ours.
+fn rates(dir: &Path, name: &str, kind: &str, ours: &[f64]) -> String {
+    let row = |system: &str, rates: &[f64]| {
+        format!(
+            r#"{{"system":"{system}","op":"randread-4k-qd16","size":4096,"ops_per_s":{},"rates":{rates:?}}}"#,
+            rates[0]
+        )
+    };
+    let rows = [row("ring", ours), row("virtiofsd", &[50.0, 51.0, 49.5, 50.5])].join(",");
+    let text = format!(r#"{{"format":2,"kind":"{kind}","command":"c","commit":"","kernel":"k","rows":[{rows}]}}"#);
+    let path = dir.join(name);
+    std::fs::write(&path, text).expect("written");
+    path.to_str().expect("UTF-8").to_owned()
+}
+
+#[test]
+fn compare_tells_better_worse_and_the_same_by_its_exit_status() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let dir = dir.path();
+    let before = rates(dir, "before.json", "mount", &[100.0, 101.0, 99.0, 100.5]);
+    let same = rates(dir, "same.json", "mount", &[100.5, 99.5, 101.0, 99.0]);
+    let slower = rates(dir, "slower.json", "mount", &[80.0, 81.0, 79.0, 80.5]);
+    let once = rates(dir, "once.json", "mount", &[100.0]);
+    let other = rates(dir, "other.json", "tree", &[100.0, 100.0]);
+    let old = results("mount.json").to_str().expect("UTF-8").to_owned();
+    let cases = [
+        (&before, &same, 0, "0 worse, 0 better, 1 the same"),
+        (&before, &slower, 1, "**worse**"),
+        (&slower, &before, 0, "0 worse, 1 better"),
+        (&before, &once, 0, "1 with too few rounds to tell"),
+        (&before, &other, 2, "only the same kind"),
+        (&old, &before, 2, "no row has two rounds"),
+        (&before, &"nothing.json".to_owned(), 2, "nothing.json: No such file"),
+    ];
+    for (a, b, status, said) in cases {
+        let out = bench(&["compare", a, b]);
+        assert!(words(&out).contains(said), "{a} {b}: {}", words(&out));
+        assert_eq!(out.status.code(), Some(status), "{a} {b}: {}", words(&out));
+    }
+    assert_eq!(bench(&["compare", &before]).status.code(), Some(2), "one run alone");
+    assert!(words(&bench(&["compare", "--help"])).contains("Exit status:"));
+}

@@ -7,7 +7,7 @@ pub struct Change {
     pub kind: u32,
     /// `S_IFMT` bits, if they are known.
     pub mode: u32,
-    /// The directory that has or had `name`.
+    /// The directory that has or had `name`; of a change of data or attributes too, where it is known.
     pub parent: u64,
     /// What changed.
     pub node: u64,

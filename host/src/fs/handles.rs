@@ -2,8 +2,8 @@
 
 use super::inodes::Held;
 use super::sys::errno;
+use foldhash::HashMap;
 use parking_lot::{Mutex, RwLock};
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};

@@ -20,6 +20,15 @@ impl Key {
     }
 }
 
+/// When an inode was made, which tells it from a later one with its number: seconds and nanoseconds. `None`: the file
+/// system does not say.
+pub type Birth = Option<(i64, u32)>;
+
+/// Returns an inode's time of birth.
+pub fn birth(st: &libc::statx) -> Birth {
+    (st.stx_mask & libc::STATX_BTIME != 0).then_some((st.stx_btime.tv_sec, st.stx_btime.tv_nsec))
+}
+
 /// An O_PATH descriptor, counted as long as anybody uses it.
 #[derive(Debug)]
 pub struct Pin {
@@ -58,6 +67,7 @@ pub(super) enum Place {
 pub struct Inode {
     pub id: u64,
     pub key: Key,
+    pub birth: Birth,
     /// S_IFMT bits.
     pub kind: u32,
     /// What the guest has to forget; it is 0 only under its shard's lock, by who removes the inode.

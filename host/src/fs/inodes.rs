@@ -8,13 +8,14 @@
 //! Locks are held for table look-ups alone, never across a system call, and descriptors are closed outside of them.
 
 use super::forgotten::Forgotten;
-use super::inode::Place;
+use super::inode::{birth, Place};
 pub use super::inode::{Held, Inode, Key, Pin};
 use super::mounts::Mounts;
 use super::sys::{self, errno, FileHandle};
+use foldhash::{fast::RandomState, HashMap};
 use parking_lot::{Mutex, RwLock};
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::{HashSet, VecDeque};
+use std::hash::BuildHasher;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
@@ -64,6 +65,7 @@ impl Inodes {
         let root = Arc::new(Inode {
             id: ROOT_ID,
             key: Key::of(&st),
+            birth: birth(&st),
             kind: u32::from(st.stx_mode) & libc::S_IFMT,
             lookups: AtomicU64::new(1),
             opens: AtomicU32::new(1),
@@ -72,7 +74,7 @@ impl Inodes {
         });
         let table = Inodes {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             root,
             next: AtomicU64::new(1),
             pins,
@@ -249,7 +251,7 @@ impl Inodes {
             let path = self.pin(parent)?;
             self.mounts.found(key.mount, parent.clone(), path.as_fd(), name, fd.as_fd());
         }
-        let id = self.forgotten.take_id(&key, fd.as_fd());
+        let id = self.forgotten.take_id(&key, birth(st), fd.as_fd());
         self.insert(fd, st, id, shard)
     }
 
@@ -301,6 +303,7 @@ impl Inodes {
         let new = Arc::new(Inode {
             id,
             key,
+            birth: birth(st),
             kind: u32::from(st.stx_mode) & libc::S_IFMT,
             lookups: AtomicU64::new(1),
             opens: AtomicU32::new(0),
@@ -346,7 +349,7 @@ impl Inodes {
         }
         drop(maps);
         if let Some(handle) = handle {
-            self.forgotten.remember(id, inode.key, handle);
+            self.forgotten.remember(&inode, handle);
         }
     }
 
@@ -379,7 +382,7 @@ impl Inodes {
         if Key::of(&st) != key || self.shard_of_key(&key) != id % SHARDS {
             return Err(stale());
         }
-        self.forgotten.take_id(&key, fd.as_fd());
+        self.forgotten.take_id(&key, birth(&st), fd.as_fd());
         self.insert(fd, &st, Some(id), id % SHARDS)
     }
 

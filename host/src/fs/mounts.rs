@@ -6,8 +6,8 @@
 
 use super::inodes::{Inode, Key};
 use super::sys::{self, errno, FileHandle};
+use foldhash::HashMap;
 use parking_lot::RwLock;
-use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -4,8 +4,8 @@
 //! inode numbers repeat. Two files with one number are hard links of each other for `cp -a`, tar and rsync. Files of
 //! the shared directory's own file system keep their numbers; others get a prefix by their device.
 
+use foldhash::HashMap;
 use parking_lot::{Mutex, RwLock};
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 /// Bits of an inode number below the prefix.

@@ -16,6 +16,8 @@ use tunnelfs_fuse_abi::flags::{init, SETXATTR_ACL_KILL_SGID};
 
 /// Bytes of the largest value or list (XATTR_SIZE_MAX, XATTR_LIST_MAX of linux/limits.h).
 const MOST: usize = 64 << 10;
+/// Bytes of names that a file commonly has at the most.
+const FEW: usize = 1024;
 
 impl Passthrough {
     /// A program was changed: its capabilities go, as the kernel has it, where it does not see them.
@@ -95,9 +97,8 @@ impl Passthrough {
 
     fn own_names(&self, pin: &Pin) -> io::Result<Vec<u8>> {
         let path = FdName::new(pin.as_fd());
-        let mut names = vec![0; sys::list_xattr(path.as_c_str(), &mut [])?.min(MOST)];
+        let mut names = vec![0; FEW];
         let n = match sys::list_xattr(path.as_c_str(), &mut names) {
-            // It has grown meanwhile.
             Err(e) if e.raw_os_error() == Some(libc::ERANGE) => {
                 names.resize(MOST, 0);
                 sys::list_xattr(path.as_c_str(), &mut names)?

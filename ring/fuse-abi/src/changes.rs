@@ -20,7 +20,8 @@ pub mod kind {
     pub const DELETED: u32 = 2;
     /// `name` of `parent` is now `to_name` of `to_parent`. A directory that the guest does not know is 0.
     pub const RENAMED: u32 = 3;
-    /// The data and the size of `node` may be others.
+    /// The data and the size of `node` may be others. Here, and with `ATTRIBUTES` and `CLOSED`, `parent` and `name` say
+    /// where that was seen, if the host knows it; `node` is 0 if the guest does not know the file that has this name.
     pub const MODIFIED: u32 = 4;
     /// The attributes of `node` are others: mode, owner, times, number of links, extended attributes.
     pub const ATTRIBUTES: u32 = 5;
