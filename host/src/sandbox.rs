@@ -67,6 +67,7 @@ pub fn enter(host: &Host, listener: Listener) -> io::Result<(Listener, SharedDir
         Mode::Chroot => SandboxMode::Chroot,
         Mode::None => SandboxMode::None,
     };
+    tunnelfs_ring::open_cpu_pressure();
     let unconfined = SharedDir::unconfined(host)?;
     let (uid_map, gid_map) = (parse_list("host.uid_map", &host.uid_map)?, parse_list("host.gid_map", &host.gid_map)?);
     let mut sandbox = Sandbox::new(unconfined.root_dir, mode, uid_map, gid_map);

@@ -26,6 +26,7 @@ mod error;
 mod geometry;
 mod layout;
 mod notify;
+mod pressure;
 #[cfg(not(loom))]
 mod queue;
 #[cfg(not(loom))]
@@ -51,6 +52,8 @@ pub use layout::{Cqe, Sqe, CQE_INLINE_BYTES, NO_SLOT, PAGE, SQE_INLINE_BYTES};
 pub use notify::Eventfd;
 pub use notify::{NeedWakeup, PeerCpu};
 #[cfg(not(loom))]
+pub use pressure::open_cpu_pressure;
+#[cfg(not(loom))]
 pub use queue::{DeviceQueue, DriverQueue};
 #[cfg(not(loom))]
 pub use region::Region;
@@ -62,5 +65,4 @@ pub use setup::{
 pub use slots::{SlotPool, SlotTable};
 pub use spsc::{CacheLine, Cell, Consumer, Producer};
 pub use sync::Entry;
-#[cfg(not(loom))]
-pub use wait::{hand_off, Counters, Parker, Policy, SpinMode, Wait, WaitConfig};
+pub use wait::{hand_off, Counters, Goal, Parker, Policy, SpinMode, Wait, WaitConfig};

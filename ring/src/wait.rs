@@ -1,8 +1,10 @@
 //! How one side waits for the other: it spins for a bounded time, then sleeps.
 //!
 //! A wake-up across cores costs up to 25 us each way; a spin costs the core. Which is better depends on whether the peer
-//! has a core of its own, and that changes with the load. `auto` learns it from how its spins end.
+//! has a core of its own, and that changes with the load. `auto` learns it from how its spins end. While other threads of
+//! the machine wait for CPUs, it does not spin at all: they would pay for it.
 
+use crate::pressure::CpuPressure;
 use crossbeam_utils::Backoff;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -43,6 +45,32 @@ impl std::fmt::Display for Policy {
     }
 }
 
+/// What `auto` is to save.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Goal {
+    /// Time: it spins also while other threads wait for a CPU.
+    Latency,
+    /// Both: it spins where that pays, and not at all while CPUs are scarce.
+    #[default]
+    Balanced,
+    /// CPU time: it never spins; peers on one core still hand it over to each other.
+    Cpu,
+}
+
+impl std::str::FromStr for Goal {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "latency" => Ok(Goal::Latency),
+            "balanced" => Ok(Goal::Balanced),
+            "cpu" => Ok(Goal::Cpu),
+            _ => Err(format!("`{s}` is not a goal: latency, balanced or cpu")),
+        }
+    }
+}
+
 /// A policy and its budgets, microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -53,11 +81,13 @@ pub struct WaitConfig {
     pub spin_us: u32,
     /// How long `auto` spins at the most before it sleeps.
     pub auto_us: u32,
+    /// What `auto` is to save.
+    pub goal: Goal,
 }
 
 impl Default for WaitConfig {
     fn default() -> Self {
-        WaitConfig { policy: Policy::Auto, spin_us: 10_000, auto_us: 500 }
+        WaitConfig { policy: Policy::Auto, spin_us: 10_000, auto_us: 500, goal: Goal::default() }
     }
 }
 
@@ -132,6 +162,8 @@ pub struct Parker {
     /// What `until_retry` starts from; doubles with each spin that fails.
     retry: u32,
     asleep_since: Option<Instant>,
+    /// Whether `auto` would keep others from running.
+    pressure: CpuPressure,
     /// Counts, for statistics.
     pub counters: Counters,
 }
@@ -147,6 +179,7 @@ impl Parker {
             until_retry: retry,
             retry,
             asleep_since: None,
+            pressure: if config.goal == Goal::Balanced { CpuPressure::new() } else { CpuPressure::default() },
             counters: Counters::default(),
         }
     }
@@ -187,11 +220,12 @@ impl Parker {
     /// sleep, and call [`Self::unparked`] afterwards.
     pub fn spin(&mut self, ready: impl FnMut() -> bool) -> bool {
         let (budget, auto) = (self.budget(), self.config.policy == Policy::Auto);
+        let pressure = auto.then_some(&mut self.pressure);
         let spun = match self.mode {
             SpinMode::Handoff if auto => hand_off(ready).into(),
             _ if budget.is_zero() => Spun::TimedOut,
-            SpinMode::Yield => spin_for(budget, Some(if auto { MAX_YIELD } else { budget }), ready),
-            _ => spin_for(budget, None, ready),
+            SpinMode::Yield => spin_for(budget, Some(if auto { MAX_YIELD } else { budget }), pressure, ready),
+            _ => spin_for(budget, None, pressure, ready),
         };
         match spun {
             Spun::Ready => (self.failed, self.retry) = (0, *RETRY_AFTER_SLEEPS.start()),
@@ -213,7 +247,9 @@ impl Parker {
     /// there was nothing to do.
     pub fn unparked(&mut self) {
         let Some(since) = self.asleep_since.take() else { return };
-        if since.elapsed() < self.auto_budget() {
+        let now = Instant::now();
+        self.pressure.is_scarce(now);
+        if now - since < self.auto_budget() {
             self.until_retry = self.until_retry.saturating_sub(1);
         }
     }
@@ -234,7 +270,8 @@ impl Parker {
         match self.config.policy {
             Policy::Park => Duration::ZERO,
             Policy::Spin => Duration::from_micros(self.config.spin_us.into()),
-            Policy::Auto if self.mode == SpinMode::Handoff => Duration::ZERO,
+            Policy::Auto if self.mode == SpinMode::Handoff || self.config.goal == Goal::Cpu => Duration::ZERO,
+            Policy::Auto if self.pressure.was_scarce() => Duration::ZERO,
             Policy::Auto if self.failed < MAX_FAILED_SPINS || self.until_retry == 0 => self.auto_budget(),
             Policy::Auto => Duration::ZERO,
         }
@@ -275,8 +312,14 @@ pub fn hand_off(mut ready: impl FnMut() -> bool) -> bool {
 }
 
 /// Polls `ready` for up to `budget`. Reads the clock only every [`LOOKS_PER_CLOCK`] looks, so that an immediate reply
-/// costs no clock read. With `max_yield` it calls sched_yield(2) as often, and ends after a yield that took longer.
-fn spin_for(budget: Duration, max_yield: Option<Duration>, mut ready: impl FnMut() -> bool) -> Spun {
+/// costs no clock read. With `max_yield` it calls sched_yield(2) as often, and ends after a yield that took longer. With
+/// `pressure` it ends when CPUs are scarce.
+fn spin_for(
+    budget: Duration,
+    max_yield: Option<Duration>,
+    mut pressure: Option<&mut CpuPressure>,
+    mut ready: impl FnMut() -> bool,
+) -> Spun {
     let mut clock: Option<(Instant, Instant)> = None;
     loop {
         for _ in 0..LOOKS_PER_CLOCK {
@@ -295,7 +338,8 @@ fn spin_for(budget: Duration, max_yield: Option<Duration>, mut ready: impl FnMut
             }
         }
         let (first, _) = *clock.get_or_insert((before, before));
-        if before - first >= budget {
+        let scarce = pressure.as_mut().is_some_and(|pressure| pressure.is_scarce(before));
+        if scarce || before - first >= budget {
             return ready().into();
         }
         clock = Some((first, before));
@@ -307,7 +351,7 @@ mod tests {
     use super::*;
 
     fn auto() -> Parker {
-        Parker::new(WaitConfig { policy: Policy::Auto, spin_us: 0, auto_us: 1000 })
+        Parker::new(WaitConfig { auto_us: 1000, goal: Goal::Latency, ..WaitConfig::default() })
     }
 
     fn fail(w: &mut Parker, looks: &mut u64) {
@@ -380,7 +424,7 @@ mod tests {
 
     #[test]
     fn park_never_looks() {
-        let (mut w, mut looks) = (Parker::new(WaitConfig { policy: Policy::Park, spin_us: 9, auto_us: 9 }), 0);
+        let (mut w, mut looks) = (Parker::new(WaitConfig { policy: Policy::Park, ..WaitConfig::default() }), 0);
         fail(&mut w, &mut looks);
         assert_eq!(looks, 0);
     }
@@ -417,7 +461,7 @@ mod tests {
     #[test]
     fn a_wait_looks_again_after_arming_and_disarms_after_an_error() {
         for (ready_when_armed, result) in [(true, Ok(())), (false, Err(()))] {
-            let mut parker = Parker::new(WaitConfig { policy: Policy::Park, spin_us: 0, auto_us: 0 });
+            let mut parker = Parker::new(WaitConfig { policy: Policy::Park, ..WaitConfig::default() });
             let mut wait = Armed { armed: false, ready_when_armed, slept: false, disarmed: false };
             assert_eq!(parker.wait(&mut wait), result);
             assert!(wait.disarmed && wait.slept != ready_when_armed);

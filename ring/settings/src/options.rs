@@ -52,6 +52,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     ),
     option("transport.huge_pages", "huge-pages", Switch(true), "Back the shared memory with 2 MiB pages"),
     option("wait.policy", "wait", Value("POLICY"), "How to wait for the other side: auto, spin or park"),
+    option("wait.goal", "wait-goal", Value("GOAL"), "What `auto` is to save: latency, balanced or cpu"),
     option("wait.spin_us", "spin-us", Value("US"), "How long `spin` spins before it sleeps, microseconds"),
     option("wait.auto_us", "auto-us", Value("US"), "How long `auto` spins at the most, microseconds"),
     option("host.shared_dir", "shared-dir", Value("DIR"), "Directory to share"),
