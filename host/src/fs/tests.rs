@@ -37,6 +37,7 @@ fn config(dir: &Path) -> Config {
         ids: Ids::new(Owners::Real, IdMap::empty(), IdMap::empty(), false),
         inodes: 100,
         files: 100,
+        coherence: None,
     }
 }
 
