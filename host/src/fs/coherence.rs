@@ -244,6 +244,36 @@ impl Coherence {
             .ok()
     }
 
+    /// Whether the guest listens.
+    #[cfg(test)]
+    pub fn listens(&self) -> bool {
+        self.listener().is_some()
+    }
+
+    /// Marks at present.
+    #[cfg(test)]
+    pub fn marks(&self) -> usize {
+        self.listener().map_or(0, |guest| guest.watches.len())
+    }
+
+    /// Leases at present.
+    #[cfg(test)]
+    pub fn leases(&self) -> usize {
+        self.listener().map_or(0, |guest| guest.leases.len())
+    }
+
+    /// Whether the guest owes an answer.
+    #[cfg(test)]
+    pub fn is_late(&self) -> bool {
+        self.listener().is_some_and(|guest| guest.leases.is_late())
+    }
+
+    /// Events as the kernel writes them.
+    #[cfg(test)]
+    pub fn on_events(&self, bytes: &[u8]) {
+        self.listener().unwrap().on_events(bytes);
+    }
+
     /// The guest has gone: its marks and leases end.
     pub fn clear(&self) {
         let mut failed = self.failed.lock();

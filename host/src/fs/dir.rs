@@ -74,7 +74,8 @@ impl Passthrough {
         let end = ENTRIES.with_borrow_mut(|entries| {
             entries.resize(MOST, 0);
             let n = sys::read_dir(handle.as_fd(), &mut entries[..size])?;
-            self.list((inode, watch.as_ref()), handle.as_fd(), &entries[..n], plus, sink).map(|end| end.unwrap_or(args.offset))
+            self.list((inode, watch.as_ref()), handle.as_fd(), &entries[..n], plus, sink)
+                .map(|end| end.unwrap_or(args.offset))
         })?;
         *handle.position.lock() = end.1.then_some(end.0);
         Ok(())

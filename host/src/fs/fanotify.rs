@@ -15,12 +15,8 @@ pub const GROUP_FLAGS: u32 = libc::FAN_CLASS_NOTIF
 /// What is reported of a file.
 const FILE_MASK: u64 = libc::FAN_ATTRIB | libc::FAN_MODIFY | libc::FAN_CLOSE_WRITE;
 /// What is reported of a directory and of what is in it.
-const DIR_MASK: u64 = FILE_MASK
-    | libc::FAN_CREATE
-    | libc::FAN_DELETE
-    | libc::FAN_RENAME
-    | libc::FAN_ONDIR
-    | libc::FAN_EVENT_ON_CHILD;
+const DIR_MASK: u64 =
+    FILE_MASK | libc::FAN_CREATE | libc::FAN_DELETE | libc::FAN_RENAME | libc::FAN_ONDIR | libc::FAN_EVENT_ON_CHILD;
 /// Bytes of `struct fanotify_event_metadata`, of an information record's header, and of a file system's number.
 const METADATA: usize = 24;
 const INFO: usize = 4;

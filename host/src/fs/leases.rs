@@ -231,8 +231,7 @@ impl Leases {
             return None;
         }
         let mut table = self.table.lock();
-        let late: Vec<u64> =
-            table.wanted.iter().filter(|(_, until)| **until <= now).map(|(node, _)| *node).collect();
+        let late: Vec<u64> = table.wanted.iter().filter(|(_, until)| **until <= now).map(|(node, _)| *node).collect();
         let mut given_up = Vec::new();
         for node in late {
             given_up.extend(table.remove(node));

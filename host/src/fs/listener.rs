@@ -116,7 +116,6 @@ impl Listener {
 
     /// Reads what the marks have reported; whether all of it was this process's own.
     fn read_events(&self, buffer: &mut [u8]) -> bool {
-        let own = std::process::id() as i32;
         let mut only_own = true;
         // Bounded: a lease may wait.
         for _ in 0..16 {
@@ -124,14 +123,22 @@ impl Listener {
                 Ok(n) if n > 0 => n,
                 _ => break,
             };
-            for event in events(&buffer[..n]) {
-                if event.mask & libc::FAN_Q_OVERFLOW != 0 {
-                    tracing::warn!("changes come faster than they are read: the guest is told to forget all");
-                    self.queue.overflow();
-                } else if event.pid != own {
-                    only_own = false;
-                    self.on_event(&event);
-                }
+            only_own &= self.on_events(&buffer[..n]);
+        }
+        only_own
+    }
+
+    /// Tells of events; whether all of them were of this process's own changes.
+    pub fn on_events(&self, bytes: &[u8]) -> bool {
+        let own = std::process::id() as i32;
+        let mut only_own = true;
+        for event in events(bytes) {
+            if event.mask & libc::FAN_Q_OVERFLOW != 0 {
+                tracing::warn!("changes come faster than they are read: the guest is told to forget all");
+                self.queue.overflow();
+            } else if event.pid != own {
+                only_own = false;
+                self.on_event(&event);
             }
         }
         only_own
@@ -219,10 +226,7 @@ impl Listener {
             let mut fds = vec![
                 PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-                PollFd::new(
-                    self.watches.group().as_fd(),
-                    if rests { PollFlags::empty() } else { PollFlags::POLLIN },
-                ),
+                PollFd::new(self.watches.group().as_fd(), if rests { PollFlags::empty() } else { PollFlags::POLLIN }),
             ];
             if let Some(mounts) = &mounts {
                 fds.push(PollFd::new(mounts.as_fd(), PollFlags::POLLPRI));

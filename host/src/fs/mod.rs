@@ -8,6 +8,8 @@ mod attributes;
 mod change_queue;
 mod changes;
 mod coherence;
+#[cfg(test)]
+mod coherence_tests;
 mod cover;
 mod create;
 mod credentials;

@@ -72,10 +72,7 @@ impl Passthrough {
     ) -> io::Result<()> {
         self.changes()?;
         let ((old_parent, from), (new_parent, to)) = (self.inodes.open(node)?, self.inodes.open(to)?);
-        let watches = (
-            self.coherence.watch(&old_parent, from.as_fd()),
-            self.coherence.watch(&new_parent, to.as_fd()),
-        );
+        let watches = (self.coherence.watch(&old_parent, from.as_fd()), self.coherence.watch(&new_parent, to.as_fd()));
         let _stays = self.keep_open(to.as_fd(), new);
         // A whiteout is a new file, of the caller's.
         let whiteout = flags & libc::RENAME_WHITEOUT != 0;

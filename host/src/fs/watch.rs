@@ -6,8 +6,8 @@
 //! its directory's mark covers. When there are too many, the one that was of no use for longest is taken away; the
 //! guest is told so first.
 
-use super::changes::Change;
 use super::change_queue::ChangeQueue;
+use super::changes::Change;
 use super::cover::Watch;
 use super::fanotify::{handle_ino, Group, Object};
 use super::inodes::{Inode, Inodes, Key};
