@@ -13,3 +13,5 @@ mod skip;
 mod starts;
 mod stream;
 mod stuck;
+#[path = "../common/stuck_fs.rs"]
+mod stuck_fs;

@@ -5,6 +5,7 @@
 
 mod files;
 mod helpers;
+mod interrupt;
 mod life;
 mod names;
 mod negotiation;
@@ -15,6 +16,9 @@ mod rights;
 #[path = "../common/skip.rs"]
 mod skip;
 mod slow;
+#[allow(dead_code)]
+#[path = "../common/stuck_fs.rs"]
+mod stuck_fs;
 #[allow(dead_code)]
 #[path = "../common/sys.rs"]
 mod sys;

@@ -1,9 +1,9 @@
 //! `/dev/fuse`: one `readv` scatters a request into its header and a slot, one
 //! `writev` gathers the reply from there. No payload is copied in user space.
 
-use super::queue::{Answer, Queue};
-use crate::fuse::abi::{opcode, request_len, request_opcode};
-use crate::message::{IN_HEADER, OUT_HEADER};
+use super::queue::{Answer, Queue, CALLER_CHECK};
+use crate::fuse::abi::{opcode, request_len};
+use crate::message::{request, IN_HEADER, OUT_HEADER};
 use crate::Error;
 use libc::iovec;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -25,6 +25,11 @@ pub struct Channel {
     devices: [OwnedFd; 2],
     queue: Queue,
     slots: SlotPool,
+    /// Slots that no request of the kernel's may take: one, for [`Self::interrupt_next`]. 0 where there is only one slot,
+    /// or where all requests are ones that nobody waits for.
+    reserved: usize,
+    /// Requests to be interrupted, by their `unique`.
+    signalled: Vec<u64>,
     came_by: Vec<usize>,
     /// Whether the last look beside requests under way has found another.
     busy: bool,
@@ -43,7 +48,9 @@ impl Channel {
     pub fn new(devices: [OwnedFd; 2], queue: Queue, rest: Option<Duration>) -> Self {
         let count = queue.transport.slots();
         let (slots, came_by) = (SlotPool::new(count), vec![BLOCKING; count as usize]);
-        Channel { devices, queue, slots, came_by, busy: false, since_look: 0, rest }
+        let reserved = usize::from(count > 1 && rest.is_none());
+        let signalled = Vec::new();
+        Channel { devices, queue, slots, reserved, signalled, came_by, busy: false, since_look: 0, rest }
     }
 
     /// Serves until the file system is unmounted.
@@ -65,14 +72,20 @@ impl Channel {
                 self.reply(&answer)?;
                 self.since_look += 1;
             }
-            if self.queue.under_way() > 0 && (!self.busy || self.slots.available() == 0) && !self.wait()? {
+            self.interrupt_next()?;
+            if self.queue.under_way() > 0 && (!self.busy || !self.has_room()) && !self.wait()? {
                 return Ok(());
             }
         }
     }
 
+    /// Whether another request of the kernel's can be read.
+    fn has_room(&self) -> bool {
+        self.slots.available() > self.reserved
+    }
+
     fn look_for_more(&mut self) -> bool {
-        let look = self.slots.available() > 0 && (self.busy || self.since_look >= LOOK_EVERY);
+        let look = self.has_room() && (self.busy || self.since_look >= LOOK_EVERY);
         if look {
             self.since_look = 0;
         }
@@ -81,6 +94,9 @@ impl Channel {
 
     /// Reads a request into a free slot and submits it.
     fn take(&mut self, by: usize) -> Result<Taken, Error> {
+        if !self.has_room() {
+            return Ok(Taken::Nothing);
+        }
         let Some(slot) = self.slots.alloc() else { return Ok(Taken::Nothing) };
         let mut head = [0u8; HEAD];
         let (ptr, size) = self.queue.transport.slot(slot);
@@ -115,10 +131,6 @@ impl Channel {
     fn request(&mut self, slot: u32, by: usize, head: &[u8; HEAD], n: usize) -> Result<Taken, Error> {
         if n < IN_HEADER || request_len(head) != n {
             return Err(Error::Protocol("the kernel's request has another length than it says"));
-        }
-        // Without a host nothing is stuck there, and no reply is due.
-        if request_opcode(head) == opcode::INTERRUPT && self.queue.is_away() {
-            return Ok(Taken::Nothing);
         }
         self.came_by[slot as usize] = by;
         self.queue.send(slot, &head[..n.min(HEAD)], n.saturating_sub(HEAD) as u32)?;
@@ -162,25 +174,54 @@ impl Channel {
         Ok(())
     }
 
+    /// Asks the host to end the next request whose caller has been sent a signal.
+    fn interrupt_next(&mut self) -> Result<(), Error> {
+        if self.signalled.is_empty() {
+            return Ok(());
+        }
+        let Some(slot) = self.slots.alloc() else { return Ok(()) };
+        match self.signalled.pop() {
+            // As the kernel numbers its INTERRUPTs: the request's own number and FUSE_INT_REQ_BIT.
+            Some(unique) => {
+                let head = request(opcode::INTERRUPT, 0, unique | 1, &unique.to_ne_bytes(), 0);
+                self.queue.send(slot, &head, 0)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A sleep has ended without an event. The kernel's INTERRUPTs come by the same descriptor as its other requests, so
+    /// while there is room for none of these, the callers are looked at instead.
+    fn check_callers(&mut self) {
+        self.queue.check_callers();
+        if !self.has_room() {
+            self.signalled = self.queue.signalled();
+        }
+    }
+
     /// Waits for the host by the policy, and beside a sleep for the kernel too; `false` when the kernel's connection has
     /// ended: what the host still owes, nobody waits for.
     fn wait(&mut self) -> Result<bool, Error> {
+        let has_room = self.has_room();
+        let limit = if has_room { self.queue.sleep_limit() } else { Some(CALLER_CHECK) };
+        let limit = limit.map_or(PollTimeout::NONE, |limit| PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX));
         let transport = &mut self.queue.transport;
         if transport.spin(&mut || false) {
             return Ok(true);
         }
         let mut ended = false;
         if transport.announce_sleep() {
-            let kernel = if self.slots.available() > 0 { PollFlags::POLLIN } else { PollFlags::empty() };
+            let kernel = if has_room { PollFlags::POLLIN } else { PollFlags::empty() };
             let mut fds = [
                 PollFd::new(self.devices[NONBLOCKING].as_fd(), kernel),
                 PollFd::new(transport.fd(), PollFlags::POLLIN),
                 PollFd::new(transport.alive(), PollFlags::empty()),
             ];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(nix::Error::EINTR) => {}
+            let events = match poll(&mut fds, limit) {
+                Ok(events) => events,
+                Err(nix::Error::EINTR) => 1,
                 Err(e) => return Err(io::Error::from(e).into()),
-            }
+            };
             let hung_up = fds[2].any() == Some(true) && fds[1].any() != Some(true);
             self.busy = fds[0].any() == Some(true);
             ended = fds[0].revents().is_some_and(|r| r.contains(PollFlags::POLLERR));
@@ -188,7 +229,11 @@ impl Channel {
                 self.queue.lose()?;
                 return Ok(!ended);
             }
+            if events == 0 {
+                self.check_callers();
+            }
         }
+        let transport = &mut self.queue.transport;
         transport.silence();
         transport.awake();
         Ok(!ended)

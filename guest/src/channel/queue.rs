@@ -2,16 +2,20 @@
 //! way, what must wait for room or for another host, and what the host may say about it.
 
 use super::session::{Ready, Session};
-use crate::fuse::abi::{has_reply, reply_header, reply_room, request_opcode, request_unique};
+use crate::fuse::abi::{has_reply, opcode, reply_header, reply_room, request_opcode, request_unique};
 use crate::message::OUT_HEADER;
 use crate::resume::absent::Absent;
+use crate::resume::wire::{u64_at, BODY};
 use crate::stats::QueueStats;
 use crate::transport::{Completion, Transport};
 use crate::Error;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tunnelfs_ring::{CQE_INLINE_BYTES, SQE_INLINE_BYTES};
+
+/// How long a request waits for room until the guest checks whether its caller has been killed.
+pub const CALLER_CHECK: Duration = Duration::from_millis(100);
 
 /// A request that the host has, or that waits for room.
 pub struct Flight {
@@ -26,6 +30,8 @@ pub struct Flight {
     pub sent: bool,
     /// A host that has gone had it.
     pub again: bool,
+    /// An INTERRUPT of ours has been sent for it.
+    interrupted: bool,
     /// What it gives back has been taken off the tables, for the host of this time.
     pub noted: Option<u64>,
 }
@@ -158,11 +164,71 @@ impl Queue {
         }
         self.flights[slot as usize] = Some(flight);
         self.under_way += 1;
+        if request_opcode(head) == opcode::INTERRUPT {
+            return self.interrupt(slot, head);
+        }
         let before = self.generation;
         if (!self.waiting.is_empty() || !self.submit(slot)?) && self.generation == before {
             self.waiting.push_back(slot);
         }
         Ok(())
+    }
+
+    /// Submits an INTERRUPT, ahead of the requests that wait for room: they may be waiting for the one that it ends.
+    fn interrupt(&mut self, slot: u32, head: &[u8]) -> Result<(), Error> {
+        // `fuse_interrupt_in.unique`
+        let target = u64_at(head, BODY);
+        let unsent = |&&slot: &&u32| self.flights[slot as usize].as_ref().is_some_and(|flight| flight.unique == target);
+        let unsent = self.waiting.iter().find(unsent).copied();
+        // Without a host nothing is stuck there.
+        if self.is_away() || unsent.is_some_and(|target| self.end_if_killed(target)) {
+            self.answer(slot, 0);
+            return Ok(());
+        }
+        let before = self.generation;
+        match unsent {
+            // The host must see the request first.
+            Some(_) => self.waiting.push_back(slot),
+            None if !self.submit(slot)? && self.generation == before => self.waiting.push_front(slot),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// How long the channel may sleep before it must call [`Self::check_callers`]; `None`: as long as it likes.
+    pub fn sleep_limit(&self) -> Option<Duration> {
+        (!self.waiting.is_empty()).then_some(CALLER_CHECK)
+    }
+
+    /// Answers requests that wait for room, or for a host, and whose callers are being killed: the kernel cannot take
+    /// them back.
+    pub fn check_callers(&mut self) {
+        let waiting: Vec<u32> = self.waiting.iter().copied().collect();
+        waiting.into_iter().for_each(|slot| {
+            self.end_if_killed(slot);
+        });
+    }
+
+    /// Answers a request that the host does not have, if its caller is being killed. Returns whether it is.
+    fn end_if_killed(&mut self, slot: u32) -> bool {
+        let killed = self.flights[slot as usize].as_ref().is_some_and(Flight::caller_is_killed);
+        if killed {
+            self.waiting.retain(|&s| s != slot);
+            self.answer(slot, -libc::EINTR);
+        }
+        killed
+    }
+
+    /// The requests that the host has, whose callers have been sent a signal since. Each is returned once.
+    pub fn signalled(&mut self) -> Vec<u64> {
+        let with_host = self.flights.iter_mut().flatten().filter(|flight| flight.sent && has_reply(flight.opcode));
+        let signalled = with_host.filter(|flight| !flight.interrupted && flight.caller_has_signal());
+        signalled
+            .map(|flight| {
+                flight.interrupted = true;
+                flight.unique
+            })
+            .collect()
     }
 
     /// Whether the request in `slot` needs no more waiting: it is with the host, or answered.
@@ -295,6 +361,12 @@ impl Queue {
         self.stash.clear();
         self.transport = Box::new(Absent::of(&*self.transport)?);
         self.generation += 1;
+        // What they would end is not with the next host.
+        for slot in 0..self.flights.len() as u32 {
+            if self.flights[slot as usize].as_ref().is_some_and(|flight| flight.opcode == opcode::INTERRUPT) {
+                self.answer(slot, 0);
+            }
+        }
         let mut waiting: Vec<_> =
             (0..self.flights.len() as u32).filter(|&s| self.flights[s as usize].is_some()).collect();
         waiting.sort_by_key(|&slot| self.flights[slot as usize].as_ref().map(|flight| flight.start));
@@ -302,7 +374,7 @@ impl Queue {
             self.stats.end(slot);
             let place = self.transport.slot(slot);
             if let Some(flight) = self.flights[slot as usize].as_mut().filter(|flight| flight.sent) {
-                (flight.sent, flight.again) = (false, true);
+                (flight.sent, flight.again, flight.interrupted) = (false, true, false);
                 let flight = &*flight;
                 if let Some(session) = &self.session {
                     session.restore(slot, flight, place);
@@ -327,18 +399,15 @@ impl Queue {
         if let Some(transport) = self.session_mut().look()? {
             self.transport = transport;
             self.generation += 1;
+            // Their INTERRUPTs, if the kernel has sent any, went with the last host.
+            self.check_callers();
             let now = Instant::now();
             self.waiting.iter().for_each(|&slot| self.stats.begin(slot, now));
             return self.flush();
         }
         // A request cannot be taken back by the kernel once it is here: whoever is killed would wait on.
         if self.session_mut().time_to_look_at_callers() {
-            for slot in 0..self.flights.len() as u32 {
-                if self.flights[slot as usize].as_ref().is_some_and(Flight::caller_is_killed) {
-                    self.waiting.retain(|&s| s != slot);
-                    self.answer(slot, -libc::EINTR);
-                }
-            }
+            self.check_callers();
         }
         Ok(())
     }
@@ -357,6 +426,7 @@ impl Flight {
             payload_len,
             sent: false,
             again: false,
+            interrupted: false,
             noted: None,
         }
     }

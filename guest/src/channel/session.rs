@@ -122,11 +122,27 @@ fn kept_bytes(flight: &Flight) -> usize {
 impl Flight {
     /// Whether the thread that asks is being killed, as proc_pid_status(5) tells.
     pub fn caller_is_killed(&self) -> bool {
+        self.caller_signals().0 & 1 << (libc::SIGKILL - 1) != 0
+    }
+
+    /// Whether a signal waits for it that it does not block: then the kernel sends an INTERRUPT.
+    pub fn caller_has_signal(&self) -> bool {
+        let (pending, blocked) = self.caller_signals();
+        pending & !blocked != 0
+    }
+
+    /// Its pending and its blocked signals, as bits; none for a caller that this process cannot see.
+    fn caller_signals(&self) -> (u64, u64) {
         let caller = u32_at(&self.head, 32);
+        if caller == 0 {
+            return (0, 0);
+        }
         let status = std::fs::read_to_string(format!("/proc/{caller}/status")).unwrap_or_default();
-        let pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
-        let kill = 1 << (libc::SIGKILL - 1);
-        caller != 0 && pending.filter_map(|set| u64::from_str_radix(set.trim(), 16).ok()).any(|set| set & kill != 0)
+        let set = |name: &str| {
+            let set = status.lines().find_map(|line| line.strip_prefix(name));
+            set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
+        };
+        (set("SigPnd:") | set("ShdPnd:"), set("SigBlk:"))
     }
 }
 

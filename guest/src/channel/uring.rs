@@ -15,6 +15,7 @@ use libc::iovec;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 use tunnelfs_ring::{hand_off, Parker, SpinMode, WaitConfig, SQE_INLINE_BYTES};
 
 /// `enum fuse_uring_cmd`.
@@ -214,6 +215,9 @@ impl Channel {
 
     fn enter(&mut self, want: usize) -> Result<(), Error> {
         use io_uring::EnterFlags;
+        if let Some(limit) = self.queue.sleep_limit().filter(|_| want > 0) {
+            return self.enter_within(want, limit);
+        }
         let to_submit = self.ring.submission().len() as u32;
         // SAFETY: no extra argument is passed; every pushed entry's memory lives as long as the channel.
         let entered = unsafe {
@@ -221,6 +225,20 @@ impl Channel {
         };
         match entered {
             Ok(_) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The same, for no longer than `limit`.
+    fn enter_within(&mut self, want: usize, limit: Duration) -> Result<(), Error> {
+        let limit = types::Timespec::from(limit);
+        match self.ring.submitter().submit_with_args(want, &types::SubmitArgs::new().timespec(&limit)) {
+            Ok(_) => Ok(()),
+            Err(e) if e.raw_os_error() == Some(libc::ETIME) => {
+                self.queue.check_callers();
+                Ok(())
+            }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
             Err(e) => Err(e.into()),
         }

@@ -216,12 +216,14 @@ pub fn request_unique(head: &[u8]) -> u64 {
 
 /// Most bytes that a reply may have behind its header, in a slot of `slot_size` bytes.
 ///
-/// Not more than was asked for: stock virtiofsd 1.14 reads as much of a file as there is room.
+/// Not more than was asked for: stock virtiofsd 1.14 reads as much of a file as there is room. None for a request without
+/// a reply: the socket lets only small ones pass one that is under way, and an INTERRUPT must.
 pub fn reply_room(head: &[u8], slot_size: usize) -> u32 {
     let slot_size = slot_size as u32;
     match request_opcode(head) {
         // `fuse_read_in.size`
         opcode::READ | opcode::READDIR | opcode::READDIRPLUS => u32_at(head, IN_HEADER + 16).min(slot_size),
+        opcode if !has_reply(opcode) => 0,
         _ => slot_size,
     }
 }
@@ -253,5 +255,9 @@ mod tests {
         head[4..8].copy_from_slice(&opcode::INIT.to_ne_bytes());
         assert_eq!(reply_room(&head, 1 << 20), 1 << 20);
         assert_eq!(reply_room(&head[..40], 100), 100);
+        for silent in [opcode::INTERRUPT, opcode::FORGET, opcode::BATCH_FORGET] {
+            head[4..8].copy_from_slice(&silent.to_ne_bytes());
+            assert_eq!(reply_room(&head, 1 << 20), 0);
+        }
     }
 }
