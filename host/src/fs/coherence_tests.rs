@@ -108,9 +108,10 @@ fn listening(guests: usize, change: impl Fn(&mut Config), test: impl FnOnce(&[Gu
         .collect();
     std::thread::scope(|scope| {
         let guests: Vec<_> = all.iter().map(|fs| Guest { fs, seen: Arc::default() }).collect();
+        let mut listeners = Vec::new();
         for guest in &guests {
             let (fs, seen) = (guest.fs, guest.seen.clone());
-            scope.spawn(move || loop {
+            let listener = scope.spawn(move || loop {
                 let mut sink = |change: &Change| {
                     seen.lock().push(change.clone());
                     true
@@ -120,6 +121,7 @@ fn listening(guests: usize, change: impl Fn(&mut Config), test: impl FnOnce(&[Gu
                     Err(e) => return assert_eq!(e.raw_os_error(), Some(libc::EINTR)),
                 }
             });
+            listeners.push(listener);
         }
         let path = dir.path();
         let tested = scope.spawn(move || {
@@ -130,7 +132,11 @@ fn listening(guests: usize, change: impl Fn(&mut Config), test: impl FnOnce(&[Gu
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&guests, path)))
         });
         let result = tested.join().unwrap();
-        all.iter().for_each(FileSystem::destroy);
+        // One that was just between two calls begins anew, as a new guest would.
+        until("the end of all listeners", || {
+            all.iter().for_each(FileSystem::destroy);
+            listeners.iter().all(|listener| listener.is_finished())
+        });
         if let Err(panic) = result {
             std::panic::resume_unwind(panic);
         }
