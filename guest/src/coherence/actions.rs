@@ -145,10 +145,7 @@ mod tests {
         let record = |node| ChangeRecord { kind: kind::MODIFIED, node, ..ChangeRecord::default() };
         assert_eq!(actions(&inodes, &counters, record(50), [b"", b""]), []);
         assert!(inodes.resolved(7, b"a", Some(&entry(50, 70))));
-        assert_eq!(
-            actions(&inodes, &counters, record(50), [b"", b""]),
-            [Action::Inode { node: 7, part: Part::Data }]
-        );
+        assert_eq!(actions(&inodes, &counters, record(50), [b"", b""]), [Action::Inode { node: 7, part: Part::Data }]);
         // The number that the first host had for it is nobody's now.
         assert_eq!(actions(&inodes, &counters, record(7), [b"", b""]), []);
     }

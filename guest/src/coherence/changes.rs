@@ -71,7 +71,9 @@ impl ChangeThread {
                 Ok(End::Unmounted) => break,
                 Ok(End::HostGone) | Err(Error::HostGone) => {}
                 Err(e) => {
-                    tracing::error!("the host cannot tell what changes: {e}; until another host comes, caches may be stale");
+                    tracing::error!(
+                        "the host cannot tell what changes: {e}; until another host comes, caches may be stale"
+                    );
                     dispatcher.forget_everything();
                 }
             }
@@ -79,6 +81,7 @@ impl ChangeThread {
             self.reconnect.handover.detach(self.queue_index);
             let Some(transport) = self.next_host() else { break };
             self.transport = transport;
+            self.counters.set_active(true);
             // The new host has told the kernel nothing: it does not watch what the old one did.
             dispatcher.forget_everything();
         }
@@ -114,7 +117,10 @@ impl ChangeThread {
                 asked.changes = false;
                 match -done.error() {
                     0 => self.take(&reply_bytes(&*self.transport, &done), dispatcher),
-                    libc::ENOSYS => asked.never = true,
+                    libc::ENOSYS => {
+                        asked.never = true;
+                        self.counters.set_active(false);
+                    }
                     _ => asked.refused = true,
                 }
                 self.ask(&mut asked, dispatcher)?;
@@ -152,8 +158,7 @@ impl ChangeThread {
         let mut actions = Vec::new();
         {
             let tables = self.reconnect.tables.read();
-            let mut recorder =
-                Recorder { counters: &self.counters, inodes: &tables.nodes, actions: &mut actions };
+            let mut recorder = Recorder { counters: &self.counters, inodes: &tables.nodes, actions: &mut actions };
             for (record, name, to_name) in Records(reply) {
                 recorder.record(&record, name, to_name);
             }

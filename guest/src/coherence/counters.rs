@@ -1,7 +1,7 @@
 //! When names and inodes changed last, as numbers of one clock: counters by hash, so that their number is fixed. Two that
 //! share a counter cost a question more, nothing else.
 
-use std::sync::atomic::{fence, AtomicU64, Ordering};
+use std::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Counters; a power of two.
@@ -42,6 +42,8 @@ impl Key {
 
 /// The counters, and which queues have replies under way to the kernel.
 pub struct ChangeCounters {
+    /// The host tells what changes.
+    active: AtomicBool,
     now: AtomicU64,
     /// When everything changed last.
     everything: AtomicU64,
@@ -58,7 +60,23 @@ impl ChangeCounters {
     pub fn new(queues: usize) -> Self {
         let zeros = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
         let (now, everything) = (AtomicU64::new(0), AtomicU64::new(0));
-        ChangeCounters { now, everything, last: zeros(COUNTERS), deliveries: zeros(queues) }
+        ChangeCounters {
+            active: AtomicBool::new(true),
+            now,
+            everything,
+            last: zeros(COUNTERS),
+            deliveries: zeros(queues),
+        }
+    }
+
+    /// Whether there is a host that tells what changes, as far as is known.
+    pub fn is_active(&self) -> bool {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// Sets whether there is.
+    pub fn set_active(&self, active: bool) {
+        self.active.store(active, Ordering::Relaxed);
     }
 
     /// The stamp of a request that is about to be sent.
@@ -137,6 +155,11 @@ impl Deliveries {
         if !std::mem::replace(&mut self.comparing, true) {
             self.counters.begin(self.queue);
         }
+    }
+
+    /// Whether one was compared that may not be with the kernel.
+    pub fn has_any(&self) -> bool {
+        self.comparing
     }
 
     /// All replies so far are with the kernel.

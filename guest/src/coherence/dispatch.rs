@@ -57,8 +57,6 @@ struct State {
 pub struct Dispatcher {
     state: Mutex<State>,
     more: Condvar,
-    /// Fewer actions wait.
-    less: Condvar,
     kernel: Kernel,
     counters: Arc<ChangeCounters>,
     reconnect: Arc<Reconnect>,
@@ -79,7 +77,6 @@ impl Dispatcher {
         Ok(Arc::new(Dispatcher {
             state: Mutex::default(),
             more: Condvar::new(),
-            less: Condvar::new(),
             kernel: Kernel(device),
             counters,
             reconnect,
@@ -105,14 +102,6 @@ impl Dispatcher {
         self.state.lock().count < MAX_WAITING
     }
 
-    /// Waits until all that has been pushed is done, or the mount has ended.
-    pub fn wait_until_done(&self) {
-        let mut state = self.state.lock();
-        while state.count > 0 && !state.ended {
-            self.less.wait(&mut state);
-        }
-    }
-
     /// The files that have been dropped since the last call.
     pub fn take_dropped(&self) -> Vec<u64> {
         std::mem::take(&mut self.dropped.lock())
@@ -122,7 +111,6 @@ impl Dispatcher {
     pub fn end(&self) {
         self.state.lock().ended = true;
         self.more.notify_all();
-        self.less.notify_all();
     }
 
     /// The kernel's whole cache may be wrong. Names are marked at once.
@@ -238,9 +226,7 @@ impl Dispatcher {
         if state.count + 1 == MAX_WAITING {
             Eventfd::signal(&self.news);
         }
-        if state.count == 0 {
-            self.less.notify_all();
-        }
+        if state.count == 0 {}
     }
 
     fn report(&self, host: u64) {

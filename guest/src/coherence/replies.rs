@@ -3,7 +3,7 @@
 use super::counters::{ChangeCounters, Key};
 use crate::fuse::abi::opcode::*;
 use crate::fuse::abi::{request_opcode, u32_at};
-use crate::fuse::message::{entries, put_u64, split_name, u64_at, ENTRY, NODE};
+use crate::fuse::message::{direntplus_entries, next_name, put_u64, u64_at, ENTRY, NODE};
 
 /// `fuse_entry_out`: the time limits of the name and of the attributes, then their nanoseconds.
 const ENTRY_VALID: usize = 16;
@@ -46,7 +46,7 @@ pub fn expire(counters: &ChangeCounters, stamp: u64, head: &[u8], names: &[u8], 
     let changed = |key| counters.changed_since(stamp, key);
     match opcode {
         LOOKUP | MKNOD | MKDIR | SYMLINK | LINK | CREATE | TMPFILE => {
-            let name = split_name(names).map(|(name, _)| name).filter(|_| opcode != TMPFILE);
+            let name = next_name(names).map(|(name, _)| name).filter(|_| opcode != TMPFILE);
             let of_name = name.is_some_and(|name| changed(Key::name(node, name)));
             let of_node = changed(Key::host_node(u64_at(reply, 0)));
             if of_node && matches!(opcode, CREATE | TMPFILE) {
@@ -67,7 +67,7 @@ pub fn expire(counters: &ChangeCounters, stamp: u64, head: &[u8], names: &[u8], 
             let stale = |(at, entry, name): (usize, crate::fuse::message::Entry, &[u8])| {
                 (at, changed(Key::name(node, name)), changed(Key::host_node(entry.node)))
             };
-            let stale: Vec<_> = entries(reply).into_iter().map(stale).collect();
+            let stale: Vec<_> = direntplus_entries(reply).into_iter().map(stale).collect();
             stale.into_iter().fold(false, |any, (at, name, node)| expire_entry(reply, at, name, node) || any)
         }
         _ => false,
@@ -183,7 +183,7 @@ mod tests {
         };
         let mut reply = [listed(7, b"a"), listed(8, b"b"), listed(9, b"c")].concat();
         assert!(expire(&counters, stamp, &ask(READDIRPLUS, PARENT), b"", &mut reply));
-        let got: Vec<_> = entries(&reply).iter().map(|(at, _, _)| limits(&reply[*at..])).collect();
+        let got: Vec<_> = direntplus_entries(&reply).iter().map(|(at, _, _)| limits(&reply[*at..])).collect();
         assert_eq!(got, [(true, true), (false, false), (true, false)]);
     }
 
