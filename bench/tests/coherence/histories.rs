@@ -10,7 +10,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tunnelfs_fuse_abi::changes::kind;
 
@@ -55,12 +55,18 @@ fn all_names() -> Vec<String> {
     DIRS.iter().flat_map(|dir| (0..NAMES).map(move |n| format!("{dir}/{n}"))).collect()
 }
 
+/// What a name is, and its inode number; `None`: there is no such name.
 fn stat(path: &Path) -> Option<(Stat, u64)> {
     match fs::symlink_metadata(path) {
-        Ok(m) => Some((Stat { exists: true, links: m.nlink(), size: m.len(), mode: m.mode() & 0o7777 }, m.ino())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Some((Stat::default(), 0)),
-        Err(_) => None,
+        Ok(m) => Some((Stat { links: m.nlink(), size: m.len(), mode: m.mode() & 0o7777 }, m.ino())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => panic!("{}: {e}", path.display()),
     }
+}
+
+/// Also after another thread has failed: its message is the one that counts.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Who changes something.
@@ -82,17 +88,30 @@ impl Test<'_> {
     fn change(&self, side: Side, random: &mut Random) {
         let names = all_names();
         let (a, b) = (&names[random.below(names.len())], &names[random.below(names.len())]);
-        let mut model = self.model.lock().unwrap();
+        let mut model = lock(&self.model);
+        if side == Side::Guest {
+            [a, b].into_iter().for_each(|name| self.wait_for_name(name));
+        }
         let begun = Instant::now();
         let content = self.apply(side, a, b, random, &mut model);
         self.record(&mut model, begun, content);
+    }
+
+    /// A guest that changes something by an old name would change another file: that is right, but not what is meant.
+    fn wait_for_name(&self, name: &str) {
+        let until = Instant::now() + BOUND;
+        let ino = |path: PathBuf| stat(&path).map(|(_, ino)| ino);
+        while ino(self.world.inside(name)) != ino(self.world.behind(name)) {
+            assert!(Instant::now() < until, "{name} is another file in the guest");
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 
     /// The inode whose content has changed, and the content.
     fn apply(&self, side: Side, a: &str, b: &str, random: &mut Random, model: &mut Model) -> Option<(u64, Vec<u8>)> {
         let (path, other) = (self.path(side, a), self.path(side, b));
         let (script, host) = (&self.world.script, side == Side::Host);
-        let there = stat(&self.world.behind(a)).filter(|(stat, _)| stat.exists).map(|(_, ino)| ino);
+        let there = stat(&self.world.behind(a)).map(|(_, ino)| ino);
         match (random.below(7), there) {
             (0 | 1, None) => {
                 let mode = 0o600 + random.below(0o100) as u32;
@@ -149,7 +168,7 @@ impl Test<'_> {
                 }
                 None
             }
-            (1, Some(_)) if stat(&self.world.behind(b)).is_some_and(|(stat, _)| !stat.exists) => {
+            (1, Some(_)) if stat(&self.world.behind(b)).is_none() => {
                 fs::hard_link(&path, &other).unwrap();
                 if host {
                     script.name(kind::CREATED, &other, 0);
@@ -164,24 +183,23 @@ impl Test<'_> {
     /// Tells of the attributes of all files with several names, or that had.
     fn tell_links(&self, but: &str) {
         for name in all_names().iter().filter(|name| *name != but) {
-            if stat(&self.world.behind(name)).is_some_and(|(stat, _)| stat.exists) {
-                self.world.script.inode(kind::ATTRIBUTES, &self.world.behind(name));
-            }
+            self.world.script.inode(kind::ATTRIBUTES, &self.world.behind(name));
         }
     }
 
     fn record(&self, model: &mut Model, begun: Instant, content: Option<(u64, Vec<u8>)>) {
-        let states: Vec<_> =
-            all_names().into_iter().map(|name| (stat(&self.world.behind(&name)).unwrap(), name)).collect();
+        let states: Vec<_> = all_names().into_iter().map(|name| (stat(&self.world.behind(&name)), name)).collect();
         let at = (begun, Instant::now());
-        let mut history = self.history.lock().unwrap();
+        let mut history = lock(&self.history);
         if let Some((ino, content)) = content {
             history.content(model.files[&ino], &content, at);
             model.contents.insert(ino, content);
         }
-        for ((stat, ino), name) in states {
-            history.name(&name, stat, if stat.exists { model.files[&ino] } else { 0 }, at);
-        }
+        let states = states.into_iter().map(|(state, name)| match state {
+            Some((stat, ino)) => (name, model.files[&ino], stat),
+            None => (name, 0, Stat::default()),
+        });
+        history.names(&states.collect::<Vec<_>>(), at);
         history.forget_before(at.0 - BOUND * 4);
     }
 
@@ -192,7 +210,7 @@ impl Test<'_> {
         let path = self.world.inside(name);
         let from = Instant::now();
         let verdict = if random.below(3) > 0 {
-            let Some((stat, _)) = stat(&path) else { return };
+            let stat = stat(&path).map(|(stat, _)| stat);
             let to = Instant::now();
             let history = self.history_at(to);
             let verdict = history.judge_stat(name, stat, from, to);
@@ -209,14 +227,14 @@ impl Test<'_> {
         };
         self.reads.fetch_add(1, Ordering::Relaxed);
         if let Verdict::Stale(age) = verdict {
-            self.ages.lock().unwrap().push(age);
+            lock(&self.ages).push(age);
         }
     }
 
     /// The history when the change that was under way at `to` has been recorded.
-    fn history_at(&self, _to: Instant) -> std::sync::MutexGuard<'_, History> {
-        drop(self.model.lock().unwrap());
-        self.history.lock().unwrap()
+    fn history_at(&self, _to: Instant) -> MutexGuard<'_, History> {
+        drop(lock(&self.model));
+        lock(&self.history)
     }
 
     fn check(
@@ -243,12 +261,12 @@ impl Test<'_> {
 
     /// After a while without changes all is as it is.
     fn check_quiet(&self) {
-        let _quiet = self.model.lock().unwrap();
+        let _quiet = lock(&self.model);
         let until = Instant::now() + BOUND;
         for name in all_names() {
-            let wanted = stat(&self.world.behind(&name)).unwrap().0;
+            let wanted = stat(&self.world.behind(&name)).map(|(stat, _)| stat);
             let got = || stat(&self.world.inside(&name)).map(|(stat, _)| stat);
-            while got() != Some(wanted) {
+            while got() != wanted {
                 assert!(Instant::now() < until, "{name} stays {:?}, and is {wanted:?}", got());
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -276,7 +294,7 @@ fn run(channel: &str, transport: &str, changes: usize) {
         reads: Default::default(),
         over: AtomicBool::new(false),
     };
-    test.record(&mut test.model.lock().unwrap(), origin, None);
+    test.record(&mut lock(&test.model), origin, None);
     std::thread::scope(|scope| {
         for reader in 1..=2 {
             let test = &test;

@@ -23,9 +23,12 @@ use tunnelfs_settings::TransportKind;
 
 /// A share, a mount of it, and the script between them. Dropped in this order.
 pub struct World {
+    /// The process that mounts.
     pub guest: Guest,
+    /// What the guest is told.
     pub script: Arc<Script>,
     _host: Host,
+    /// Where all of it is.
     pub scratch: Scratch,
 }
 

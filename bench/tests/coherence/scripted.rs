@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tunnelfs_fuse_abi::changes::kind;
 use tunnelfs_fuse_abi::*;
@@ -47,14 +47,18 @@ pub struct Script {
 }
 
 impl Script {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The guest's number for an inode of the share; 0: it knows none.
     fn node(&self, path: &Path) -> u64 {
         let ino = std::fs::symlink_metadata(path).map_or(0, |meta| meta.ino());
-        self.state.lock().unwrap().nodes.get(&ino).copied().unwrap_or(0)
+        self.state().nodes.get(&ino).copied().unwrap_or(0)
     }
 
     fn push(&self, change: Change) {
-        self.state.lock().unwrap().waiting.push_back(change);
+        self.state().waiting.push_back(change);
         self.news.notify_all();
     }
 
@@ -97,7 +101,7 @@ impl Script {
             return write();
         }
         {
-            let mut state = self.state.lock().unwrap();
+            let mut state = self.state();
             state.written.insert(node, true);
             state.dropped.remove(&node);
             state.waiting.push_back(Change { kind: kind::DROP_DATA, node, ..Change::default() });
@@ -110,22 +114,30 @@ impl Script {
             }
         }
         let done = write();
-        self.state.lock().unwrap().written.insert(node, false);
+        self.state().written.insert(node, false);
         self.push(Change { kind: kind::MODIFIED, node, ..Change::default() });
         done
     }
 
     /// As if changes had been lost.
     pub fn overflow(&self) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state();
         state.waiting.clear();
         state.waiting.push_back(Change { kind: kind::OVERFLOW, ..Change::default() });
         self.news.notify_all();
     }
 
-    fn learn(&self, entry: &EntryOut) {
+    /// The attributes of a file that is being written, or was since its last OPEN, are asked for each time.
+    fn limit(&self, node: u64, limit: &mut u64) {
+        if self.state().written.contains_key(&node) {
+            *limit = 0;
+        }
+    }
+
+    fn learn(&self, entry: &mut EntryOut) {
+        self.limit(entry.nodeid, &mut entry.attr_valid);
         if entry.nodeid != 0 {
-            self.state.lock().unwrap().nodes.insert(entry.attr.ino, entry.nodeid);
+            self.state().nodes.insert(entry.attr.ino, entry.nodeid);
         }
     }
 }
@@ -152,8 +164,8 @@ macro_rules! pass_on {
 macro_rules! learn_of {
     ($(fn $name:ident($($arg:ident: $type:ty),*);)*) => {
         $(fn $name(&self, ctx: &Context $(, $arg: $type)*) -> io::Result<EntryOut> {
-            let entry = FileSystem::$name(&self.inner, ctx $(, $arg)*)?;
-            self.script.learn(&entry);
+            let mut entry = FileSystem::$name(&self.inner, ctx $(, $arg)*)?;
+            self.script.learn(&mut entry);
             Ok(entry)
         })*
     };
@@ -169,7 +181,7 @@ impl FileSystem for Scripted {
     }
 
     fn destroy(&self) {
-        self.script.state.lock().unwrap().closed = true;
+        self.script.state().closed = true;
         self.script.news.notify_all();
         self.inner.destroy();
     }
@@ -184,7 +196,7 @@ impl FileSystem for Scripted {
 
     fn changes(&self, sink: &mut ChangeSink<'_>) -> io::Result<()> {
         let script = &self.script;
-        let mut state = script.state.lock().unwrap();
+        let mut state = script.state();
         while state.waiting.is_empty() {
             if state.closed {
                 return Err(io::Error::from_raw_os_error(libc::EINTR));
@@ -202,7 +214,7 @@ impl FileSystem for Scripted {
     }
 
     fn dropped(&self, node: u64) {
-        self.script.state.lock().unwrap().dropped.insert(node);
+        self.script.state().dropped.insert(node);
         self.script.news.notify_all();
     }
 
@@ -218,32 +230,49 @@ impl FileSystem for Scripted {
             self.script.held_creates.fetch_add(1, Ordering::SeqCst);
             std::thread::sleep(Duration::from_millis(5));
         }
-        let created = FileSystem::create(&self.inner, ctx, node, name, args, ext)?;
-        self.script.learn(&created.entry);
+        let mut created = FileSystem::create(&self.inner, ctx, node, name, args, ext)?;
+        self.script.learn(&mut created.entry);
         Ok(created)
     }
 
     fn open(&self, ctx: &Context, node: u64, args: &OpenIn) -> io::Result<OpenOut> {
         let mut opened = FileSystem::open(&self.inner, ctx, node, args)?;
-        let mut state = self.script.state.lock().unwrap();
-        match state.written.get(&node).copied() {
-            // What was read meanwhile may be of any time.
-            Some(still) => {
-                opened.open_flags &= !KEEP_CACHE;
-                if !still {
-                    state.written.remove(&node);
-                }
+        let mut state = self.script.state();
+        // What was read meanwhile may be of any time.
+        if let Some(&still) = state.written.get(&node) {
+            opened.open_flags &= !KEEP_CACHE;
+            if !still {
+                state.written.remove(&node);
             }
-            None => {}
         }
+        drop(state);
         Ok(opened)
     }
 
     fn readdir(&self, ctx: &Context, node: u64, args: &ReadIn, plus: bool, sink: &mut DirSink<'_>) -> io::Result<()> {
         FileSystem::readdir(&self.inner, ctx, node, args, plus, &mut |entry, known| {
-            known.into_iter().for_each(|known| self.script.learn(known));
-            sink(entry, known)
+            let mut known = known.copied();
+            known.iter_mut().for_each(|known| self.script.learn(known));
+            sink(entry, known.as_ref())
         })
+    }
+
+    fn getattr(&self, ctx: &Context, node: u64, fh: Option<u64>) -> io::Result<AttrOut> {
+        let mut attributes = FileSystem::getattr(&self.inner, ctx, node, fh)?;
+        self.script.limit(node, &mut attributes.attr_valid);
+        Ok(attributes)
+    }
+
+    fn setattr(&self, ctx: &Context, node: u64, set: &SetattrIn) -> io::Result<AttrOut> {
+        let mut attributes = FileSystem::setattr(&self.inner, ctx, node, set)?;
+        self.script.limit(node, &mut attributes.attr_valid);
+        Ok(attributes)
+    }
+
+    fn statx(&self, ctx: &Context, node: u64, fh: Option<u64>, flags: u32, mask: u32) -> io::Result<StatxOut> {
+        let mut attributes = FileSystem::statx(&self.inner, ctx, node, fh, flags, mask)?;
+        self.script.limit(node, &mut attributes.attr_valid);
+        Ok(attributes)
     }
 
     learn_of! {
@@ -255,9 +284,6 @@ impl FileSystem for Scripted {
     }
 
     pass_on! {
-        fn getattr(node: u64, fh: Option<u64>) -> AttrOut;
-        fn statx(node: u64, fh: Option<u64>, flags: u32, mask: u32) -> StatxOut;
-        fn setattr(node: u64, set: &SetattrIn) -> AttrOut;
         fn readlink(node: u64) -> Vec<u8>;
         fn unlink(node: u64, name: &CStr) -> ();
         fn rmdir(node: u64, name: &CStr) -> ();
@@ -294,6 +320,6 @@ pub fn serve(share: &Path, socket: &Path, transport: TransportKind) -> Arc<Scrip
         daemon.run(open, Guests::Forever)
     });
     let ino = std::fs::metadata(share).unwrap().ino();
-    script.state.lock().unwrap().nodes.insert(ino, ROOT_ID);
+    script.state().nodes.insert(ino, ROOT_ID);
     script
 }

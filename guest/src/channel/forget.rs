@@ -91,7 +91,6 @@ mod tests {
     use crate::fuse::message::tests::entry;
     use crate::fuse::message::{request, OUT_HEADER};
     use crate::fuse::message::{u64_at, Entry, ROOT};
-    use crate::link::RetainedMemory;
     use crate::reconnect::Reconnect;
     use crate::stats::QueueStats;
     use crate::transport::{Completion, Transport};

@@ -108,7 +108,6 @@ impl ChangeThread {
     fn serve(&mut self, dispatcher: &Arc<Dispatcher>) -> Result<End, Error> {
         let mut asked = Asked::default();
         loop {
-            self.ask(&mut asked, dispatcher)?;
             while let Some(done) = self.transport.reap()? {
                 if done.slot == DROPPED {
                     asked.dropped = false;
@@ -123,8 +122,9 @@ impl ChangeThread {
                     }
                     _ => asked.refused = true,
                 }
-                self.ask(&mut asked, dispatcher)?;
             }
+            // After the last completion: each leaves room for what is to be asked, or said.
+            self.ask(&mut asked, dispatcher)?;
             if let Some(end) = self.wait(&mut asked, dispatcher)? {
                 return Ok(end);
             }
