@@ -2,6 +2,7 @@
 //! transports behind one interface, [`Transport`].
 
 pub mod channel;
+mod coherence;
 pub mod fuse;
 pub mod link;
 pub mod mount;

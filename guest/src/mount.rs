@@ -1,6 +1,8 @@
 //! A mounted file system: connection, mount, INIT, workers, unmount.
 
 use crate::channel::{ChannelKind, Worker};
+use crate::coherence::changes::ChangeThread;
+use crate::coherence::counters::ChangeCounters;
 use crate::fuse::abi::{init_flag, opcode, reply_header, request_len, request_opcode, request_unique};
 use crate::fuse::device::{self, MountOptions};
 use crate::fuse::init::{self, InitReplay, InitResult};
@@ -85,7 +87,9 @@ pub struct Mount {
     connection: Option<u32>,
     watchdog: Option<Watchdog>,
     /// Where another host may take over.
-    reconnect: Option<(Arc<Reconnect>, RetainedMemory)>,
+    reconnect: Option<(Arc<Reconnect>, Option<RetainedMemory>)>,
+    /// What has changed when, where the host may tell.
+    counters: Option<Arc<ChangeCounters>>,
     no_host: Failure,
 }
 
@@ -126,6 +130,7 @@ impl Mount {
             connection: mountinfo::topmost(&config.point).map(|m| m.minor),
             watchdog: None,
             reconnect: None,
+            counters: None,
             no_host: Failure::default(),
         };
         let (agreed, init) = negotiate_init(&device, connection.queues[0].as_mut(), config)?;
@@ -141,12 +146,20 @@ impl Mount {
             device::remount(&config.point, config.options.flags | MsFlags::MS_RDONLY)?;
         }
         let reconnect = config.reconnect.filter(|_| !agreed.shared_locks);
+        let (used, changes) = (used_queues(&connection, agreed), connection.changes.is_some());
+        if changes || reconnect.is_some() {
+            mount.reconnect = Some((Arc::new(Reconnect::new(used)), connection.retained.clone()));
+            mount.counters = changes.then(|| Arc::new(ChangeCounters::new(used)));
+        }
         let next = match (connection.retained.clone(), reconnect) {
             (Some(retained), Some(limit)) => {
                 Some(mount.next_host(&mut connection, (retained, init, limit), &device, config)?)
             }
             _ => None,
         };
+        if let (None, Some((reconnect, _))) = (&next, &mount.reconnect) {
+            reconnect.handover.close();
+        }
         mount.start(connection, &device, config)?;
         mount.watch(config.timeout)?;
         if let Some((watch, hangup_fds)) = next {
@@ -165,14 +178,24 @@ impl Mount {
     ) -> Result<(HostMonitor, HangupFds), Error> {
         let root = root_of(connection.queues[0].as_mut(), limit_of(config.timeout))?;
         let control = self.agreed.uring.then_some(&connection.hiprio);
-        let used = || connection.queues.iter().chain(control);
+        let used = || connection.queues.iter().chain(control).chain(&connection.changes);
         let (slots, hangup_fds) = (used().map(|queue| queue.slots()).collect::<Vec<_>>(), hangup_fds(used())?);
-        let reconnect = Arc::new(Reconnect::new(slots.len()));
-        self.reconnect = Some((reconnect.clone(), retained.clone()));
+        let reconnect = self.reconnect.as_ref().map(|(reconnect, _)| reconnect.clone());
+        let reconnect = reconnect.ok_or(Error::Protocol("no queues to go on with"))?;
+        let uses_hiprio = self.agreed.uring;
         let mut of_host = config.guest.clone();
         of_host.queues = connection.queues.len();
-        let watch =
-            HostMonitor { config: of_host, retained, init, root, device: device.clone(), slots, limit, reconnect };
+        let watch = HostMonitor {
+            config: of_host,
+            retained,
+            init,
+            root,
+            device: device.clone(),
+            slots,
+            uses_hiprio,
+            limit,
+            reconnect,
+        };
         Ok((watch, hangup_fds))
     }
 
@@ -192,7 +215,7 @@ impl Mount {
     }
 
     fn start(&mut self, connection: Connection, device: &Arc<OwnedFd>, config: &MountConfig) -> Result<(), Error> {
-        let Connection { hiprio, queues, .. } = connection;
+        let Connection { hiprio, queues, changes, .. } = connection;
         if config.guest.transport == tunnelfs_settings::TransportKind::Ring && queues.iter().any(|q| q.name() != "ring")
         {
             tracing::info!("the host has no ring, or one of another version: going on over virtqueues");
@@ -211,6 +234,10 @@ impl Mount {
             // FORGET and INTERRUPT come over /dev/fuse all the same.
             self.spawn("control".into(), hiprio, device, ChannelKind::DevForget, None)?;
         }
+        if let (Some(transport), Some((reconnect, _)), Some(counters)) = (changes, &self.reconnect, &self.counters) {
+            let (reconnect, counters, queue_index) = (reconnect.clone(), counters.clone(), self.queues.len());
+            ChangeThread { transport, device: device.clone(), reconnect, queue_index, counters }.start()?;
+        }
         Ok(())
     }
 
@@ -225,7 +252,8 @@ impl Mount {
         let stats = Arc::new(QueueStats::new(transport.slots()));
         let reconnect = self.reconnect.clone().map(|(reconnect, retained)| (reconnect, self.queues.len(), retained));
         self.queues.push((transport.name(), transport.slots(), stats.clone()));
-        let worker = Worker { transport, device: device.clone(), kind, cpu, stats, reconnect };
+        let counters = self.counters.clone();
+        let worker = Worker { transport, device: device.clone(), kind, cpu, stats, reconnect, counters };
         let ended = self.exit_fd.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             let result = worker.run();
@@ -321,6 +349,11 @@ impl Mount {
         self.workers.clear();
         Err(error)
     }
+}
+
+/// How many queues there are that must let go of a host.
+fn used_queues(connection: &Connection, agreed: InitResult) -> usize {
+    connection.queues.len() + usize::from(agreed.uring) + usize::from(connection.changes.is_some())
 }
 
 /// Ends the kernel's connection, if it can be done: all that is under way fails at once, and all that comes.

@@ -63,8 +63,9 @@ impl<H: Handler> Backend<H> {
             device: Arc::new(device),
             settings: settings.clone(),
             config_space,
-            // One more for the high-priority queue, number 0.
-            queues: queues + 1,
+            // One more for the high-priority queue, number 0, and one at the end that a guest may have for the request
+            // that waits for changes.
+            queues: queues + 2,
             tables: GuestTables::default(),
             vrings: OnceLock::new(),
             front_end: Mutex::new(FrontEnd::Silent),
@@ -169,6 +170,7 @@ impl<H: Handler> VhostUserBackend for Backend<H> {
 
     /// The queues have been stopped before. The next start is another driver's.
     fn reset_device(&self) {
+        self.device.end_waiting();
         self.vrings.get().into_iter().flatten().for_each(|vring| vring.gate().new_driver());
     }
 

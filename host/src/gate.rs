@@ -91,6 +91,28 @@ impl Gate {
         self.quieter.notify_all();
     }
 
+    /// A late request begins to wait for something that may never come, and does not write to the guest's memory
+    /// meanwhile: a stop does not wait for it. Must be followed by [`Gate::attach`].
+    pub fn detach(&self, pass: Pass) {
+        let mut state = self.state.lock();
+        if pass.abandoned == state.abandoned {
+            state.late -= 1;
+            self.quieter.notify_all();
+        }
+    }
+
+    /// The request of [`Gate::detach`] goes on, as soon as the queue runs; `false`: for another driver.
+    pub fn attach(&self, pass: Pass) -> bool {
+        let mut state = self.state.lock();
+        while !state.running && state.driver == pass.driver {
+            self.started.wait(&mut state);
+        }
+        if pass.abandoned == state.abandoned {
+            state.late += 1;
+        }
+        state.driver == pass.driver
+    }
+
     /// A late request has been handled: delivers its answer, keeps it for the next start, or drops it.
     pub fn finish_late(&self, pass: Pass, deliver: impl FnOnce() + Send + 'static) {
         let mut state = self.state.lock();
@@ -102,7 +124,7 @@ impl Gate {
         match (pass.driver == state.driver, state.running || !abandoned) {
             (true, true) => deliver(),
             (true, false) => state.held.push(Box::new(deliver)),
-            (false, _) => tracing::info!("the answer to a slow request of a former driver is dropped"),
+            (false, _) => tracing::info!("the answer to a request of a former driver is dropped"),
         }
         self.quieter.notify_all();
     }
@@ -242,6 +264,37 @@ mod tests {
                 gate.start();
                 assert_eq!(writer.join().unwrap(), may);
             });
+        }
+    }
+
+    #[test]
+    fn a_stop_does_not_wait_for_a_request_that_waits_apart() {
+        for (another, may) in [(false, true), (true, false)] {
+            let gate = Gate::default();
+            gate.new_driver();
+            gate.start();
+            let (pass, delivered) = (gate.enter().unwrap(), Arc::default());
+            gate.taken_over();
+            gate.detach(pass);
+            let begun = Instant::now();
+            gate.stop();
+            assert!(begun.elapsed() < DRAIN_LIMIT, "waited for it");
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| gate.attach(pass));
+                std::thread::sleep(Duration::from_millis(50));
+                assert!(!waiting.is_finished(), "it goes on while the queue is stopped");
+                if another {
+                    gate.new_driver();
+                }
+                gate.start();
+                assert_eq!(waiting.join().unwrap(), may);
+            });
+            gate.finish_late(pass, count(&delivered));
+            assert_eq!(delivered.load(Ordering::Relaxed), u32::from(may));
+            // Nothing is left that a stop would wait for.
+            let begun = Instant::now();
+            gate.stop();
+            assert!(begun.elapsed() < DRAIN_LIMIT);
         }
     }
 

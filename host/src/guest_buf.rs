@@ -6,6 +6,7 @@ use crate::vring::Vring;
 use libc::iovec;
 use std::cell::RefCell;
 use std::io;
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use vm_memory::VolatileSlice;
 
 thread_local! {
@@ -16,6 +17,25 @@ thread_local! {
 /// Sets the queue for which the calling thread writes to guest memory from now on.
 pub(crate) fn serve_for(vring: &Vring, pass: Pass) {
     SERVED.set(Some((vring.clone(), pass)));
+}
+
+/// The calling thread delivers a reply, and has the permission to do so.
+pub(crate) fn deliver() {
+    SERVED.set(None);
+}
+
+/// Runs `wait`, which may take for ever and touches no guest memory, for the late request that this thread handles: a
+/// stop of its queue does not wait for it.
+///
+/// # Errors
+/// `EIO`: the memory belongs to another driver now.
+pub(crate) fn wait_apart<R>(wait: impl FnOnce() -> R) -> io::Result<R> {
+    let Some((vring, pass)) = SERVED.with_borrow(Clone::clone) else { return Ok(wait()) };
+    vring.gate().detach(pass);
+    let result = catch_unwind(AssertUnwindSafe(wait));
+    let may_write = vring.gate().attach(pass);
+    let result = result.unwrap_or_else(|panic| resume_unwind(panic));
+    may_write.then_some(result).ok_or_else(|| io::Error::from_raw_os_error(libc::EIO))
 }
 
 /// Waits while the queue of an abandoned request is stopped.

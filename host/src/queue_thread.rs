@@ -1,16 +1,16 @@
 //! Serves one queue: its virtqueue, and its ring once the guest has asked for one.
 
-use crate::guest_buf::serve_for;
+use crate::guest_buf::{self, serve_for};
 use crate::handler::{Handler, Outcome};
 use crate::memory::Memory;
 use crate::placement::{Placement, PlacementTuner, Served};
-use crate::request::{interrupted_unique, unique};
+use crate::request::{interrupted_unique, unique, waits_for_changes};
 use crate::takeover::{Task, Worker, WorkerPool};
 use crate::transport::ring::{Notifier, RingDevice};
 use crate::transport::virtqueue::{self, Next};
 use crate::vring::Vring;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tunnelfs_ring::{allowed_cpus, set_affinity, Error, Parker, PeerCpu, Policy, RingSetup, SpinMode, WaitConfig};
@@ -35,6 +35,8 @@ pub struct DeviceContext<H: Handler> {
     /// Finds the best CPUs, if threads may be moved.
     pub tuner: Option<Arc<PlacementTuner>>,
     stopping: AtomicBool,
+    /// `unique` of the last request that waited for changes; 0 after its driver has gone.
+    waiting: AtomicU64,
 }
 
 impl<H: Handler> DeviceContext<H> {
@@ -52,6 +54,7 @@ impl<H: Handler> DeviceContext<H> {
             cpus: settings.host.cpus.clone(),
             tuner: may_place.then(|| Arc::new(PlacementTuner::new())),
             stopping: AtomicBool::new(false),
+            waiting: AtomicU64::new(0),
         })
     }
 
@@ -281,11 +284,13 @@ impl<H: Handler> QueueThread<H> {
             served.requests += 1;
             let unique = unique(request.head());
             worker.lend(self, unique);
-            let outcome = device.outcome(request.head(), || done.handle(&request, device.handler(), helper.as_deref()));
+            let outcome =
+                device.outcome(worker, request.head(), || done.handle(&request, device.handler(), helper.as_deref()));
             match worker.reclaim() {
                 Some(queue) => self = queue,
                 None => {
                     let deliver = move || {
+                        guest_buf::deliver();
                         done.complete(&request, outcome).unwrap_or_else(close);
                     };
                     vring.gate().finish_late(pass, deliver);
@@ -323,12 +328,15 @@ impl<H: Handler> QueueThread<H> {
                         request.accept(&vring, &accepted);
                     } else {
                         worker.lend(self, unique(request.head()));
-                        let outcome = device.outcome(request.head(), || request.handle(device.handler()));
+                        let outcome = device.outcome(worker, request.head(), || request.handle(device.handler()));
                         match worker.reclaim() {
                             Some(queue) => self = queue,
                             None => {
                                 let its = vring.clone();
-                                vring.gate().finish_late(pass, move || request.complete(&its, outcome));
+                                vring.gate().finish_late(pass, move || {
+                                    guest_buf::deliver();
+                                    request.complete(&its, outcome);
+                                });
                                 worker.leave();
                                 return None;
                             }
@@ -422,10 +430,22 @@ impl<H: Handler> QueueThread<H> {
 
 impl<H: Handler> DeviceContext<H> {
     /// Handles a request. INTERRUPT also goes to the thread that serves the other request.
-    fn outcome(&self, head: &[u8], handle: impl FnOnce() -> Outcome) -> Outcome {
+    fn outcome(&self, worker: &Worker<QueueThread<H>>, head: &[u8], handle: impl FnOnce() -> Outcome) -> Outcome {
+        if waits_for_changes(head) {
+            self.waiting.store(unique(head), Ordering::Relaxed);
+            return self.pool.wait_apart(worker, handle);
+        }
         if let Some(interrupted) = interrupted_unique(head) {
             self.pool.interrupt(interrupted);
         }
         handle()
+    }
+
+    /// Ends the request that waits for changes, if there is one: its driver has gone.
+    pub fn end_waiting(&self) {
+        let waiting = self.waiting.swap(0, Ordering::Relaxed);
+        if waiting != 0 {
+            self.pool.interrupt(waiting);
+        }
     }
 }

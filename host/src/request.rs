@@ -8,6 +8,7 @@ use crate::fs::Context;
 use crate::guest_buf::{einval, GuestBuf};
 use std::ffi::CStr;
 use std::io;
+use tunnelfs_fuse_abi::changes::OP_CHANGES;
 use tunnelfs_fuse_abi::{InHeader, Opcode};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -94,6 +95,11 @@ impl<'a> Request<'a> {
 /// The request's `unique` in `fuse_in_header`; 0 where the header is cut off.
 pub fn unique(head: &[u8]) -> u64 {
     head.get(8..16).map_or(0, |bytes| u64::from_ne_bytes(bytes.try_into().expect("eight bytes")))
+}
+
+/// Whether a request waits until something changes, however long that takes.
+pub fn waits_for_changes(head: &[u8]) -> bool {
+    head.get(4..8) == Some(&OP_CHANGES.to_ne_bytes())
 }
 
 /// The `unique` of the request that an INTERRUPT is about; `None` for other requests.

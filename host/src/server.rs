@@ -2,14 +2,15 @@
 
 use crate::copy_helper::CopyHelper;
 use crate::extensions;
-use crate::fs::{DirEntry, Extensions, FileSystem, XattrReply, ZeroCopyBuf};
-use crate::guest_buf::{einval, GuestBuf};
+use crate::fs::{Change, DirEntry, Extensions, FileSystem, XattrReply, ZeroCopyBuf};
+use crate::guest_buf::{einval, wait_apart, GuestBuf};
 use crate::handler::{Handler, Outcome, Reply};
 use crate::request::{parse_cstr, parse_name, Request};
 use parking_lot::Mutex;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
+use tunnelfs_fuse_abi::changes::{push_record, ChangeRecord, OP_CHANGES, OP_DROPPED};
 use tunnelfs_fuse_abi::control::{OP_COPIED, OP_NOOP};
 use tunnelfs_fuse_abi::flags::{self, init};
 use tunnelfs_fuse_abi::*;
@@ -28,6 +29,8 @@ pub struct Server<F> {
     options: AtomicU64,
     /// INIT and DESTROY come one at a time.
     init_lock: Mutex<()>,
+    /// One request at a time waits for changes.
+    one_waits: Mutex<()>,
     /// Payload bytes that any transport of this server has copied.
     pub copied: AtomicU64,
 }
@@ -63,7 +66,7 @@ impl<F: FileSystem> Server<F> {
     /// A server over `fs`.
     pub fn new(fs: F) -> Self {
         let (options, copied) = (AtomicU64::new(0), AtomicU64::new(0));
-        Server { fs, options, init_lock: Mutex::new(()), copied }
+        Server { fs, options, init_lock: Mutex::new(()), one_waits: Mutex::new(()), copied }
     }
 
     fn dispatch(
@@ -75,6 +78,8 @@ impl<F: FileSystem> Server<F> {
         let number = r.header.opcode;
         match number {
             OP_NOOP => return Ok(Some(Reply::ok())),
+            OP_CHANGES => return self.changes(out).map(Some),
+            OP_DROPPED => return self.dropped(r).map(Some),
             OP_COPIED => return Ok(Some(Reply::with(&self.copied.load(Ordering::Relaxed)))),
             _ => {}
         }
@@ -137,6 +142,28 @@ impl<F: FileSystem> Server<F> {
             }
         };
         reply.map(Some)
+    }
+
+    /// Waits for changes, and lists them. The caller's thread is one of its own.
+    fn changes(&self, out: GuestBuf<'_>) -> io::Result<Reply> {
+        let _alone = self.one_waits.try_lock().ok_or_else(|| io::Error::from_raw_os_error(libc::EBUSY))?;
+        let room = out.len().min(MOST_ENTRIES);
+        let mut records = Vec::new();
+        wait_apart(|| {
+            self.fs.changes(&mut |c| {
+                let Change { kind, mode, parent, node, to_parent, .. } = *c;
+                let record = ChangeRecord { kind, mode, parent, node, to_parent, ..ChangeRecord::default() };
+                push_record(&mut records, room, record, &c.name, &c.to_name)
+            })
+        })??;
+        bytes(out, &records)
+    }
+
+    fn dropped(&self, r: &mut Request<'_>) -> io::Result<Reply> {
+        for node in r.read_rest()?.chunks_exact(8) {
+            self.fs.dropped(u64::from_ne_bytes(node.try_into().expect("eight bytes")));
+        }
+        Ok(Reply::ok())
     }
 
     fn option(&self, wanted: u64) -> bool {
@@ -437,6 +464,7 @@ mod tests {
     use super::*;
     use crate::fs::Context;
     use std::ffi::CStr;
+    use tunnelfs_fuse_abi::changes::{kind, Records};
     use zerocopy::FromBytes;
 
     /// One file of 5 bytes, whose data is in no file.
@@ -497,6 +525,52 @@ mod tests {
     #[test]
     fn a_bug_costs_the_request() {
         assert_eq!(ask(Opcode::Statfs as u32, ROOT_ID, &[], &mut []), Err(-libc::EIO));
+    }
+
+    /// Has changed twice for each call.
+    #[derive(Default)]
+    struct Restless {
+        dropped: Mutex<Vec<u64>>,
+    }
+
+    impl FileSystem for Restless {
+        fn changes(&self, sink: &mut crate::fs::ChangeSink<'_>) -> io::Result<()> {
+            let change =
+                |node| Change { kind: kind::DELETED, parent: ROOT_ID, node, name: b"name".into(), ..Change::default() };
+            let _ = sink(&change(7)) && sink(&change(8));
+            Ok(())
+        }
+
+        fn dropped(&self, node: u64) {
+            self.dropped.lock().push(node);
+        }
+    }
+
+    #[test]
+    fn changes_are_listed_whole_and_one_request_waits_for_them() {
+        let server = Server::new(Restless::default());
+        let ask = |opcode, body: &[u8], room: &mut [u8]| {
+            let header = InHeader { len: (40 + body.len()) as u32, opcode, ..InHeader::default() };
+            let iovs = [libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() }];
+            // SAFETY: the iovec lies in `room`; there is no payload.
+            let (payload, out) = unsafe { (GuestBuf::new(&[]), GuestBuf::new(&iovs)) };
+            match server.handle(&[header.as_bytes(), body].concat(), payload, out, None) {
+                Outcome::Reply(reply) => (reply.error, reply.payload_len),
+                Outcome::NoReply => panic!("no reply"),
+            }
+        };
+        let mut room = [0; 4096];
+        for (bytes, wanted) in [(4096, &[7, 8][..]), (95, &[7]), (47, &[])] {
+            let (error, n) = ask(OP_CHANGES, &[], &mut room[..bytes]);
+            let got: Vec<_> = Records(&room[..n]).map(|(record, name, _)| (record.node, name.to_vec())).collect();
+            let wanted: Vec<_> = wanted.iter().map(|&node| (node, b"name".to_vec())).collect();
+            assert_eq!((error, got), (0, wanted));
+        }
+        let waiting = server.one_waits.lock();
+        assert_eq!(ask(OP_CHANGES, &[], &mut room).0, -libc::EBUSY);
+        drop(waiting);
+        let nodes = [3u64, 4].map(u64::to_ne_bytes).concat();
+        assert_eq!((ask(OP_DROPPED, &nodes, &mut []), server.fs.dropped.lock().clone()), ((0, 0), vec![3, 4]));
     }
 
     #[test]

@@ -284,6 +284,18 @@ impl<T: Task> WorkerPool<T> {
         }
     }
 
+    /// Runs `wait`, which may take as long as it likes, for the request that `worker` handles: another thread takes its
+    /// task at once. The thread is one more than the pool may have otherwise.
+    pub fn wait_apart<R>(&self, worker: &Worker<T>, wait: impl FnOnce() -> R) -> R {
+        self.0.queue.lock().limit += 1;
+        if let Some(task) = worker.take() {
+            self.0.hand_over(task);
+        }
+        let result = wait();
+        self.finished();
+        result
+    }
+
     /// Interrupts the request with this `unique`, if it is late or becomes so.
     pub fn interrupt(&self, unique: u64) {
         let mut interrupts = self.0.interrupts.lock();

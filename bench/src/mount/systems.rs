@@ -219,7 +219,7 @@ fn mount_inside(settings: &Settings, point: &Path) -> io::Result<Mount> {
     let server = Arc::new(Server::new(fs_builder::open(&settings.host)?));
     let queue = || InProcess::new(server.clone(), config.guest.geometry).map(|q| Box::new(q) as Box<dyn Transport>);
     let queues = (0..config.guest.queues).map(|_| queue()).collect::<Result<_, _>>().map_err(io::Error::other)?;
-    let connection = Connection { hiprio: queue().map_err(io::Error::other)?, queues, retained: None };
+    let connection = Connection { hiprio: queue().map_err(io::Error::other)?, queues, changes: None, retained: None };
     Mount::with_connection(connection, &config).map_err(io::Error::other)
 }
 

@@ -83,6 +83,7 @@ impl Channel {
                 self.reply(&answer)?;
                 self.since_probe += 1;
             }
+            self.queue.delivered();
             self.interrupt_next()?;
             if self.queue.pending() > 0 && (!self.expect_more || !self.has_room()) && !self.wait()? {
                 return Ok(());

@@ -91,7 +91,6 @@ mod tests {
     use crate::fuse::message::tests::entry;
     use crate::fuse::message::{request, OUT_HEADER};
     use crate::fuse::message::{u64_at, Entry, ROOT};
-    use crate::link::RetainedMemory;
     use crate::reconnect::Reconnect;
     use crate::stats::QueueStats;
     use crate::transport::{Completion, Transport};
@@ -166,7 +165,7 @@ mod tests {
 
     /// A queue of the host of `time`.
     fn queue(host: Box<Listener>, reconnect: &Arc<Reconnect>, time: u64) -> PendingQueue {
-        let mut session = Session::new(reconnect.clone(), 0, 1, RetainedMemory::Private(Vec::new()));
+        let mut session = Session::new(reconnect.clone(), 0, 1, None);
         session.host_id = time;
         PendingQueue::new(host, Arc::new(QueueStats::new(1)), Some(session))
     }

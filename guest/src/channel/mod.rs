@@ -4,10 +4,12 @@
 
 mod dev;
 mod forget;
+mod guard;
 mod pending;
 mod session;
 mod uring;
 
+use crate::coherence::counters::{ChangeCounters, Deliveries};
 use crate::fuse::device::clone_device;
 use crate::link::RetainedMemory;
 use crate::reconnect::Reconnect;
@@ -47,7 +49,9 @@ pub struct Worker {
     /// Where to count.
     pub stats: Arc<QueueStats>,
     /// Where another host may take over: the queue's place there, and what holds its slots.
-    pub(crate) reconnect: Option<(Arc<Reconnect>, usize, RetainedMemory)>,
+    pub(crate) reconnect: Option<(Arc<Reconnect>, usize, Option<RetainedMemory>)>,
+    /// What has changed when, where the host tells.
+    pub(crate) counters: Option<Arc<ChangeCounters>>,
 }
 
 impl Worker {
@@ -61,10 +65,12 @@ impl Worker {
             set_affinity(&[cpu]).unwrap_or_else(|e| tracing::warn!("{e}"));
         }
         let slots = self.transport.slots();
+        let queue_index = self.reconnect.as_ref().map(|(_, queue_index, _)| *queue_index);
         let session = self
             .reconnect
             .map(|(reconnect, queue_index, kept)| session::Session::new(reconnect, queue_index, slots, kept));
-        let queue = pending::PendingQueue::new(self.transport, self.stats, session);
+        let mut queue = pending::PendingQueue::new(self.transport, self.stats, session);
+        queue.deliveries = self.counters.zip(queue_index).map(|(counters, index)| Deliveries::new(counters, index));
         match self.kind {
             ChannelKind::Dev | ChannelKind::DevForget => {
                 let devices = [clone_device(&self.device, false)?, clone_device(&self.device, true)?];

@@ -2,6 +2,7 @@
 //! way, what must wait for room or for another host, and what the host may say about it.
 
 use super::session::{Prepared, Session};
+use crate::coherence::counters::Deliveries;
 use crate::fuse::abi::{has_reply, opcode, reply_capacity, reply_header, request_opcode, request_unique};
 use crate::fuse::message::OUT_HEADER;
 use crate::fuse::message::{u64_at, BODY};
@@ -34,6 +35,8 @@ pub struct PendingRequest {
     interrupted: bool,
     /// What it gives back has been taken off the tables, for the host of this time.
     pub forgotten_on: Option<u64>,
+    /// When it was sent, by the clock of changes.
+    pub stamp: u64,
 }
 
 /// The host's answer to the request in `slot`, fit for the kernel.
@@ -99,6 +102,8 @@ pub struct PendingQueue {
     stats: Arc<QueueStats>,
     /// Where another host may take over.
     pub session: Option<Session>,
+    /// Where the host tells what has changed: the replies on their way to the kernel.
+    pub deliveries: Option<Deliveries>,
     transport_id: u32,
 }
 
@@ -113,6 +118,7 @@ impl PendingQueue {
             pending: 0,
             stats,
             session,
+            deliveries: None,
             transport_id: 0,
         }
     }
@@ -154,7 +160,8 @@ impl PendingQueue {
     /// # Errors
     /// The transport's.
     pub fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32) -> Result<(), Error> {
-        let request = PendingRequest::new(head, payload_len);
+        let mut request = PendingRequest::new(head, payload_len);
+        self.stamp(&mut request);
         if let Some(session) = &mut self.session {
             session.save(slot, &request, self.transport.slot(slot));
         }
@@ -331,6 +338,7 @@ impl PendingQueue {
             e @ -511..=0 => e,
             _ => -libc::EIO,
         };
+        self.expire_stale(&mut completion, error);
         if self.session.is_some() {
             self.translate_reply(&mut completion, error)?;
         }
@@ -429,6 +437,7 @@ impl PendingRequest {
             replay: false,
             interrupted: false,
             forgotten_on: None,
+            stamp: 0,
         }
     }
 }

@@ -52,11 +52,11 @@ pub struct Session {
     looked: Instant,
     pub cache: HandleCache,
     /// Keeps the slots mapped.
-    _kept: RetainedMemory,
+    _kept: Option<RetainedMemory>,
 }
 
 impl Session {
-    pub fn new(reconnect: Arc<Reconnect>, queue_index: usize, slots: u32, kept: RetainedMemory) -> Session {
+    pub fn new(reconnect: Arc<Reconnect>, queue_index: usize, slots: u32, kept: Option<RetainedMemory>) -> Session {
         let saved = vec![[0; SAVED_BYTES]; slots as usize].into();
         let (cache, looked) = (HandleCache::default(), Instant::now());
         Session { reconnect, queue_index, host_id: 0, away: false, draining: false, saved, looked, cache, _kept: kept }
@@ -83,7 +83,7 @@ impl Session {
         text
     }
 
-    fn names(&self, slot: u32, request: &PendingRequest) -> Vec<u8> {
+    pub(super) fn names(&self, slot: u32, request: &PendingRequest) -> Vec<u8> {
         self.text(slot, request, message::fixed_body_len(request.opcode))
     }
 
@@ -435,7 +435,7 @@ impl PendingQueue {
 }
 
 /// Writes a reply's bytes back to where they were.
-fn write_reply(transport: &dyn Transport, completion: &mut Completion, reply: &[u8]) {
+pub(super) fn write_reply(transport: &dyn Transport, completion: &mut Completion, reply: &[u8]) {
     let start = completion.head_len - completion.inline().len();
     let inline = completion.inline().len();
     let end = completion.head_len;

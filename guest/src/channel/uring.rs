@@ -153,6 +153,10 @@ impl Channel {
             while let Some(answer) = self.queue.reap()? {
                 self.commit(&answer)?;
             }
+            if self.queue.has_undelivered() {
+                self.flush()?;
+                self.queue.delivered();
+            }
             self.wait()?;
         }
     }

@@ -28,6 +28,8 @@ const MAX_VIRTQUEUES: u64 = 1 << 15;
 pub struct Memory {
     region: Region,
     queues: Vec<QueueMemory>,
+    /// The last one is for changes.
+    changes: bool,
 }
 
 struct Local {
@@ -71,14 +73,23 @@ impl Link for Local {
 }
 
 impl Memory {
-    fn new(config: &GuestConfig, request_queues: usize) -> Result<Arc<Memory>, Error> {
-        let geometries = geometries(config, request_queues);
+    fn new(config: &GuestConfig, request_queues: usize, changes: bool) -> Result<Arc<Memory>, Error> {
+        let geometries = geometries(config, request_queues, changes);
         let region = Region::new(RegionAllocator::measure(&geometries, usize::MAX / 2 + 1), config.huge_pages)?;
         let end = |_| Some(region.len());
         let mut carver = RegionAllocator::new(region.as_ptr(), &end);
         let queues = geometries.iter().map(|&g| QueueMemory::new(&mut carver, g, u16::MAX));
         let queues = queues.collect::<Result<Vec<_>, _>>()?;
-        Ok(Arc::new(Memory { region, queues }))
+        Ok(Arc::new(Memory { region, queues, changes }))
+    }
+
+    /// Whether the last virtqueue is for changes.
+    pub(super) fn has_changes(&self) -> bool {
+        self.changes
+    }
+
+    fn request_queues(&self) -> usize {
+        self.queues.len() - 1 - usize::from(self.changes)
     }
 
     /// How many virtqueues it has.
@@ -99,12 +110,17 @@ pub(super) fn open(
         path: config.socket_path.display().to_string(),
         source: std::io::Error::other(e),
     };
-    let (features, offered) = negotiate(&mut front).map_err(refused)?;
+    let (features, offered, virtqueues) = negotiate(&mut front).map_err(refused)?;
     let count = config.queues.min(offered);
+    // The control queue, the request queues, and one more.
+    let changes = virtqueues > count + 1;
     let memory = match retained {
-        None => Memory::new(config, count)?,
-        Some(retained) if count < retained.count() - 1 => {
-            return Err(Error::Refused(format!("it has {count} request queues, not {}", retained.count() - 1)));
+        None => Memory::new(config, count, changes)?,
+        Some(retained) if retained.changes && !changes => {
+            return Err(Error::Refused("it has no queue for changes: it is of an older version".into()));
+        }
+        Some(retained) if count < retained.request_queues() => {
+            return Err(Error::Refused(format!("it has {count} request queues, not {}", retained.request_queues())));
         }
         Some(retained) => {
             // SAFETY: mapped, and whoever resumes has seen that no transport uses it any more.
@@ -122,8 +138,8 @@ pub(super) fn open(
     Ok((Arc::new(link), memory))
 }
 
-/// Agrees on features; these, and how many request queues the host has.
-fn negotiate(front: &mut Frontend) -> vhost::Result<(u64, usize)> {
+/// Agrees on features; these, how many request queues the host has, and how many virtqueues if it tells.
+fn negotiate(front: &mut Frontend) -> vhost::Result<(u64, usize, usize)> {
     front.set_owner()?;
     let wanted = VERSION_1 | EVENT_IDX | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
     let features = front.get_features()? & wanted;
@@ -134,12 +150,13 @@ fn negotiate(front: &mut Frontend) -> vhost::Result<(u64, usize)> {
     if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
         front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
-    let mut count = u64::from(request_queues(front)?);
+    let (mut count, mut virtqueues) = (u64::from(request_queues(front)?), 0);
     if protocol.contains(VhostUserProtocolFeatures::MQ) {
         // The control queue is one of them.
-        count = count.min(front.get_queue_num()?.saturating_sub(1));
+        virtqueues = front.get_queue_num()?;
+        count = count.min(virtqueues.saturating_sub(1));
     }
-    Ok((features, count.max(1) as usize))
+    Ok((features, count.max(1) as usize, virtqueues as usize))
 }
 
 fn request_queues(front: &mut Frontend) -> vhost::Result<u32> {

@@ -42,6 +42,9 @@ pub struct GuestConfig {
 /// two processes, and so long spinning pays.
 const WAKEUP_COST: u32 = 4;
 
+/// Bytes for a list of changes: about a thousand.
+const CHANGES_SLOT: u32 = 64 << 10;
+
 impl From<&Settings> for GuestConfig {
     fn from(settings: &Settings) -> Self {
         let transport = &settings.transport;
@@ -126,6 +129,8 @@ pub struct Connection {
     pub hiprio: Box<dyn Transport>,
     /// The request queues.
     pub queues: Vec<Box<dyn Transport>>,
+    /// For the request that waits for changes, where the host has a queue more than the request queues.
+    pub changes: Option<Box<dyn Transport>>,
     /// What another connection can take over, if one can.
     pub retained: Option<RetainedMemory>,
 }
@@ -135,7 +140,7 @@ pub struct Connection {
 pub enum RetainedMemory {
     /// Shared with a host.
     Shared(Arc<local::Memory>),
-    /// Of each streamed queue, the control queue's first.
+    /// Of each streamed queue, the control queue's first, that for changes at the end.
     Private(Vec<Arc<Region>>),
 }
 
@@ -145,10 +150,16 @@ fn hiprio_geometry(of: Geometry) -> Geometry {
     Geometry { entries: 4, slots: 2, slot_size: of.slot_size }
 }
 
-/// The geometry of every virtqueue of a connection.
-fn geometries(config: &GuestConfig, request_queues: usize) -> Vec<Geometry> {
+/// A list of changes at a time, and the answers to it.
+fn changes_geometry(of: Geometry) -> Geometry {
+    Geometry { entries: 4, slots: 2, slot_size: of.slot_size.min(CHANGES_SLOT) }
+}
+
+/// The geometry of every virtqueue of a connection; `changes`: with one for changes, at the end.
+fn geometries(config: &GuestConfig, request_queues: usize, changes: bool) -> Vec<Geometry> {
     let mut all = vec![config.geometry; request_queues + 1];
     all[0] = hiprio_geometry(config.geometry);
+    all.extend(changes.then(|| changes_geometry(config.geometry)));
     all
 }
 
@@ -165,17 +176,17 @@ pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
 pub(crate) fn connect_under(config: &GuestConfig, opened: &Opened) -> Result<Connection, Error> {
     config.geometry.check()?;
     config.check_cpus()?;
-    let (link, retained, count) = match &config.pci {
-        Some(target) => pci::open(config, target).map(|(link, count)| (link, None, count))?,
+    let (link, retained, count, changes) = match &config.pci {
+        Some(target) => pci::open(config, target).map(|(link, count, changes)| (link, None, count, changes))?,
         None if config.transport == TransportKind::Socket => return connect_socket(config, opened),
         None => {
             let (link, memory) = local::open(config, None, opened)?;
-            let count = memory.count();
-            (link, Some(RetainedMemory::Shared(memory)), count)
+            let (count, changes) = (memory.count(), memory.has_changes());
+            (link, Some(RetainedMemory::Shared(memory)), count, changes)
         }
     };
     let drivers = (0..count).map(|i| virtqueue_driver(&link, i, config)).collect();
-    Ok(Connection { retained, ..upgrade(drivers, config)? })
+    Ok(Connection { retained, ..upgrade(drivers, changes, config)? })
 }
 
 /// Connects to another host with a former connection's memory. `handshake` is the first to talk to it; what it says and
@@ -197,7 +208,7 @@ pub(crate) fn connect_again(
     let mut drivers: Vec<_> =
         (0..memory.count()).map(|i| virtqueue_driver(&link, i, config).beside_the_slots()).collect();
     handshake(&mut drivers[1])?;
-    Ok(Connection { retained: Some(retained.clone()), ..upgrade(drivers, config)? })
+    Ok(Connection { retained: Some(retained.clone()), ..upgrade(drivers, memory.has_changes(), config)? })
 }
 
 fn virtqueue_driver(link: &Arc<dyn Link>, index: usize, config: &GuestConfig) -> virtqueue::VirtqueueTransport {
@@ -206,14 +217,20 @@ fn virtqueue_driver(link: &Arc<dyn Link>, index: usize, config: &GuestConfig) ->
 }
 
 /// Rings for the request queues, where they are wanted and the host knows them.
-fn upgrade(drivers: Vec<virtqueue::VirtqueueTransport>, config: &GuestConfig) -> Result<Connection, Error> {
+fn upgrade(
+    mut drivers: Vec<virtqueue::VirtqueueTransport>,
+    changes: bool,
+    config: &GuestConfig,
+) -> Result<Connection, Error> {
+    let changes = if changes { drivers.pop() } else { None };
+    let changes = changes.map(|driver| Box::new(driver.parking().settled()) as Box<dyn Transport>);
     let count = drivers.len() - 1;
     let transports = drivers.into_iter().enumerate().map(|(i, driver)| match config.transport {
         TransportKind::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpu(i - 1, count)),
         _ => Ok(Box::new(driver.settled()) as Box<dyn Transport>),
     });
     let mut queues = transports.collect::<Result<Vec<_>, _>>()?;
-    Ok(Connection { hiprio: queues.remove(0), queues, retained: None })
+    Ok(Connection { hiprio: queues.remove(0), queues, changes, retained: None })
 }
 
 fn connect_socket(config: &GuestConfig, opened: &Opened) -> Result<Connection, Error> {
@@ -221,9 +238,11 @@ fn connect_socket(config: &GuestConfig, opened: &Opened) -> Result<Connection, E
     let control = socket::connect(config, hiprio_geometry(config.geometry), None, opened)?.join(&token)?;
     let queues = (0..config.queues).map(|_| socket::connect(config, config.geometry, None, opened)?.join(&token));
     let queues = queues.collect::<Result<Vec<_>, _>>()?;
-    let regions = std::iter::once(&control).chain(&queues).map(|driver| driver.memory().clone()).collect();
+    let changes = socket::connect(config, changes_geometry(config.geometry), None, opened)?.join(&token)?;
+    let all = std::iter::once(&control).chain(&queues).chain([&changes]);
+    let regions = all.map(|driver| driver.memory().clone()).collect();
     let queues = queues.into_iter().map(|driver| driver as Box<dyn Transport>).collect();
-    Ok(Connection { hiprio: control, queues, retained: Some(RetainedMemory::Private(regions)) })
+    Ok(Connection { hiprio: control, queues, changes: Some(changes), retained: Some(RetainedMemory::Private(regions)) })
 }
 
 fn connect_socket_again(
@@ -232,7 +251,7 @@ fn connect_socket_again(
     opened: &Opened,
     handshake: impl FnOnce(&mut dyn Transport) -> Result<(), Error>,
 ) -> Result<Connection, Error> {
-    let [of_hiprio, of_first, of_others @ ..] = regions else {
+    let [of_hiprio, of_first, of_others @ .., of_changes] = regions else {
         return Err(Error::Protocol("no memory to go on with"));
     };
     let token = socket::new_token()?;
@@ -246,7 +265,9 @@ fn connect_socket_again(
     for region in of_others {
         queues.push(connect(config.geometry, region)?);
     }
-    Ok(Connection { hiprio: control, queues, retained: Some(RetainedMemory::Private(regions.to_vec())) })
+    let changes = connect(changes_geometry(config.geometry), of_changes)?;
+    let retained = Some(RetainedMemory::Private(regions.to_vec()));
+    Ok(Connection { hiprio: control, queues, changes: Some(changes), retained })
 }
 
 #[cfg(test)]

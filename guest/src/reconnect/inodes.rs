@@ -331,6 +331,33 @@ impl InodeTable {
         std::mem::take(&mut self.owed)
     }
 
+    /// The kernel's number for a node of this time's host, if the kernel may have it.
+    pub fn of_host(&self, host: u64) -> Option<u64> {
+        match (host, self.host_id) {
+            (0, _) => None,
+            (ROOT, _) => (!self.root_changed).then_some(ROOT),
+            (_, 0) => Some(host),
+            _ => self.of_host.get(&host).copied(),
+        }
+    }
+
+    /// Whether the kernel has been given the node, and has not given it back.
+    pub fn is_looked_up(&self, number: u64) -> bool {
+        number == ROOT || self.all.get(&number).is_some_and(|node| node.lookups > 0)
+    }
+
+    /// All nodes that the kernel may have, and whether each is a directory.
+    pub fn all(&self) -> impl Iterator<Item = (u64, bool)> + '_ {
+        let others = self.all.iter().filter(|(number, _)| **number != ROOT);
+        std::iter::once((ROOT, true)).chain(others.map(|(n, node)| (*n, node.identity.kind == libc::S_IFDIR)))
+    }
+
+    /// The names in a directory that the kernel may have.
+    pub fn children(&self, directory: u64) -> impl Iterator<Item = (&[u8], u64)> {
+        let children = self.all.get(&directory).into_iter().flat_map(|node| &node.children);
+        children.map(|(name, node)| (&**name, *node))
+    }
+
     /// A handle of the node has been opened, or closed.
     pub fn opened(&mut self, number: u64) {
         if let Some(node) = self.all.get_mut(&number) {

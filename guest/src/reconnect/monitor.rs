@@ -35,8 +35,10 @@ pub struct HostMonitor {
     pub root: Option<Identity>,
     /// The kernel's connection.
     pub device: Arc<OwnedFd>,
-    /// Slots of each queue that is in use; of the control queue, if it is, at the end.
+    /// Slots of each queue that is in use.
     pub slots: Vec<u32>,
+    /// The control queue is.
+    pub uses_hiprio: bool,
     /// How long to wait for a host.
     pub limit: Duration,
     /// The queues.
@@ -184,9 +186,9 @@ impl HostMonitor {
     }
 
     fn hand_over(&self, connection: Connection, root: Option<Identity>) -> Result<HangupFds, Error> {
-        let Connection { hiprio, mut queues, .. } = connection;
-        queues.push(hiprio);
-        queues.truncate(self.slots.len());
+        let Connection { hiprio, mut queues, changes, .. } = connection;
+        queues.extend(self.uses_hiprio.then_some(hiprio));
+        queues.extend(changes);
         if !queues.iter().map(|queue| queue.slots()).eq(self.slots.iter().copied()) {
             return Err(Error::Refused("its queues have other sizes".into()));
         }

@@ -10,7 +10,7 @@ use crate::split_queue::{Descriptor, SplitQueue, NEXT, WRITE};
 use crate::Error;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use tunnelfs_ring::{Counters, Parker, WaitConfig, CQE_INLINE_BYTES, SQE_INLINE_BYTES};
+use tunnelfs_ring::{Counters, Parker, Policy, WaitConfig, CQE_INLINE_BYTES, SQE_INLINE_BYTES};
 
 /// A request's headers, in memory that the host reads and writes.
 #[derive(Clone, Copy)]
@@ -63,6 +63,12 @@ impl VirtqueueTransport {
             index,
             beside: false,
         }
+    }
+
+    /// Sleeps at once whenever it waits: what it waits for is in no hurry.
+    pub(crate) fn parking(self) -> Self {
+        let wait = WaitConfig { policy: Policy::Park, ..self.parker.config() };
+        VirtqueueTransport { parker: Parker::new(wait), ..self }
     }
 
     /// For the set-up alone: the slots are left as they are.

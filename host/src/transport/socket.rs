@@ -7,7 +7,7 @@
 
 use crate::guest_buf::GuestBuf;
 use crate::handler::{Handler, Outcome};
-use crate::request::{interrupted_unique, unique};
+use crate::request::{interrupted_unique, unique, waits_for_changes};
 use crate::takeover::{Task, Worker, WorkerPool};
 use libc::iovec;
 use memmap2::MmapMut;
@@ -346,8 +346,13 @@ impl<H: Handler> Reader<H> {
             if let Some(interrupted) = interrupted_unique(head) {
                 session.pool.interrupt(interrupted);
             }
+            let waits = waits_for_changes(head);
             worker.lend(self, unique(head));
-            let reply = buffers.handle(len, &session.handler);
+            let reply = if waits {
+                session.pool.wait_apart(worker, || buffers.handle(len, &session.handler))
+            } else {
+                buffers.handle(len, &session.handler)
+            };
             let kept = worker.reclaim();
             let sent = reply.and_then(|len| connection.reply(&buffers.output.get()[..len]));
             match (kept, sent) {

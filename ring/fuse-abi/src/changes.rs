@@ -57,3 +57,74 @@ pub struct ChangeRecord {
 }
 
 const _: () = assert!(size_of::<ChangeRecord>() == 40);
+
+/// Bytes that a record takes with its names.
+fn padded(name: usize, to_name: usize) -> usize {
+    (size_of::<ChangeRecord>() + name + to_name).next_multiple_of(8)
+}
+
+/// Appends a record and its names, whose lengths it sets; `false`, and nothing is appended, if there would be more than
+/// `room` bytes.
+pub fn push_record(out: &mut Vec<u8>, room: usize, record: ChangeRecord, name: &[u8], to_name: &[u8]) -> bool {
+    let end = out.len() + padded(name.len(), to_name.len());
+    if end > room {
+        return false;
+    }
+    let record = ChangeRecord { name_len: name.len() as u32, to_name_len: to_name.len() as u32, ..record };
+    out.extend_from_slice(record.as_bytes());
+    out.extend_from_slice(name);
+    out.extend_from_slice(to_name);
+    out.resize(end, 0);
+    true
+}
+
+/// The records of a reply, each with its two names. Ends at the first that is cut off.
+pub struct Records<'a>(pub &'a [u8]);
+
+impl<'a> Iterator for Records<'a> {
+    type Item = (ChangeRecord, &'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (record, rest) = ChangeRecord::read_from_prefix(self.0).ok()?;
+        let (name_len, to_name_len) = (record.name_len as usize, record.to_name_len as usize);
+        let (name, rest) = rest.split_at_checked(name_len)?;
+        let (to_name, _) = rest.split_at_checked(to_name_len)?;
+        self.0 = self.0.get(padded(name_len, to_name_len)..).unwrap_or_default();
+        Some((record, name, to_name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_come_out_as_they_went_in() {
+        let first = ChangeRecord { kind: kind::RENAMED, parent: 1, node: 7, to_parent: 9, ..ChangeRecord::default() };
+        let second = ChangeRecord { kind: kind::MODIFIED, node: 8, ..ChangeRecord::default() };
+        let mut bytes = Vec::new();
+        assert!(push_record(&mut bytes, 4096, first, b"old", b"newer"));
+        assert!(push_record(&mut bytes, 4096, second, b"", b""));
+        let whole = bytes.clone();
+        assert!(!push_record(&mut bytes, whole.len() + 47, second, b"x", b""), "no part of a record");
+        assert_eq!(bytes, whole);
+        let got: Vec<_> = Records(&bytes).map(|(r, a, b)| (r.kind, r.parent, r.node, r.to_parent, a, b)).collect();
+        let wanted =
+            [(kind::RENAMED, 1, 7, 9, &b"old"[..], &b"newer"[..]), (kind::MODIFIED, 0, 8, 0, &b""[..], &b""[..])];
+        assert_eq!(got, wanted);
+    }
+
+    #[test]
+    fn records_that_are_cut_off_are_none() {
+        let mut bytes = Vec::new();
+        push_record(&mut bytes, 4096, ChangeRecord::default(), b"name", b"other");
+        for cut in 0..40 + 9 {
+            assert_eq!(Records(&bytes[..cut]).count(), 0, "{cut}");
+        }
+        for at in [32, 36] {
+            let mut long = bytes.clone();
+            long[at..at + 4].fill(0xff);
+            assert_eq!(Records(&long).count(), 0);
+        }
+    }
+}

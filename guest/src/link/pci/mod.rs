@@ -72,8 +72,9 @@ impl Link for Pci {
     }
 }
 
-/// Takes the device over; the link, and how many virtqueues it has.
-pub(super) fn open(config: &GuestConfig, target: &Target) -> Result<(Arc<dyn Link>, usize), Error> {
+/// Takes the device over; the link, how many virtqueues are in use, and whether the last one is for changes: where the
+/// device has a request queue more than are wanted.
+pub(super) fn open(config: &GuestConfig, target: &Target) -> Result<(Arc<dyn Link>, usize, bool), Error> {
     let found = sysfs::find(&target.which)?;
     let claim = match target.driver {
         PciDriver::Uio => found.claim("uio_pci_generic")?,
@@ -85,7 +86,8 @@ pub(super) fn open(config: &GuestConfig, target: &Target) -> Result<(Arc<dyn Lin
     let function = if claim.driver() == "vfio-pci" { vfio::open(claim.device())? } else { uio::open(claim.device())? };
     let mut device = Device::reset(function)?;
     let count = config.queues.min(device.request_queues());
-    let geometries = geometries(config, count);
+    let changes = device.request_queues() > count;
+    let geometries = geometries(config, count, changes);
     let memory = Pinned::new(RegionAllocator::measure(&geometries, memory::HUGE_PAGE))?;
     let end = |at| memory.segment_end(at);
     let mut carver = RegionAllocator::new(memory.base(), &end);
@@ -96,5 +98,5 @@ pub(super) fn open(config: &GuestConfig, target: &Target) -> Result<(Arc<dyn Lin
     let interrupts = device.start(&queues, &memory)?;
     tracing::info!("{}: {}, {}", claim.device().name(), claim.driver(), memory.describe());
     let link = Pci { interrupts, device, queues, memory, _claim: claim };
-    Ok((Arc::new(link), count + 1))
+    Ok((Arc::new(link), count + 1 + usize::from(changes), changes))
 }

@@ -1,0 +1,94 @@
+//! Caches without a time limit stay right: what is changed on the host is seen through a mount soon, although its kernel
+//! was told to keep all for a day. About a minute; the long histories run in `make conformance`.
+//!
+//! The host is one of this process, which tells of changes as a script says, so that the guest's part is under test
+//! alone. Needs root and `/dev/fuse`; skips without them.
+
+mod cases;
+mod histories;
+mod history;
+#[allow(dead_code)]
+#[path = "../mount/rig.rs"]
+mod rig;
+mod scripted;
+#[path = "../common/skip.rs"]
+mod skip;
+
+use rig::{Guest, Host, Scratch};
+use scripted::Script;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use tunnelfs_settings::TransportKind;
+
+/// A share, a mount of it, and the script between them. Dropped in this order.
+pub struct World {
+    /// The process that mounts.
+    pub guest: Guest,
+    /// What the guest is told.
+    pub script: Arc<Script>,
+    _host: Host,
+    /// Where all of it is.
+    pub scratch: Scratch,
+}
+
+impl World {
+    /// `None` where nothing can be mounted.
+    pub fn new(channel: &str, transport: &str) -> Option<World> {
+        let scratch = Scratch::for_channel(channel)?.in_memory("64m");
+        let kind = match transport {
+            "ring" => TransportKind::Ring,
+            "virtqueue" => TransportKind::Virtqueue,
+            _ => TransportKind::Socket,
+        };
+        let (share, socket) = (scratch.path("share"), scratch.path("socket"));
+        let script = scripted::serve(&share, &socket, kind);
+        // The rig wants a process for a host.
+        let child = Command::new("sleep").arg("100000").stdin(Stdio::null()).spawn().unwrap();
+        let host = Host::of(child, socket, share);
+        let guest = Guest::mount(&scratch, &host, &format!("channel={channel},transport={transport}"));
+        Some(World { guest, script, _host: host, scratch })
+    }
+
+    /// A path as the guest has it.
+    pub fn inside(&self, name: &str) -> PathBuf {
+        self.guest.point.join(name)
+    }
+
+    /// As the host has it.
+    pub fn behind(&self, name: &str) -> PathBuf {
+        self.scratch.path("share").join(name)
+    }
+}
+
+/// The names in a directory.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn all_cases(channel: &str, transport: &str) {
+    let Some(world) = World::new(channel, transport) else { return };
+    for (name, case) in cases::CASES {
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(&world)));
+        assert!(done.is_ok(), "{name}: failed over {channel}, {transport}: {}", world.guest.output());
+    }
+    world.guest.unmount();
+}
+
+#[test]
+fn changes_are_seen_by_io_uring() {
+    all_cases("uring", "ring");
+}
+
+#[test]
+fn changes_are_seen_by_dev_fuse() {
+    all_cases("fuse", "virtqueue");
+}
+
+#[test]
+fn changes_are_seen_over_a_stream() {
+    all_cases("fuse", "socket");
+}

@@ -1,0 +1,201 @@
+//! The thread that fetches changes from the host: one OP_CHANGES is under way as long as there is a host. It waits as long
+//! as it likes: `mount.timeout` does not count for it.
+
+use super::actions::Recorder;
+use super::counters::ChangeCounters;
+use super::dispatch::Dispatcher;
+use crate::fuse::message::request;
+use crate::reconnect::{HostPoll, Reconnect};
+use crate::transport::{reply_bytes, Transport};
+use crate::Error;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+use tunnelfs_fuse_abi::changes::{Records, OP_CHANGES, OP_DROPPED};
+use tunnelfs_ring::Eventfd;
+
+/// The slots of the two requests.
+const CHANGES: u32 = 0;
+const DROPPED: u32 = 1;
+/// `unique`: no number that the kernel gives.
+const UNIQUE: u64 = 1 << 63;
+/// Between two looks whether there is another host.
+const HOST_EVERY: Duration = Duration::from_millis(10);
+/// Until the host is asked again that could not be asked now: it still waits for a former guest of the same device.
+const AFTER_REFUSAL: Duration = Duration::from_millis(20);
+
+/// What the thread needs.
+pub struct ChangeThread {
+    /// A queue of its own, with two slots.
+    pub transport: Box<dyn Transport>,
+    /// The mounted connection.
+    pub device: Arc<OwnedFd>,
+    pub reconnect: Arc<Reconnect>,
+    /// The place of `transport` there.
+    pub queue_index: usize,
+    pub counters: Arc<ChangeCounters>,
+}
+
+/// Why a host is not asked any more.
+enum End {
+    Unmounted,
+    HostGone,
+}
+
+/// What is with the host, or why nothing is.
+#[derive(Default)]
+struct Asked {
+    changes: bool,
+    dropped: bool,
+    /// The host has no changes to tell.
+    never: bool,
+    /// It said that it cannot be asked now.
+    refused: bool,
+}
+
+impl ChangeThread {
+    /// Starts the thread. It ends with the mount.
+    ///
+    /// # Errors
+    /// The system has no thread or descriptor left.
+    pub fn start(self) -> Result<(), Error> {
+        let dispatcher = Dispatcher::new(self.device.clone(), self.counters.clone(), self.reconnect.clone())?;
+        std::thread::Builder::new().name("changes".into()).spawn(move || self.run(&dispatcher))?;
+        Ok(())
+    }
+
+    fn run(mut self, dispatcher: &Arc<Dispatcher>) {
+        loop {
+            match self.serve(dispatcher) {
+                Ok(End::Unmounted) => break,
+                Ok(End::HostGone) | Err(Error::HostGone) => {}
+                Err(e) => {
+                    tracing::error!(
+                        "the host cannot tell what changes: {e}; until another host comes, caches may be stale"
+                    );
+                    dispatcher.forget_everything();
+                }
+            }
+            // Nothing of the old host's memory is used from here on.
+            self.reconnect.handover.detach(self.queue_index);
+            let Some(transport) = self.next_host() else { break };
+            self.transport = transport;
+            self.counters.set_active(true);
+            // The new host has told the kernel nothing: it does not watch what the old one did.
+            dispatcher.forget_everything();
+        }
+        dispatcher.end();
+    }
+
+    fn next_host(&self) -> Option<Box<dyn Transport>> {
+        loop {
+            match self.reconnect.handover.poll(self.queue_index) {
+                HostPoll::Ready(_, transport) => return Some(transport),
+                HostPoll::Closed => return None,
+                HostPoll::Pending if self.unmounted_within(HOST_EVERY) => return None,
+                HostPoll::Pending => {}
+            }
+        }
+    }
+
+    fn unmounted_within(&self, time: Duration) -> bool {
+        let mut fds = [PollFd::new(self.device.as_fd(), PollFlags::empty())];
+        matches!(poll(&mut fds, PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO)), Ok(1..))
+    }
+
+    /// Until the host goes, or the mount.
+    fn serve(&mut self, dispatcher: &Arc<Dispatcher>) -> Result<End, Error> {
+        let mut asked = Asked::default();
+        loop {
+            while let Some(done) = self.transport.reap()? {
+                if done.slot == DROPPED {
+                    asked.dropped = false;
+                    continue;
+                }
+                asked.changes = false;
+                match -done.error() {
+                    0 => self.take(&reply_bytes(&*self.transport, &done), dispatcher),
+                    libc::ENOSYS => {
+                        asked.never = true;
+                        self.counters.set_active(false);
+                    }
+                    _ => asked.refused = true,
+                }
+            }
+            // After the last completion: each leaves room for what is to be asked, or said.
+            self.ask(&mut asked, dispatcher)?;
+            if let Some(end) = self.wait(&mut asked, dispatcher)? {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// Sends what is not with the host.
+    fn ask(&mut self, asked: &mut Asked, dispatcher: &Dispatcher) -> Result<(), Error> {
+        if !asked.changes && !asked.never && !asked.refused && dispatcher.has_room() {
+            let room = self.transport.slot(CHANGES).1 as u32;
+            asked.changes = self.transport.submit(CHANGES, &request(OP_CHANGES, 0, UNIQUE, &[], 0), 0, room)?;
+        }
+        if asked.dropped {
+            return Ok(());
+        }
+        let (at, size) = self.transport.slot(DROPPED);
+        let nodes: Vec<u8> = dispatcher.take_dropped().into_iter().flat_map(u64::to_ne_bytes).collect();
+        // More than a slot holds would be more files than a host has leases for.
+        let nodes = &nodes[..nodes.len().min(size / 8 * 8)];
+        if !nodes.is_empty() {
+            // SAFETY: the slot is ours, and that large.
+            unsafe { std::ptr::copy_nonoverlapping(nodes.as_ptr(), at, nodes.len()) };
+            let head = request(OP_DROPPED, 0, UNIQUE + 1, &[], nodes.len());
+            asked.dropped = self.transport.submit(DROPPED, &head, nodes.len() as u32, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a list of records.
+    fn take(&self, reply: &[u8], dispatcher: &Arc<Dispatcher>) {
+        let mut actions = Vec::new();
+        {
+            let tables = self.reconnect.tables.read();
+            let mut recorder = Recorder { counters: &self.counters, inodes: &tables.nodes, actions: &mut actions };
+            for (record, name, to_name) in Records(reply) {
+                recorder.record(&record, name, to_name);
+            }
+        }
+        if actions.contains(&super::actions::Action::Everything) {
+            tracing::warn!("the host has lost changes of the shared directory: the kernel forgets all that is cached");
+        }
+        dispatcher.push(actions);
+    }
+
+    /// Sleeps until the host has answered, or there is something to tell it.
+    fn wait(&mut self, asked: &mut Asked, dispatcher: &Dispatcher) -> Result<Option<End>, Error> {
+        let limit = if asked.refused { PollTimeout::try_from(AFTER_REFUSAL) } else { Ok(PollTimeout::NONE) };
+        let transport = &mut self.transport;
+        let mut end = None;
+        if transport.announce_sleep() {
+            let mut fds = [
+                PollFd::new(transport.fd(), PollFlags::POLLIN),
+                PollFd::new(dispatcher.news.as_fd(), PollFlags::POLLIN),
+                PollFd::new(transport.hangup_fd(), PollFlags::empty()),
+                PollFd::new(self.device.as_fd(), PollFlags::empty()),
+            ];
+            match poll(&mut fds, limit.unwrap_or(PollTimeout::MAX)) {
+                Ok(0) => asked.refused = false,
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(e) => return Err(std::io::Error::from(e).into()),
+            }
+            let [answered, _, gone, ended] = fds.map(|fd| fd.any() == Some(true));
+            if ended {
+                end = Some(End::Unmounted);
+            } else if gone && !answered {
+                end = Some(End::HostGone);
+            }
+        }
+        Eventfd::drain(&dispatcher.news);
+        transport.silence();
+        transport.awake();
+        Ok(end)
+    }
+}

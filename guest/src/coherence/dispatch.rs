@@ -1,0 +1,273 @@
+//! The threads that write notifications. What is about one directory, or one inode, keeps its order; a notification that
+//! waits for a lock holds up nothing else.
+
+use super::actions::Action;
+use super::counters::{ChangeCounters, UnderWay};
+use super::notify::{Kernel, Part, Told};
+use crate::reconnect::Reconnect;
+use parking_lot::{Condvar, Mutex};
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tunnelfs_ring::Eventfd;
+
+/// Most threads. So many notifications may wait for locks at a time.
+const MAX_THREADS: usize = 16;
+/// Threads without work that are kept.
+const MAX_IDLE: usize = 2;
+/// Actions that may wait until no more changes are fetched from the host.
+const MAX_WAITING: usize = 16 << 10;
+/// The kernel may be about to learn of an inode: a notification of it is tried again after this time, and then after
+/// twice as long each time.
+const FIRST_RETRY: Duration = Duration::from_millis(1);
+/// How often it is tried again.
+const MAX_RETRIES: u32 = 9;
+
+/// Actions with the same key keep their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Order {
+    Directory(u64),
+    Inode(u64),
+    None,
+}
+
+struct Job {
+    action: Action,
+    /// Replies after which it is done once more.
+    replies: Option<Arc<UnderWay>>,
+    retries: u32,
+}
+
+#[derive(Default)]
+struct State {
+    /// Those of a key that a thread has now are not there, the key is.
+    waiting: HashMap<Order, VecDeque<Job>>,
+    /// Keys that a thread may take.
+    ready: VecDeque<Order>,
+    /// To be tried again.
+    later: Vec<(Instant, Job)>,
+    count: usize,
+    idle: usize,
+    threads: usize,
+    ended: bool,
+}
+
+/// The queue of actions, and its threads.
+pub struct Dispatcher {
+    state: Mutex<State>,
+    more: Condvar,
+    kernel: Kernel,
+    counters: Arc<ChangeCounters>,
+    reconnect: Arc<Reconnect>,
+    /// Files whose data has been dropped, by the host's numbers.
+    dropped: Mutex<Vec<u64>>,
+    /// Signalled when there are such, or when there is room again.
+    pub news: OwnedFd,
+}
+
+impl Dispatcher {
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn new(
+        device: Arc<OwnedFd>,
+        counters: Arc<ChangeCounters>,
+        reconnect: Arc<Reconnect>,
+    ) -> Result<Arc<Self>, tunnelfs_ring::Error> {
+        Ok(Arc::new(Dispatcher {
+            state: Mutex::default(),
+            more: Condvar::new(),
+            kernel: Kernel(device),
+            counters,
+            reconnect,
+            dropped: Mutex::default(),
+            news: Eventfd::new()?,
+        }))
+    }
+
+    /// Has them done, by other threads.
+    pub fn push(self: &Arc<Self>, actions: Vec<Action>) {
+        let replies = self.counters.under_way().map(Arc::new);
+        for action in actions {
+            match action {
+                Action::Everything => self.forget_everything(),
+                Action::Dropped { host } => self.report(host),
+                action => self.add(Job { action, replies: replies.clone(), retries: 0 }),
+            }
+        }
+    }
+
+    /// Whether more changes may be fetched.
+    pub fn has_room(&self) -> bool {
+        self.state.lock().count < MAX_WAITING
+    }
+
+    /// The files that have been dropped since the last call.
+    pub fn take_dropped(&self) -> Vec<u64> {
+        std::mem::take(&mut self.dropped.lock())
+    }
+
+    /// The mount has ended.
+    pub fn end(&self) {
+        self.state.lock().ended = true;
+        self.more.notify_all();
+    }
+
+    /// The kernel's whole cache may be wrong. Names are marked at once.
+    pub fn forget_everything(self: &Arc<Self>) {
+        self.counters.note_everything();
+        let replies = self.counters.under_way().map(Arc::new);
+        let by_name = self.kernel.forget_names() == Told::Unsupported;
+        let tables = self.reconnect.tables.read();
+        let (mut nodes, mut names) = (Vec::new(), Vec::new());
+        for (node, is_dir) in tables.nodes.all() {
+            nodes.push(Action::Inode { node, part: if is_dir { Part::Attributes } else { Part::Data } });
+            if by_name && is_dir {
+                let below = tables.nodes.children(node);
+                names.extend(below.map(|(name, _)| Action::Name { parent: node, name: name.to_vec() }));
+            }
+        }
+        drop(tables);
+        for action in names.into_iter().chain(nodes) {
+            self.add(Job { action, replies: replies.clone(), retries: 0 });
+        }
+        if let Some(replies) = replies {
+            // A look-up that was answered before that is looked up again.
+            self.counters.wait_for(&replies);
+            self.kernel.forget_names();
+        }
+    }
+
+    fn add(self: &Arc<Self>, job: Job) {
+        let mut state = self.state.lock();
+        state.count += 1;
+        self.enqueue(&mut state, job);
+    }
+
+    fn enqueue(self: &Arc<Self>, state: &mut State, job: Job) {
+        let order = order_of(&job.action);
+        state.waiting.entry(order).or_insert_with(|| {
+            state.ready.push_back(order);
+            VecDeque::new()
+        });
+        if let Some(jobs) = state.waiting.get_mut(&order) {
+            jobs.push_back(job);
+        }
+        if state.idle < state.ready.len() && state.threads < MAX_THREADS {
+            let its = self.clone();
+            let thread = std::thread::Builder::new().name("notify".into()).spawn(move || its.work());
+            match thread {
+                Ok(_) => state.threads += 1,
+                Err(e) => tracing::debug!("no thread more for notifications: {e}"),
+            }
+        }
+        self.more.notify_one();
+    }
+
+    fn work(self: Arc<Self>) {
+        let mut state = self.state.lock();
+        loop {
+            self.take_due(&mut state);
+            if state.ended {
+                break;
+            }
+            let Some(order) = state.ready.pop_front() else {
+                if state.idle >= MAX_IDLE && state.later.is_empty() {
+                    break;
+                }
+                state.idle += 1;
+                let next = state.later.iter().map(|(at, _)| *at).min();
+                match next {
+                    Some(at) => drop(self.more.wait_until(&mut state, at)),
+                    None => self.more.wait(&mut state),
+                }
+                state.idle -= 1;
+                continue;
+            };
+            let Some(mut job) = state.waiting.get_mut(&order).and_then(VecDeque::pop_front) else {
+                state.waiting.remove(&order);
+                continue;
+            };
+            let told = parking_lot::MutexGuard::unlocked(&mut state, || self.run(&job));
+            if told == Told::Ended {
+                state.ended = true;
+                self.more.notify_all();
+            }
+            if told == Told::Unknown && job.retries < MAX_RETRIES && self.may_come(&job.action) {
+                let pause = FIRST_RETRY * 2u32.pow(job.retries);
+                job.retries += 1;
+                state.later.push((Instant::now() + pause, job));
+            } else {
+                self.finished(&mut state, &job.action);
+            }
+            match state.waiting.get(&order) {
+                Some(more) if more.is_empty() => drop(state.waiting.remove(&order)),
+                Some(_) => state.ready.push_back(order),
+                None => {}
+            }
+        }
+        state.threads -= 1;
+    }
+
+    /// Enqueues what is to be tried again now.
+    fn take_due(self: &Arc<Self>, state: &mut State) {
+        let now = Instant::now();
+        while let Some(due) = state.later.iter().position(|(at, _)| *at <= now) {
+            let (_, job) = state.later.swap_remove(due);
+            self.enqueue(state, job);
+        }
+    }
+
+    fn finished(&self, state: &mut State, action: &Action) {
+        state.count -= 1;
+        if let Action::DropData { host, .. } = action {
+            self.report(*host);
+        }
+        if state.count + 1 == MAX_WAITING {
+            Eventfd::signal(&self.news);
+        }
+        if state.count == 0 {}
+    }
+
+    fn report(&self, host: u64) {
+        self.dropped.lock().push(host);
+        Eventfd::signal(&self.news);
+    }
+
+    /// Whether the kernel is about to learn of what it does not know.
+    fn may_come(&self, action: &Action) -> bool {
+        match action {
+            Action::Inode { node, .. } => self.reconnect.tables.read().nodes.is_looked_up(*node),
+            // The host waits, and a name that is not cached is nothing to forget.
+            _ => false,
+        }
+    }
+
+    fn run(&self, job: &Job) -> Told {
+        let told = self.tell(&job.action);
+        match &job.replies {
+            Some(replies) if told != Told::Ended => {
+                self.counters.wait_for(replies);
+                self.tell(&job.action)
+            }
+            _ => told,
+        }
+    }
+
+    fn tell(&self, action: &Action) -> Told {
+        match action {
+            Action::Name { parent, name } => self.kernel.forget_name(*parent, name),
+            Action::Inode { node, part } => self.kernel.forget_inode(*node, *part),
+            Action::DropData { node, .. } => self.kernel.forget_inode(*node, Part::Data),
+            Action::Dropped { .. } | Action::Everything => Told::Done,
+        }
+    }
+}
+
+fn order_of(action: &Action) -> Order {
+    match action {
+        Action::Name { parent, .. } => Order::Directory(*parent),
+        Action::Inode { node, .. } | Action::DropData { node, .. } => Order::Inode(*node),
+        Action::Dropped { .. } | Action::Everything => Order::None,
+    }
+}

@@ -1,0 +1,86 @@
+//! Notifications to the kernel: messages that nobody asked for (`enum fuse_notify_code` of linux/fuse.h).
+
+use crate::fuse::abi::OUT_HEADER;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+const INVAL_INODE: i32 = 2;
+const INVAL_ENTRY: i32 = 3;
+/// Linux 6.16 and later.
+const INC_EPOCH: i32 = 8;
+
+/// How the kernel takes a notification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It has done what was asked.
+    Done,
+    /// It does not have the inode or the name.
+    Unknown,
+    /// It does not know this kind of notification.
+    Unsupported,
+    /// The mount has ended.
+    Ended,
+}
+
+/// What of an inode is forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Its attributes; never waits.
+    Attributes,
+    /// Its data, too; waits for a READ under way.
+    Data,
+}
+
+/// A mounted connection.
+#[derive(Clone)]
+pub struct Kernel(pub Arc<OwnedFd>);
+
+impl Kernel {
+    /// Forgets an inode's attributes, or its data too.
+    pub fn forget_inode(&self, node: u64, part: Part) -> Told {
+        // `fuse_notify_inval_inode_out`: a negative offset leaves the data.
+        let offset = match part {
+            Part::Attributes => -1i64,
+            Part::Data => 0,
+        };
+        let body = [node.to_ne_bytes(), offset.to_ne_bytes(), 0i64.to_ne_bytes()].concat();
+        self.send(INVAL_INODE, &body)
+    }
+
+    /// Forgets a name, or that it is missing. Waits for whoever holds the directory's lock.
+    pub fn forget_name(&self, parent: u64, name: &[u8]) -> Told {
+        // `fuse_notify_inval_entry_out`, without flags: FUSE_EXPIRE_ONLY would lose against a look-up under way.
+        let mut body = parent.to_ne_bytes().to_vec();
+        body.extend((name.len() as u32).to_ne_bytes());
+        body.extend(0u32.to_ne_bytes());
+        body.extend(name);
+        body.push(0);
+        self.send(INVAL_ENTRY, &body)
+    }
+
+    /// Has all names looked up once more when they are next used.
+    pub fn forget_names(&self) -> Told {
+        self.send(INC_EPOCH, &[])
+    }
+
+    fn send(&self, code: i32, body: &[u8]) -> Told {
+        let mut message = ((OUT_HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+        message.extend(code.to_ne_bytes());
+        message.extend(0u64.to_ne_bytes());
+        message.extend(body);
+        loop {
+            return match nix::unistd::write(self.0.as_fd(), &message) {
+                Ok(_) => Told::Done,
+                Err(nix::Error::EINTR) => continue,
+                Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => Told::Unknown,
+                Err(nix::Error::EINVAL) => Told::Unsupported,
+                Err(nix::Error::ENODEV | nix::Error::ENOTCONN | nix::Error::ECONNABORTED) => Told::Ended,
+                Err(e) => {
+                    tracing::debug!("the kernel refuses notification {code}: {}", io::Error::from(e));
+                    Told::Unknown
+                }
+            };
+        }
+    }
+}
