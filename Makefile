@@ -122,7 +122,7 @@ install:
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS:%=$(BIN)/%)
 	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(dir $(UNIT))
 	for name in $(HELPERS); do ln -sf $(PREFIX)/bin/tunnelfs-guest $(DESTDIR)$(SBINDIR)/$$name; done
-	sed 's|@PREFIX@|$(PREFIX)|' docs/tunnelfs-host@.service > $(DESTDIR)$(UNIT)
+	sed 's|@PREFIX@|$(PREFIX)|' packaging/tunnelfs-host@.service > $(DESTDIR)$(UNIT)
 	install -D -m 644 -t $(DESTDIR)$(DOC) README.md CHANGELOG.md docs/*.md docs/tunnelfs.toml
 
 uninstall:

@@ -149,7 +149,7 @@ fn guest_files(host: &Host) -> io::Result<u64> {
         Ok(()) => wanted,
         // Without privilege the hard limit is all that can be had.
         Err(e) => {
-            tracing::info!("host.rlimit_nofile = {wanted}: {e}; going on with the hard limit, {hard} open files");
+            tracing::warn!("host.rlimit_nofile = {wanted}: {e}; going on with the hard limit, {hard} open files");
             setrlimit(RLIMIT_NOFILE, hard, hard)?;
             hard
         }
