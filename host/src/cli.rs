@@ -106,7 +106,7 @@ fn run(matches: &ArgMatches, args: &Args) -> Result<(), Box<dyn Error>> {
         println!("tunnelfs-host: the settings are good");
         return Ok(());
     }
-    log::start(settings.log.level);
+    log::start(settings.log.level, true);
     let socket = args.fd.map(tunnelfs_host::listener_from_fd).transpose()?;
     let guests = if args.once { Guests::One } else { Guests::Forever };
     tunnelfs_host::serve_confined(&settings, Start { guests, replace: args.replace, socket })?;

@@ -69,8 +69,7 @@ impl Detached {
         }
         let detached = Detached { at, len, kept: kept as usize };
         // SAFETY: only the pages of the READ's own buffers, which no other request uses before it is answered.
-        let private =
-            unsafe { libc::mmap(without_provenance_mut(at), len, access, flags | libc::MAP_FIXED, -1, 0) };
+        let private = unsafe { libc::mmap(without_provenance_mut(at), len, access, flags | libc::MAP_FIXED, -1, 0) };
         if private == libc::MAP_FAILED {
             let error = io::Error::last_os_error();
             // SAFETY: the mapping that was made above.
@@ -84,8 +83,7 @@ impl Detached {
     fn restore(&self) {
         let (kept, at) = (without_provenance_mut(self.kept), without_provenance_mut::<libc::c_void>(self.at));
         // SAFETY: moves the mapping made by `new` over the private pages, which nobody uses any more.
-        let moved =
-            unsafe { libc::mremap(kept, self.len, self.len, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, at) };
+        let moved = unsafe { libc::mremap(kept, self.len, self.len, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, at) };
         if moved == libc::MAP_FAILED {
             tracing::warn!("a slow READ's buffer is lost to its guest: {}", io::Error::last_os_error());
         }
@@ -188,10 +186,16 @@ mod tests {
             let thread = scope.spawn(|| {
                 serve_for(queue);
                 let iov = iovec { iov_base: without_provenance_mut(start), iov_len: PAGE };
-                let again = || fill(&[iov], || Ok(()), || {
-                    // SAFETY: the iovec lies in `memory`.
-                    unsafe { libc::readv(reader.as_raw_fd(), &iov, 1) }
-                });
+                let again = || {
+                    fill(
+                        &[iov],
+                        || Ok(()),
+                        || {
+                            // SAFETY: the iovec lies in `memory`.
+                            unsafe { libc::readv(reader.as_raw_fd(), &iov, 1) }
+                        },
+                    )
+                };
                 let first = again().unwrap();
                 (first, again().unwrap())
             });

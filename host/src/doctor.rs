@@ -62,14 +62,16 @@ fn share(settings: &Settings, report: &mut Report) {
 /// Which cache modes the file system below can keep.
 fn file_system(settings: &Settings, dir: &Path, report: &mut Report) {
     let Ok(found) = statfs(dir) else { return };
-    let number = found.filesystem_type().0 as i64 & 0xffff_ffff;
+    let number = found.filesystem_type().0 & 0xffff_ffff;
     match REMOTE.iter().find(|(remote, _)| *remote == number) {
         Some((_, name)) if settings.host.cache == Cache::Always || settings.host.cache == Cache::Metadata => report
             .advice(
                 format!("cache = {:?} on {name}: what other machines change is not seen", settings.host.cache),
                 "--cache auto (a second late) or never, unless this host alone changes the files",
             ),
-        Some((_, name)) => report.fine(format!("{name} below: cache modes auto and never; others miss foreign changes")),
+        Some((_, name)) => {
+            report.fine(format!("{name} below: cache modes auto and never; others miss foreign changes"))
+        }
         None => report.fine("file system below: local, all cache modes"),
     }
     if settings.host.inode_file_handles == FileHandles::Mandatory && !has_handles(dir) {
@@ -118,7 +120,9 @@ fn namespace_remedy(root: bool) -> String {
     }
     match root {
         true => "in a container: give it CAP_SYS_ADMIN, or use --sandbox chroot (CAP_SYS_CHROOT) or none".into(),
-        false => "in a container: allow user namespaces (its seccomp profile), run as root, or use --sandbox none".into(),
+        false => {
+            "in a container: allow user namespaces (its seccomp profile), run as root, or use --sandbox none".into()
+        }
     }
 }
 

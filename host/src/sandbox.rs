@@ -53,7 +53,10 @@ fn root_dir(host: &Host) -> io::Result<String> {
     let access = nix::unistd::AccessFlags::R_OK | nix::unistd::AccessFlags::X_OK;
     nix::unistd::access(&root, access).map_err(|e| {
         let user = nix::unistd::geteuid();
-        invalid(format!("shared directory {}: user {user} may not read it: {e}; change its mode or owner", dir.display()))
+        invalid(format!(
+            "shared directory {}: user {user} may not read it: {e}; change its mode or owner",
+            dir.display()
+        ))
     })?;
     root.into_os_string().into_string().map_err(|_| told(invalid("its path is not UTF-8".into())))
 }
@@ -93,7 +96,8 @@ fn explain(e: &Refused, mode: Mode, root: bool) -> String {
     let why = match e {
         SandboxModeInvalidUID => "it needs root".into(),
         SandboxModeInvalidUidMap | SandboxModeInvalidGidMap => {
-            return "host.uid_map and host.gid_map are only for users other than root, with host.sandbox = namespace".into()
+            return "host.uid_map and host.gid_map are only for users other than root, with host.sandbox = namespace"
+                .into()
         }
         WriteUidMap(text) | WriteGidMap(text) => format!("host.uid_map or host.gid_map: {text}"),
         Unshare(e) => format!("namespaces cannot be made: {e}"),
@@ -108,14 +112,26 @@ fn explain(e: &Refused, mode: Mode, root: bool) -> String {
         OpenProcSelf(e) | OpenProcSelfFd(e) | OpenMountinfo(e) | MountProc(e) => {
             format!("/proc must be mounted, and is not to be had: {e}")
         }
-        BindMountProcSelfFd(e) | BindMountSharedDir(e) | MountBind(e) | MountOldRoot(e) | MountNewRoot(e)
-        | MountTarget(e) | CleanMount(e) | PivotRoot(e) | UmountOldRoot(e) | UmountTempDir(e) | ChdirOldRoot(e)
-        | OpenOldRoot(e) | StatOldRoot(e) => format!("it cannot mount what it needs: {e}"),
+        BindMountProcSelfFd(e)
+        | BindMountSharedDir(e)
+        | MountBind(e)
+        | MountOldRoot(e)
+        | MountNewRoot(e)
+        | MountTarget(e)
+        | CleanMount(e)
+        | PivotRoot(e)
+        | UmountOldRoot(e)
+        | UmountTempDir(e)
+        | ChdirOldRoot(e)
+        | OpenOldRoot(e)
+        | StatOldRoot(e) => format!("it cannot mount what it needs: {e}"),
     };
     let (name, instead) = match mode {
         Mode::Chroot if !root => ("chroot", "--sandbox namespace needs no root"),
         Mode::Namespace if root => ("namespace", "--sandbox chroot needs less of the system"),
-        Mode::Namespace => ("namespace", "without user namespaces only root, or --sandbox none, which isolates nothing, is left"),
+        Mode::Namespace => {
+            ("namespace", "without user namespaces only root, or --sandbox none, which isolates nothing, is left")
+        }
         _ => ("chroot", "--sandbox none isolates nothing"),
     };
     format!("no sandbox {name}: {why}; `tunnelfs-host doctor` tells more; {instead}")

@@ -97,7 +97,8 @@ impl Report {
         if hard >= wanted || (root && parse::<u64>("/proc/sys/fs/nr_open").is_none_or(|most| most >= wanted)) {
             return self.fine(what);
         }
-        let remedy = format!("for {wanted} (host.rlimit_nofile): LimitNOFILE={wanted} in the unit, or ulimit -Hn as root");
+        let remedy =
+            format!("for {wanted} (host.rlimit_nofile): LimitNOFILE={wanted} in the unit, or ulimit -Hn as root");
         self.advice(format!("{what}; with few of them files are reopened more often"), remedy);
     }
 
@@ -111,7 +112,10 @@ impl Report {
         let what = format!("huge pages of 2 MiB: {} free, {pages} needed", free.unwrap_or(0));
         if free.unwrap_or(0) < pages {
             let more = pages - free.unwrap_or(0);
-            self.problem(what, format!("sysctl vm.nr_hugepages=$(($(sysctl -n vm.nr_hugepages) + {more})), or no huge_pages"));
+            self.problem(
+                what,
+                format!("sysctl vm.nr_hugepages=$(($(sysctl -n vm.nr_hugepages) + {more})), or no huge_pages"),
+            );
         } else {
             self.fine(what);
         }

@@ -27,9 +27,9 @@ fn from_environment() -> Option<EnvFilter> {
     EnvFilter::try_new(words).ok()
 }
 
-/// Starts the log of this process.
-pub fn start(level: LogLevel) -> Control {
-    let (subscriber, control) = subscriber(level, std::io::stderr().is_terminal(), std::io::stderr);
+/// Starts the log of this process; `colour`: if it is on a terminal, and stays there.
+pub fn start(level: LogLevel, colour: bool) -> Control {
+    let (subscriber, control) = subscriber(level, colour && std::io::stderr().is_terminal(), std::io::stderr);
     // A program that embeds this one may have a log already.
     let _ = tracing::subscriber::set_global_default(subscriber);
     control
