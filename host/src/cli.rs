@@ -107,10 +107,16 @@ fn run(matches: &ArgMatches, args: &Args) -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     log::start(settings.log.level, true);
-    let socket = args.fd.map(tunnelfs_host::listener_from_fd).transpose()?;
+    let socket = args.fd.or_else(activated).map(tunnelfs_host::listener_from_fd).transpose()?;
     let guests = if args.once { Guests::One } else { Guests::Forever };
     tunnelfs_host::serve_confined(&settings, Start { guests, replace: args.replace, socket })?;
     Ok(())
+}
+
+/// The socket that systemd has made for this process (sd_listen_fds(3)), if there is one.
+fn activated() -> Option<i32> {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    (number("LISTEN_PID") == Some(std::process::id()) && number("LISTEN_FDS") == Some(1)).then_some(3)
 }
 
 fn loader(matches: &ArgMatches, args: &Args) -> Result<Loader, Box<dyn Error>> {

@@ -333,3 +333,16 @@ fn questions_to_the_program() {
     let (good, text) = asked(&[&words[..], &["/no/such/directory"]].concat());
     assert!(!good && text.contains("PROBLEM") && text.contains("-> "), "{text}");
 }
+
+/// As systemd starts a host whose socket it has made.
+#[test]
+fn a_socket_from_systemd() {
+    let place = Place::new();
+    let listener = UnixListener::bind(place.socket()).unwrap();
+    let command = place.command(&["--sandbox", "none"]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\""]);
+    shell.arg(command.get_program()).args(command.get_args()).stdin(std::os::fd::OwnedFd::from(listener));
+    let mut host = Host(shell.stderr(Stdio::null()).spawn().unwrap());
+    assert!(noop(&place.socket()) && is_running(&mut host));
+}

@@ -240,8 +240,21 @@ fn installed_programs() {
     assert_eq!(fs::read_link(root.join("sbin/mount.tunnelfs")).unwrap(), Path::new("/usr/bin/tunnelfs-guest"));
     let unit = fs::read_to_string(root.join("usr/lib/systemd/system/tunnelfs-host@.service")).unwrap();
     let start = unit.lines().find_map(|l| l.strip_prefix("ExecStart=")).unwrap();
-    let doc = unit.lines().find_map(|l| l.strip_prefix("Documentation=file://")).unwrap();
-    assert!(root.join(&doc[1..]).exists(), "{doc}");
+    let doc = unit.lines().find_map(|l| l.strip_prefix("Documentation=")).unwrap();
+    let doc = doc.strip_prefix("man:tunnelfs-host(8) file:///").unwrap_or(doc);
+    assert!(root.join(doc).exists(), "{doc}");
+    for (file, part) in [
+        ("usr/share/man/man8/tunnelfs-host.8", "shared\\-dir"),
+        ("usr/share/man/man8/tunnelfs-guest-mount.8", "slot\\-size"),
+        ("usr/share/bash-completion/completions/tunnelfs-guest", "--slot-size"),
+        ("usr/lib/systemd/system/tunnelfs-host@.socket", "/run/tunnelfs-%i/socket"),
+        ("usr/lib/sysusers.d/tunnelfs.conf", "tunnelfs"),
+        ("usr/share/doc/tunnelfs/LICENSE-MIT", "MIT"),
+        ("usr/share/doc/tunnelfs/SECURITY.md", "Security"),
+    ] {
+        let text = fs::read_to_string(root.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        assert!(text.contains(part), "{file} has no {part}");
+    }
 
     // As systemd would: the unit's own words, with its names filled in.
     let (config, socket, ready) = (scratch.path("data.toml"), scratch.path("socket"), scratch.path("ready"));
