@@ -1,5 +1,5 @@
 # Two commands do everything: `make bench` and `make test`.
-.PHONY: all deps deps-conformance conformance kills soak bench bench-full bench-calls bench-mount test check audit lint fuzz sanitize mutants install uninstall static vm vm-test vm-test-quick vm-boot-root vm-bench
+.PHONY: all deps deps-conformance conformance kills soak bench bench-full bench-calls bench-mount test check audit lint fuzz sanitize mutants install uninstall deb static vm vm-test vm-test-quick vm-boot-root vm-bench
 
 all: bench
 
@@ -150,6 +150,11 @@ uninstall:
 	  $(SERVED:%=$(DESTDIR)$(FISH)/%.fish) \
 	  $(DESTDIR)$(PREFIX)/lib/sysusers.d/tunnelfs.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/tunnelfs.conf
 	rm -rf $(DESTDIR)$(DOC)
+
+# A Debian package in target/deb.
+deb:
+	cargo build --release --workspace
+	./packaging/deb
 
 # What the virtual machines want: QEMU and the parts of small file systems, and one file of the guest.
 .deps/vm-tools:

@@ -57,14 +57,14 @@ pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
             listener.into()
         }
     };
+    let host = &settings.host;
+    let how = format!("{:?}, sandbox {:?}, cache {:?}", settings.transport.kind, host.sandbox, host.cache);
     tracing::info!(
-        "listening on {}, sharing {} ({:?}, sandbox {:?}, cache {:?}{})",
+        "listening on {}, sharing {} ({}{})",
         place(settings, inherited),
-        settings.host.shared_dir.display(),
-        settings.transport.kind,
-        settings.host.sandbox,
-        settings.host.cache,
-        if settings.host.readonly { ", read-only" } else { "" },
+        host.shared_dir.display(),
+        how.to_lowercase(),
+        if host.readonly { ", read-only" } else { "" },
     );
     notify_ready();
     if settings.host.sandbox == Sandbox::Chroot {

@@ -288,7 +288,9 @@ fn both_sides_write_large_messages() {
 #[test]
 fn the_log_tells_of_guests() {
     let place = Place::new();
-    let (path, mut command) = (place.0.path().join("log"), place.command(&["--sandbox", "none"]));
+    // Fewer descriptors than wanted would be a warning.
+    let options = ["--sandbox", "none", "--rlimit-nofile", "0"];
+    let (path, mut command) = (place.0.path().join("log"), place.command(&options));
     let host = Host(command.env_remove("RUST_LOG").stderr(fs::File::create(&path).unwrap()).spawn().unwrap());
     let log = || fs::read_to_string(&path).unwrap();
     let says = |what: &str| soon(what, || log().contains(what).then_some(()));
