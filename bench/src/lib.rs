@@ -3,6 +3,7 @@
 
 pub mod calls;
 pub mod direct;
+pub mod echo;
 pub mod idle;
 pub mod in_process;
 pub mod interrupt;

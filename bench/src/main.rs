@@ -9,7 +9,7 @@ use tunnelfs_bench::mount::{self, MountPlan, Peer};
 use tunnelfs_bench::plan::{HostLocation, Load, Matrix, Op, Plan, TransportKind};
 use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
-use tunnelfs_bench::{calls, idle, interrupt, limits, measure, plot, report, target, workload};
+use tunnelfs_bench::{calls, echo, idle, interrupt, limits, measure, plot, report, target, workload};
 use tunnelfs_ring::Policy;
 use tunnelfs_settings::{args, load, parse_bytes, Loader, Settings};
 
@@ -186,10 +186,11 @@ fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Settings) -> io::Result<
     let mut targets = target::open(&plan, &bench)?;
     let (rows, limits) = measure::measure(&plan, &mut targets)?;
     let idle = idle::watch(targets)?;
+    let echo = echo::measure()?;
     workload::check_file(&bench.dir)?;
     let files = if args.directory.is_some() { "Files in --directory" } else { "Files on tmpfs" };
     let origin = Origin::here();
-    let run = Run { origin, files: files.into(), config: bench.settings, limits, rows, idle };
+    let run = Run { origin, files: files.into(), config: bench.settings, limits, rows, idle, echo };
     println!("{}", report::summary(&run));
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_vec_pretty(&run)?)?;
