@@ -1,9 +1,9 @@
 //! What a pair costs while nothing is asked of it.
 
-use crate::plan::{Cpus, Pair};
+use crate::plan::Cpus;
 use crate::record::Idle;
 use crate::session::{process_cpu, thread_run_time};
-use crate::target::Target;
+use crate::target::{Case, Target};
 use std::io;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -16,9 +16,9 @@ const WATCH: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When a host cannot be ended afterwards.
-pub fn watch(targets: Vec<(Pair, Target)>) -> io::Result<Vec<Idle>> {
+pub fn watch(cases: Vec<Case>) -> io::Result<Vec<Idle>> {
     let mut watched = Vec::new();
-    for (pair, target) in targets {
+    for Case { pair, target, .. } in cases {
         let Target::Session(mut session) = target else { continue };
         let Some(pid) = session.host_pid() else { continue };
         if pair.cpus == Cpus::One {

@@ -2,16 +2,18 @@
 //! limits of the machine, all in one interleaved run.
 
 pub mod calls;
+pub mod compare;
 pub mod direct;
 pub mod echo;
 pub mod idle;
 pub mod in_process;
 pub mod interrupt;
+pub mod intervals;
 pub mod limits;
 pub mod measure;
 pub mod mount;
+pub mod page;
 pub mod plan;
-pub mod plot;
 pub mod progress;
 pub mod ratios;
 pub mod record;
@@ -19,4 +21,5 @@ pub mod report;
 pub mod resources;
 pub mod session;
 pub mod target;
+pub mod variants;
 pub mod workload;

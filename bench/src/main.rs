@@ -1,6 +1,6 @@
 //! `tunnelfs-bench`: the transports side by side.
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use tunnelfs_bench::mount::{self, MountPlan, Peer};
 use tunnelfs_bench::plan::{HostLocation, Load, Matrix, Op, Plan, TransportKind};
 use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
-use tunnelfs_bench::{calls, echo, idle, interrupt, limits, measure, plot, report, target, workload};
+use tunnelfs_bench::{calls, compare, echo, idle, interrupt, limits, measure, page, report, target, variants, workload};
 use tunnelfs_ring::Policy;
 use tunnelfs_settings::{args, load, parse_bytes, Loader, Settings};
 
@@ -44,6 +44,10 @@ enum Command {
     All(MatrixArgs),
     /// Jobs on mounted file systems, ours and others' (needs root, /dev/fuse, and fio for all jobs)
     Mount(MountArgs),
+    /// A page and a Markdown file from recorded runs
+    Report(page::ReportArgs),
+    /// What has changed between two recorded runs, told from noise; exit status 1 when something is worse
+    Compare(compare::CompareArgs),
     /// Each operation of the host's file server beside the system calls that it needs
     Calls(CallsArgs),
 }
@@ -52,7 +56,10 @@ enum Command {
 #[command(after_help = "Examples:
   tunnelfs-bench all --quick --report run.md
   tunnelfs-bench latency --transport ring,virtqueue --policy spin --rw noop,read --bs 4k
-  tunnelfs-bench throughput --rw read --bs 4k,1m --iodepth 8,32 --numjobs 1,2 --json run.json")]
+  tunnelfs-bench throughput --rw read --bs 4k,1m --iodepth 8,32 --numjobs 1,2 --json run.json
+  tunnelfs-bench throughput --transport ring --slots 8,16,32 --entries 64 --json rings.json
+
+Settings as lists (--entries, --slots, --slot-size, --spin-us, --auto-us) are measured by turns in one run.")]
 struct MatrixArgs {
     /// A smaller matrix, under a minute
     #[arg(long)]
@@ -146,24 +153,41 @@ fn main() -> ExitCode {
     let command = ["latency", "throughput", "all", "mount", "calls"]
         .into_iter()
         .fold(Args::command(), |c, name| c.mut_subcommand(name, |sub| sub.args(args(SECTIONS))));
-    let matches = command.get_matches();
-    let parsed = Args::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
-    let (_, matches) = matches.subcommand().expect("clap asks for one");
-    let result = load(SECTIONS, matches).and_then(Loader::finish_with_memory).map_err(io::Error::other);
-    let result = result.and_then(|settings| interrupt::watch().map(|()| settings));
-    let result = result.and_then(|settings| match parsed.command {
-        Command::Latency(args) => run(&args, Matrix::Latency, settings),
-        Command::Throughput(args) => run(&args, Matrix::Throughput, settings),
-        Command::All(args) => run(&args, Matrix::All, settings),
-        Command::Mount(args) => run_mount(&args, &settings),
-        Command::Calls(args) => run_calls(&args),
-    });
+    // A list in a setting is refused below where it makes no sense.
+    let lines = variants::expand(&std::env::args_os().collect::<Vec<_>>());
+    let several: Vec<_> = lines.iter().map(|line| command.clone().get_matches_from(line)).collect();
+    let parsed = Args::from_arg_matches(&several[0]).unwrap_or_else(|e| e.exit());
+    if let Command::Compare(args) = &parsed.command {
+        return compare::run(args);
+    }
+    let result = interrupt::watch().and_then(|()| dispatch(parsed.command, &several));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("tunnelfs-bench: {e}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn dispatch(command: Command, several: &[ArgMatches]) -> io::Result<()> {
+    let settings = |matches: &ArgMatches| {
+        let (_, matches) = matches.subcommand().expect("clap asks for one");
+        load(SECTIONS, matches).and_then(Loader::finish_with_memory).map_err(io::Error::other)
+    };
+    let only = || match several {
+        [one] => settings(one),
+        _ => Err(io::Error::other("settings as lists are for latency, throughput and all")),
+    };
+    let all = || several.iter().map(settings).collect::<io::Result<Vec<_>>>();
+    match command {
+        Command::Latency(args) => run(&args, Matrix::Latency, all()?),
+        Command::Throughput(args) => run(&args, Matrix::Throughput, all()?),
+        Command::All(args) => run(&args, Matrix::All, all()?),
+        Command::Report(args) => page::run(&args),
+        Command::Compare(_) => Ok(()),
+        Command::Mount(args) => run_mount(&args, &only()?),
+        Command::Calls(args) => run_calls(&args),
     }
 }
 
@@ -175,28 +199,32 @@ fn size(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("`{text}` must be a multiple of 8 bytes, up to {} MiB", workload::FILE_BYTES >> 21))
 }
 
-fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Settings) -> io::Result<()> {
+fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Vec<Settings>) -> io::Result<()> {
     let plan = plan(args, matrix, &settings)?;
-    settings.transport.queues = plan.loads.iter().map(|l| l.queues).max().unwrap_or(1) as u16;
+    let queues = plan.loads.iter().map(|l| l.queues).max().unwrap_or(1) as u16;
+    settings.iter_mut().for_each(|s| s.transport.queues = queues);
     let scratch = scratch(None)?;
     let dir = args.directory.clone().unwrap_or_else(|| scratch.path().join("share"));
     std::fs::create_dir_all(&dir)?;
     workload::make_file(&dir)?;
-    let bench = Bench { dir, scratch: scratch.path().into(), settings };
-    let mut targets = target::open(&plan, &bench)?;
-    let (rows, limits) = measure::measure(&plan, &mut targets)?;
-    let idle = idle::watch(targets)?;
+    let scratch_path = scratch.path().to_path_buf();
+    let bench =
+        |settings: &Settings| Bench { dir: dir.clone(), scratch: scratch_path.clone(), settings: settings.clone() };
+    let benches: Vec<Bench> = settings.iter().map(bench).collect();
+    let mut cases = target::open(&plan, &benches)?;
+    let (rows, limits) = measure::measure(&plan, &mut cases)?;
+    let idle = idle::watch(cases)?;
     let echo = echo::measure()?;
-    workload::check_file(&bench.dir)?;
+    workload::check_file(&dir)?;
     let files = if args.directory.is_some() { "Files in --directory" } else { "Files on tmpfs" };
-    let origin = Origin::here();
-    let run = Run { origin, files: files.into(), config: bench.settings, limits, rows, idle, echo };
+    let origin = Origin::here("transports");
+    let run = Run { origin, files: files.into(), config: settings.swap_remove(0), limits, rows, idle, echo };
     println!("{}", report::summary(&run));
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_vec_pretty(&run)?)?;
     }
     if let Some(path) = &args.report {
-        let plots = plot::draw(&run, path)?;
+        let plots = page::draw(&run, path)?;
         std::fs::write(path, report::page(&run, &plots))?;
     }
     Ok(())
@@ -228,7 +256,7 @@ fn run_mount(args: &MountArgs, settings: &Settings) -> io::Result<()> {
 fn run_calls(args: &CallsArgs) -> io::Result<()> {
     let given = args.directory.iter().map(|dir| Some(dir.as_path()));
     let directories: Vec<_> = if args.directory.is_empty() { vec![None] } else { given.collect() };
-    let mut page = Origin::here().heading(&limits::measure());
+    let mut page = Origin::here("calls").heading(&limits::measure());
     println!("{page}");
     for directory in directories {
         let scratch = scratch(directory)?;
@@ -253,7 +281,7 @@ fn scratch(base: Option<&Path>) -> io::Result<tempfile::TempDir> {
 }
 
 /// The planned matrix, narrowed or changed as the command line has it.
-fn plan(args: &MatrixArgs, matrix: Matrix, settings: &Settings) -> io::Result<Plan> {
+fn plan(args: &MatrixArgs, matrix: Matrix, settings: &[Settings]) -> io::Result<Plan> {
     let mut plan = Plan::new(matrix, args.quick);
     fn wanted<T: PartialEq>(list: &[T], value: &T) -> bool {
         list.is_empty() || list.contains(value)
@@ -279,7 +307,7 @@ fn plan(args: &MatrixArgs, matrix: Matrix, settings: &Settings) -> io::Result<Pl
     if plan.pairs.is_empty() || plan.loads.is_empty() {
         return Err(io::Error::other("nothing to measure: no case of the matrix has all that was asked for"));
     }
-    let slot = settings.transport.slot_size;
+    let slot = settings.iter().map(|s| s.transport.slot_size).max().unwrap_or(0);
     plan.loads.retain(|l| l.size <= slot);
     if plan.loads.is_empty() {
         return Err(io::Error::other(format!("--bs: nothing fits into slots of {slot} bytes (transport.slot_size)")));

@@ -6,6 +6,7 @@ use crate::session::{Bench, Session};
 use crate::workload::{self, Sample};
 use std::io;
 use std::time::Duration;
+use tunnelfs_settings::Settings;
 
 /// An opened pair.
 pub enum Target {
@@ -15,19 +16,41 @@ pub enum Target {
     Session(Box<Session>),
 }
 
-/// Opens all pairs of a plan.
+/// An opened pair, and the settings that it was opened with.
+pub struct Case {
+    /// Guest and host.
+    pub pair: Pair,
+    /// Sizes and budgets.
+    pub settings: Settings,
+    /// What loads run on.
+    pub target: Target,
+}
+
+/// Opens all pairs of a plan with each of the settings; the direct call, which has none, once.
 ///
 /// # Errors
 /// The first that cannot be opened; names it.
-pub fn open(plan: &Plan, bench: &Bench) -> io::Result<Vec<(Pair, Target)>> {
-    let open = |(i, &pair): (usize, &Pair)| {
-        let target = match pair.transport {
-            TransportKind::Direct => aside(|| Direct::open(bench)).map(|d| Target::Direct(Box::new(d))),
-            _ => Session::open(bench, &pair, i).map(|s| Target::Session(Box::new(s))),
-        };
-        target.map(|t| (pair, t)).map_err(|e| io::Error::new(e.kind(), format!("{pair:?}: {e}")))
-    };
-    plan.pairs.iter().enumerate().map(open).collect()
+pub fn open(plan: &Plan, benches: &[Bench]) -> io::Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for (number, bench) in benches.iter().enumerate() {
+        for &pair in &plan.pairs {
+            let target = match pair.transport {
+                TransportKind::Direct if number > 0 => continue,
+                TransportKind::Direct => aside(|| Direct::open(bench)).map(|d| Target::Direct(Box::new(d))),
+                _ => Session::open(bench, &pair, cases.len()).map(|s| Target::Session(Box::new(s))),
+            };
+            let target = target.map_err(|e| io::Error::new(e.kind(), format!("{pair:?}: {e}")))?;
+            cases.push(Case { pair, settings: bench.settings.clone(), target });
+        }
+    }
+    Ok(cases)
+}
+
+impl Case {
+    /// Whether the load makes sense here: its payload must fit a slot, too.
+    pub fn can(&self, load: Load) -> bool {
+        load.size <= self.settings.transport.slot_size && self.target.can(load)
+    }
 }
 
 /// Calls `work` on a thread of its own: a thread that calls the server gets another working directory and umask.

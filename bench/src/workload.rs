@@ -21,6 +21,10 @@ pub struct Sample {
     pub ops: u64,
     /// Operations a second, of each turn.
     pub rates: Vec<f64>,
+    /// The p50 of each turn, nanoseconds.
+    pub p50s: Vec<u64>,
+    /// CPU time an operation of both sides in each turn, nanoseconds.
+    pub cpus: Vec<f64>,
     /// CPU time of the guest's thread.
     pub guest_cpu: Duration,
     /// CPU time of the host.
@@ -36,6 +40,22 @@ impl Sample {
         self.rates.push(ops as f64 / time.as_secs_f64());
     }
 
+    /// Adds the sample of one turn, with the turn's own p50 and CPU time.
+    ///
+    /// # Errors
+    /// None that is expected: all histograms have the same bounds.
+    pub fn add(&mut self, turn: &Sample) -> io::Result<()> {
+        self.latency.add(&turn.latency).map_err(io::Error::other)?;
+        self.ops += turn.ops;
+        self.rates.extend(&turn.rates);
+        self.p50s.push(turn.latency.value_at_quantile(0.5));
+        self.cpus.push((turn.guest_cpu + turn.host_cpu).as_nanos() as f64 / turn.ops.max(1) as f64);
+        self.guest_cpu += turn.guest_cpu;
+        self.host_cpu += turn.host_cpu;
+        self.copied += turn.copied;
+        Ok(())
+    }
+
     /// The median turn's operations a second: one that the machine spoilt does not count.
     pub fn rate(&self) -> f64 {
         let mut rates = self.rates.clone();
@@ -48,7 +68,8 @@ impl Default for Sample {
     fn default() -> Self {
         let latency = histogram();
         let zero = Duration::ZERO;
-        Sample { latency, ops: 0, rates: Vec::new(), guest_cpu: zero, host_cpu: zero, copied: 0 }
+        let (rates, p50s, cpus) = (Vec::new(), Vec::new(), Vec::new());
+        Sample { latency, ops: 0, rates, p50s, cpus, guest_cpu: zero, host_cpu: zero, copied: 0 }
     }
 }
 

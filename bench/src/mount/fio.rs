@@ -2,6 +2,7 @@
 
 use super::plan::MountPlan;
 use super::turn::{Io, Turn};
+use crate::record::POINTS;
 use serde_json::Value;
 use std::io;
 use std::path::Path;
@@ -17,6 +18,7 @@ pub fn run(job: &Io, dir: &Path, plan: &MountPlan) -> io::Result<Turn> {
     fio.arg(format!("--filename={}", dir.join("data").display()));
     fio.arg(format!("--rw={}", job.rw)).arg(format!("--bs={}", job.bs)).arg(format!("--size={}", plan.file_bytes));
     fio.arg(format!("--numjobs={}", job.numjobs)).arg(format!("--iodepth={}", job.iodepth));
+    fio.arg(format!("--percentile_list={}", quantiles().map(|p| p.to_string()).collect::<Vec<_>>().join(":")));
     fio.arg(if job.iodepth > 1 { "--ioengine=io_uring" } else { "--ioengine=psync" });
     if job.direct {
         let ms = plan.runtime.as_millis();
@@ -39,9 +41,16 @@ pub fn run(job: &Io, dir: &Path, plan: &MountPlan) -> io::Result<Turn> {
         .ok_or_else(|| io::Error::other("fio: its report lacks what is needed"))
 }
 
+/// What fio is asked for: [`POINTS`] but the maximum, which it tells anyhow.
+fn quantiles() -> impl Iterator<Item = f64> {
+    POINTS.into_iter().filter(|p| *p < 100.0)
+}
+
 fn turn(side: &Value, result: &Value, job: &Io) -> Option<Turn> {
     let percentiles = &side["clat_ns"]["percentile"];
     let at = |q: &str| percentiles[q].as_u64();
+    let max_ns = side["clat_ns"]["max"].as_u64()?;
+    let curve = POINTS.map(|p| if p < 100.0 { at(&format!("{p:.6}")).unwrap_or(0) } else { max_ns });
     let ops = side["total_ios"].as_u64()?;
     // With a final fsync the time that counts is the whole job's.
     let whole = (!job.direct && job.rw == "write").then(|| result["job_runtime"].as_f64()).flatten();
@@ -52,7 +61,8 @@ fn turn(side: &Value, result: &Value, job: &Io) -> Option<Turn> {
         p50_ns: at("50.000000")?,
         p99_ns: at("99.000000")?,
         p999_ns: at("99.900000")?,
-        max_ns: side["clat_ns"]["max"].as_u64()?,
+        max_ns,
+        curve,
         ..Turn::default()
     })
 }

@@ -2,6 +2,7 @@
 
 use super::turn::{used, Cpu, Turn};
 use crate::limits::histogram;
+use crate::record::Curve;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub fn run(dir: &Path, files: usize, cpu: &dyn Fn() -> Cpu) -> io::Result<Vec<(S
         p99_ns: three.iter().map(|t| t.p99_ns).sum(),
         p999_ns: three.iter().map(|t| t.p999_ns).sum(),
         max_ns: three.iter().map(|t| t.max_ns).sum(),
+        curve: Curve::default(),
         cpu: [0, 1].map(|side| three.iter().map(|t| t.cpu[side]).sum()),
     };
     Ok(vec![create, stat, list, unlink, ("create+stat+unlink".into(), sum)])

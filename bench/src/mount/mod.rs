@@ -54,7 +54,7 @@ pub fn run(plan: &MountPlan, scratch: &Path, settings: &Settings) -> io::Result<
         systems.stop()?;
     }
     let limits = Limits::median(&limits).ok_or_else(|| io::Error::other("nothing to measure"))?;
-    Ok(MountRun { origin: Origin::here(), tool: tool.describe(), config: settings.clone(), limits, rows })
+    Ok(MountRun { origin: Origin::here("mount"), tool: tool.describe(), config: settings.clone(), limits, rows })
 }
 
 fn phase(plan: &MountPlan, systems: &mut Systems, jobs: &[Job], tool: &Tool) -> io::Result<Vec<Row>> {

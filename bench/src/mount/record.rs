@@ -4,7 +4,7 @@ use super::jobs::{Job, Work};
 use super::systems::System;
 use super::turn::Turn;
 use crate::limits::Limits;
-use crate::record::Origin;
+use crate::record::{Curve, Origin, POINTS};
 use serde::Serialize;
 use tunnelfs_settings::Settings;
 
@@ -48,6 +48,12 @@ pub struct Row {
     pub max_ns: u64,
     pub guest_cpu_ns_per_op: f64,
     pub host_cpu_ns_per_op: f64,
+    /// Each turn's operations a second, p50, and CPU time an operation of both sides, in their order.
+    pub rates: Vec<f64>,
+    pub p50s_ns: Vec<u64>,
+    pub cpus_ns_per_op: Vec<f64>,
+    /// Medians of the turns' latencies at the file's `points`, nanoseconds; none of sums.
+    pub curve_ns: Vec<u64>,
 }
 
 /// All turns of one row; the medians count.
@@ -82,6 +88,10 @@ impl Sum {
             max_ns: 0,
             guest_cpu_ns_per_op: 0.0,
             host_cpu_ns_per_op: 0.0,
+            rates: Vec::new(),
+            p50s_ns: Vec::new(),
+            cpus_ns_per_op: Vec::new(),
+            curve_ns: Vec::new(),
         };
         Sum { row, turns: vec![*first] }
     }
@@ -105,6 +115,13 @@ impl Sum {
             values[values.len() / 2]
         };
         let cpu = |side: usize| median(&|t| t.cpu[side].as_nanos() as f64 / t.ops.max(1) as f64);
+        row.rates = turns.iter().map(|t| t.ops_per_s).collect();
+        row.p50s_ns = turns.iter().map(|t| t.p50_ns).collect();
+        row.cpus_ns_per_op =
+            turns.iter().map(|t| (t.cpu[0] + t.cpu[1]).as_nanos() as f64 / t.ops.max(1) as f64).collect();
+        if turns.iter().all(|t| t.curve != Curve::default()) {
+            row.curve_ns = (0..POINTS.len()).map(|i| median(&|t| t.curve[i] as f64) as u64).collect();
+        }
         row.ops = turns.iter().map(|t| t.ops).sum();
         row.ops_per_s = median(&|t| t.ops_per_s);
         row.bytes_per_s = row.ops_per_s * f64::from(row.size);

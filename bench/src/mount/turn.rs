@@ -1,5 +1,6 @@
 //! One turn of a job: what it asked for, and what came of it.
 
+use crate::record::{curve, Curve};
 use hdrhistogram::Histogram;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub struct Turn {
     pub p99_ns: u64,
     pub p999_ns: u64,
     pub max_ns: u64,
+    /// Latencies at [`crate::record::POINTS`]; all zero where they are not known.
+    pub curve: Curve,
     /// CPU time of the file system's guest and host processes, not of the job.
     pub cpu: Cpu,
 }
@@ -50,6 +53,7 @@ impl Turn {
             p99_ns: at(0.99),
             p999_ns: at(0.999),
             max_ns: latency.max(),
+            curve: curve(latency),
             cpu: [Duration::ZERO; 2],
         }
     }
