@@ -4,6 +4,7 @@
 pub mod calls;
 pub mod compare;
 pub mod direct;
+pub mod echo;
 pub mod idle;
 pub mod in_process;
 pub mod interrupt;

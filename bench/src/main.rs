@@ -9,7 +9,9 @@ use tunnelfs_bench::mount::{self, MountPlan, Peer};
 use tunnelfs_bench::plan::{HostLocation, Load, Matrix, Op, Plan, TransportKind};
 use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
-use tunnelfs_bench::{calls, compare, idle, interrupt, limits, measure, page, report, target, variants, workload};
+use tunnelfs_bench::{
+    calls, compare, echo, idle, interrupt, limits, measure, page, report, target, variants, workload,
+};
 use tunnelfs_ring::Policy;
 use tunnelfs_settings::{args, load, parse_bytes, Loader, Settings};
 
@@ -214,10 +216,11 @@ fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Vec<Settings>) -> io::Re
     let mut cases = target::open(&plan, &benches)?;
     let (rows, limits) = measure::measure(&plan, &mut cases)?;
     let idle = idle::watch(cases)?;
+    let echo = echo::measure()?;
     workload::check_file(&dir)?;
     let files = if args.directory.is_some() { "Files in --directory" } else { "Files on tmpfs" };
     let origin = Origin::here("transports");
-    let run = Run { origin, files: files.into(), config: settings.swap_remove(0), limits, rows, idle };
+    let run = Run { origin, files: files.into(), config: settings.swap_remove(0), limits, rows, idle, echo };
     println!("{}", report::summary(&run));
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_vec_pretty(&run)?)?;

@@ -95,6 +95,11 @@ pub fn ratios(run: &Run) -> Vec<Ratio> {
     let (socket, ring) = (p50(TransportKind::Socket, Auto, One, NOOP), p50(TransportKind::Ring, Auto, One, NOOP));
     add("no-op p50, auto, both on one core: socket / ring", socket, ring, AtLeast(1.0));
     out.extend(auto_ratios(&cases));
+    out.extend(run.echo.chunks_exact(2).filter(|pair| pair[0].policy == Spin).map(|pair| Ratio {
+        what: "echo p50, spin: endpoint / raw queues".into(),
+        value: pair[1].p50_ns as f64 / pair[0].p50_ns as f64,
+        bound: AtMost(1.1),
+    }));
     out.extend(run.idle.iter().map(|idle| Ratio {
         what: format!("idle {:?}, {}: share of a core", idle.pair.transport, idle.pair.policy),
         value: idle.guest_cpu + idle.host_cpu,

@@ -1,5 +1,6 @@
 //! A run as data: where it was made, with what, and one row per case.
 
+use crate::echo::Echo;
 use crate::limits::Limits;
 use crate::plan::{Cpus, HostLocation, Load, Op, Pair, TransportKind};
 use crate::workload::Sample;
@@ -61,6 +62,8 @@ pub struct Run {
     pub rows: Vec<Row>,
     /// What pairs cost that have nothing to do.
     pub idle: Vec<Idle>,
+    /// The ring's safe ends beside its raw queues.
+    pub echo: Vec<Echo>,
 }
 
 /// One idle pair.

@@ -9,7 +9,19 @@ use tunnelfs_ring::Policy;
 /// What a terminal shows: the ratios, and the transports side by side.
 pub fn summary(run: &Run) -> String {
     let heading = run.origin.heading(&run.limits);
-    format!("{heading}{}.\n\n{}\n{}", run.files, ratio_table(&ratios(run)), side_by_side(run))
+    format!("{heading}{}.\n\n{}\n{}\n{}", run.files, ratio_table(&ratios(run)), side_by_side(run), echo_table(run))
+}
+
+/// What the safe ends cost.
+fn echo_table(run: &Run) -> String {
+    let mut out = String::from(
+        "## The ring as a library\n\nA message of 80 bytes echoed by another thread of one process, p50 in ns.\n\n\
+         | policy | raw queues | endpoint |\n|---|--:|--:|\n",
+    );
+    for pair in run.echo.chunks_exact(2) {
+        let _ = writeln!(out, "| {} | {} | {} |", pair[0].policy, pair[0].p50_ns, pair[1].p50_ns);
+    }
+    out
 }
 
 /// The run as a Markdown page, with the names of `plots` beside it.

@@ -34,3 +34,17 @@ pub enum Error {
         source: std::io::Error,
     },
 }
+
+impl From<Error> for std::io::Error {
+    fn from(e: Error) -> Self {
+        use std::io::ErrorKind;
+        let kind = match &e {
+            Error::Corrupt(_) => ErrorKind::InvalidData,
+            Error::PeerGone => ErrorKind::BrokenPipe,
+            Error::TimedOut => ErrorKind::TimedOut,
+            Error::OutOfRange | Error::Geometry { .. } => ErrorKind::InvalidInput,
+            Error::Os { source, .. } => source.kind(),
+        };
+        std::io::Error::new(kind, e)
+    }
+}

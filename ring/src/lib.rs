@@ -1,6 +1,59 @@
-//! Submission and completion rings in memory that two processes share and neither trusts. The crate knows nothing of
-//! FUSE, files or sockets.
+//! Messages and large buffers between two processes, or two threads, that do not trust each other: submission and
+//! completion rings in memory that both map. The crate knows nothing of FUSE, files or sockets.
 //!
+//! [`Driver`] submits requests and [`Device`] completes each of them once. A short message travels inside a ring's entry
+//! (104 bytes there, 48 back), a long one in a [`Slot`], a buffer of whole pages that goes with the request and comes
+//! back with the reply. Nothing is copied on the way, and as long as both sides have work nothing enters the kernel.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tunnelfs_ring::{Device, Driver, Error, Geometry, WaitConfig};
+//!
+//! // 8 entries in each ring, and 4 buffers of 64 KiB.
+//! let geometry = Geometry { entries: 8, slots: 4, slot_size: 64 << 10 };
+//! let (mut driver, handoff) = Driver::create(geometry, WaitConfig::default())?;
+//!
+//! // The device is a thread here. For another process: handoff.send(&unix_stream)? and Handoff::recv(&unix_stream)?
+//! let server = std::thread::spawn(move || -> Result<(), Error> {
+//!     let mut device = Device::attach(handoff, WaitConfig::default())?;
+//!     loop {
+//!         let Some(mut request) = device.next()? else {
+//!             match device.wait(None) {
+//!                 Err(Error::PeerGone) => return Ok(()),
+//!                 result => result?,
+//!             }
+//!             continue;
+//!         };
+//!         // The driver can still write the buffer: work on a copy.
+//!         let mut text = vec![0; request.payload_len()];
+//!         device.payload(&mut request).read_at(0, &mut text)?;
+//!         text.make_ascii_uppercase();
+//!         device.payload(&mut request).write_at(0, &text)?;
+//!         device.complete(request, b"done", text.len() as u32)?;
+//!     }
+//! });
+//!
+//! let mut slot = driver.alloc().expect("no buffer is in use yet");
+//! driver.payload(&mut slot).write_at(0, b"hello")?;
+//! driver.submit(b"upper", slot, 5, geometry.slot_size)?;
+//! let reply = loop {
+//!     match driver.reap()? {
+//!         Some(reply) => break reply,
+//!         None => driver.wait(Some(Duration::from_secs(5)))?,
+//!     }
+//! };
+//! assert_eq!(reply.msg(), b"done");
+//! let (mut text, mut slot) = (vec![0; reply.payload_len()], reply.slot);
+//! driver.payload(&mut slot).read_at(0, &mut text)?;
+//! assert_eq!(text, b"HELLO");
+//! driver.free(slot);
+//!
+//! drop(driver); // The device sees it at once, and ends.
+//! server.join().expect("no panic")?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Layout
 //! ```text
 //! one queue in the region (all offsets in bytes, from `Geometry`)
 //! +------------+------------+---------------+---------------+----------+---------+-------+
@@ -8,14 +61,21 @@
 //! | 128,device | 128,driver | 128, both     | 128, both     | 128 each | 64 each | pages |
 //! +------------+------------+---------------+---------------+----------+---------+-------+
 //! ```
-//! The control part (all but the slots) lies in one piece; a slot may lie anywhere.
+//! The control part (all but the slots) lies in one piece; with the raw queues a slot may lie anywhere.
 //!
-//! The *driver* submits and reaps, the *device* consumes and completes. An entry carries its own sequence number: one
-//! release store into the entry's first cache line publishes it, and one acquire load finds it. The consumer's head
-//! only serves flow control.
+//! An entry carries its own sequence number: one release store into the entry's first cache line publishes it, and one
+//! acquire load finds it. The consumer's head only serves flow control.
 //!
+//! # Trust
 //! Neither side trusts the other. Each keeps its positions privately. It copies an entry out once and looks only at the
-//! copy. A head out of range is an error ([`Error::Corrupt`]), never an index.
+//! copy. A head out of range is an error ([`Error::Corrupt`]), never an index. The memory is sealed, so that it cannot
+//! be truncated under the other side, and a descriptor that should be an eventfd is checked to be one. What a peer can do
+//! is to write into a buffer at any time, and to stop answering: [`Payload`] copies in and out instead of lending a
+//! slice, and each wait has a time limit and ends at once when the peer's process ends.
+//!
+//! # Two layers
+//! [`Driver`] and [`Device`] are safe and wait by themselves. [`DriverQueue`] and [`DeviceQueue`] are the raw ends below
+//! them, for whoever has memory, notification and waiting already (`unsafe`: the memory must stay mapped).
 
 #[cfg(not(loom))]
 mod cpu;

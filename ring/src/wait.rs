@@ -299,7 +299,7 @@ impl From<bool> for Spun {
     }
 }
 
-/// Lets other threads of this core run, [`HANDOFF_YIELDS`] times. Cheaper for both sides than a sleep and a wake-up, when
+/// Lets other threads of this core run, twice. Cheaper for both sides than a sleep and a wake-up, when
 /// the peer does the same. Returns whether `ready` holds.
 pub fn hand_off(mut ready: impl FnMut() -> bool) -> bool {
     for _ in 0..HANDOFF_YIELDS {

@@ -155,3 +155,84 @@ fn tempfile_without_seals(like: impl AsFd) -> OwnedFd {
     nix::unistd::ftruncate(&fd, nix::sys::stat::fstat(like).unwrap().st_size).unwrap();
     fd
 }
+
+/// The slot of one page is the smallest.
+#[test]
+fn the_smallest_slot_is_a_page() {
+    assert!(Geometry { slot_size: PAGE as u32, ..GEOMETRY }.check().is_ok());
+    for slot_size in [0, PAGE as u32 / 2, PAGE as u32 + 1] {
+        assert!(Geometry { slot_size, ..GEOMETRY }.check().is_err(), "{slot_size}");
+    }
+}
+
+#[test]
+fn files_are_read_and_written_in_place() {
+    let (mut driver, _device) = pair(Policy::Park);
+    let flags = nix::sys::memfd::MFdFlags::empty();
+    let file = nix::sys::memfd::memfd_create(c"file", flags).unwrap();
+    let mut slot = driver.alloc().unwrap();
+    let mut payload = driver.payload(&mut slot);
+    payload.write_at(0, b"0123456789").unwrap();
+    assert_eq!(payload.write_to(&file, 10, 100).unwrap(), 10);
+    payload.write_at(0, b"xxxxxxxxxx").unwrap();
+    assert_eq!(payload.read_from(&file, 4096, 104).unwrap(), 6);
+    let mut bytes = [0; 8];
+    payload.read_at(0, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"456789xx");
+    assert!(payload.read_from(&file, 4097, 0).is_err());
+    assert!(payload.write_to(&file, 4097, 0).is_err());
+    assert!(payload.read_from(&file, 1, u64::MAX).is_err());
+    driver.free(slot);
+}
+
+const PEER: &str = "TUNNELFS_RING_TEST_PEER";
+
+/// The other process of the next test: takes one request, and neither completes it nor ends.
+#[test]
+fn a_peer_process() {
+    let Ok(fd) = std::env::var(PEER) else { return };
+    // SAFETY: the parent has left this descriptor open for this process alone.
+    let socket = unsafe { <UnixStream as std::os::fd::FromRawFd>::from_raw_fd(fd.parse().unwrap()) };
+    let mut device = Device::attach(Handoff::recv(&socket).unwrap(), WaitConfig::default()).unwrap();
+    let _held = next(&mut device).unwrap();
+    std::io::Write::write_all(&mut &socket, b"x").unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
+/// A process that is killed with a request in hand: the wait without a time limit ends.
+#[test]
+fn a_killed_process_ends_the_wait() {
+    for policy in [Policy::Park, Policy::Spin, Policy::Auto] {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "a_peer_process", "--nocapture"]).env(PEER, "0").stdin(OwnedFd::from(theirs));
+        let mut peer = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+        let wait = WaitConfig { policy, ..WaitConfig::default() };
+        let (mut driver, handoff) = Driver::create(GEOMETRY, wait).unwrap();
+        handoff.send(&ours).unwrap();
+        let slot = driver.alloc().unwrap();
+        driver.submit(b"", slot, 0, 0).unwrap();
+        std::io::Read::read_exact(&mut &ours, &mut [0]).unwrap();
+        assert!(matches!(driver.wait(Some(Duration::from_millis(20))), Err(Error::TimedOut)));
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            peer.kill().unwrap();
+            peer.wait().unwrap();
+        });
+        let started = Instant::now();
+        assert!(matches!(reap_without_limit(&mut driver), Err(Error::PeerGone)), "{policy}");
+        assert!(started.elapsed() < Duration::from_secs(20));
+        killer.join().unwrap();
+    }
+}
+
+fn reap_without_limit(driver: &mut Driver) -> Result<Reply, Error> {
+    loop {
+        match driver.reap()? {
+            Some(reply) => return Ok(reply),
+            None => driver.wait(None)?,
+        }
+    }
+}

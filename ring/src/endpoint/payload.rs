@@ -1,7 +1,9 @@
 //! A payload buffer in shared memory: copied in and out, or handed to the kernel, never borrowed as a slice.
 
 use crate::error::Error;
+use std::io;
 use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd};
 
 /// Bytes that this end owns now. A hostile peer may still write them: copy out once, and check the copy.
 #[derive(Debug)]
@@ -50,7 +52,29 @@ impl Payload<'_> {
         Ok(())
     }
 
-    /// Returns the buffer for a system call that reads or writes it in place (`preadv`, `pwritev`, `sendmsg`). The call
+    /// Reads up to `len` bytes of a file, from its byte `offset` on, to the buffer's start: the kernel writes them in
+    /// place. Returns how many there were.
+    ///
+    /// # Errors
+    /// `InvalidInput` when `len` bytes do not fit, or the system's.
+    pub fn read_from(&mut self, file: impl AsFd, len: usize, offset: u64) -> io::Result<usize> {
+        let (start, fd, offset) = (self.place(0, len)?, file.as_fd(), file_offset(offset)?);
+        // SAFETY: `place` has checked that the bytes are mapped, and the kernel is the only one that touches them here.
+        done(unsafe { libc::pread(fd.as_raw_fd(), start.cast(), len, offset) })
+    }
+
+    /// Writes the buffer's first `len` bytes to a file, at its byte `offset`: the kernel reads them in place. Returns how
+    /// many were written.
+    ///
+    /// # Errors
+    /// As [`Self::read_from`].
+    pub fn write_to(&self, file: impl AsFd, len: usize, offset: u64) -> io::Result<usize> {
+        let (start, fd, offset) = (self.place(0, len)?, file.as_fd(), file_offset(offset)?);
+        // SAFETY: as in `read_from`.
+        done(unsafe { libc::pwrite(fd.as_raw_fd(), start.cast_const().cast(), len, offset) })
+    }
+
+    /// Returns the buffer for another system call that reads or writes it in place (`sendmsg`, say). The call
     /// must have ended before the payload's slot is given away.
     pub fn iovec(&mut self) -> libc::iovec {
         libc::iovec { iov_base: self.start.cast(), iov_len: self.len }
@@ -60,4 +84,12 @@ impl Payload<'_> {
         let end = at.checked_add(len).filter(|&end| end <= self.len);
         end.map(|_| self.start.wrapping_add(at)).ok_or(Error::OutOfRange)
     }
+}
+
+fn file_offset(offset: u64) -> io::Result<i64> {
+    offset.try_into().map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+fn done(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
