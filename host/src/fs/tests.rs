@@ -9,13 +9,13 @@ use std::path::Path;
 use tempfile::TempDir;
 use tunnelfs_fuse_abi::flags::{fattr, init};
 use tunnelfs_fuse_abi::*;
-use tunnelfs_settings::{Cache, FileHandles, Offer};
+use tunnelfs_settings::{Cache, FileHandles, Negotiation};
 use virtiofsd::soft_idmap::IdMap;
 
-const ROOT: Context = Context { uid: 0, gid: 0, pid: 1, unique: 0 };
+pub(super) const ROOT: Context = Context { uid: 0, gid: 0, pid: 1, unique: 0 };
 const USER: Context = Context { uid: 1000, gid: 1000, pid: 1, unique: 0 };
 
-fn config(dir: &Path) -> Config {
+pub(super) fn config(dir: &Path) -> Config {
     Config {
         root: dir.into(),
         descriptors: None,
@@ -30,13 +30,14 @@ fn config(dir: &Path) -> Config {
         mmap: true,
         killpriv: true,
         keep_noatime: false,
-        posix_acl: Offer::Never,
+        posix_acl: Negotiation::Never,
         shared_locks: false,
         handles: FileHandles::Prefer,
         xattrs: None,
         ids: Ids::new(Owners::Real, IdMap::empty(), IdMap::empty(), false),
         inodes: 100,
         files: 100,
+        coherence: None,
     }
 }
 
