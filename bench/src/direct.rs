@@ -5,13 +5,14 @@ use crate::session::{open_file, thread_cpu, Bench, OpenFile};
 use crate::workload::{check, fill, Sample, Template};
 use std::io;
 use std::time::{Duration, Instant};
-use tunnelfs_guest::message;
+use tunnelfs_fuse_abi::control::OP_NOOP;
+use tunnelfs_guest::fuse::message;
 use tunnelfs_host::fs::Passthrough;
 use tunnelfs_host::fs_builder;
 use tunnelfs_host::guest_buf::GuestBuf;
 use tunnelfs_host::handler::{Handler, Outcome};
 use tunnelfs_host::Server;
-use tunnelfs_ring::{Geometry, Region, OP_NOOP};
+use tunnelfs_ring::{Geometry, Region};
 use tunnelfs_settings::Host;
 
 /// A server over the benchmark's directory, and as many payload buffers as a queue has slots.

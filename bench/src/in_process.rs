@@ -89,7 +89,7 @@ impl Transport for InProcess {
         self.bell.as_fd()
     }
 
-    fn alive(&self) -> BorrowedFd<'_> {
+    fn hangup_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
 

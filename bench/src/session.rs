@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 pub use tunnelfs_guest::fuse::abi::opcode;
-use tunnelfs_guest::{connect, message, transport::call, GuestConfig, Transport};
+use tunnelfs_guest::{connect, fuse::message, transport::call, GuestConfig, Transport};
 use tunnelfs_ring::{allowed_cpus, set_affinity};
 use tunnelfs_settings::{self as settings, Sandbox, Seccomp, Settings};
 
@@ -54,9 +54,9 @@ impl Bench {
     fn settings_of(&self, pair: &Pair, socket: &Path) -> Settings {
         let mut settings = self.settings.clone();
         settings.transport.kind = match pair.transport {
-            TransportKind::Ring => settings::Kind::Ring,
-            TransportKind::Socket => settings::Kind::Socket,
-            _ => settings::Kind::Virtqueue,
+            TransportKind::Ring => settings::TransportKind::Ring,
+            TransportKind::Socket => settings::TransportKind::Socket,
+            _ => settings::TransportKind::Virtqueue,
         };
         settings.transport.socket_path = socket.into();
         settings.wait.policy = pair.policy;

@@ -7,8 +7,9 @@ use hdrhistogram::Histogram;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tunnelfs_guest::{message, Transport};
-use tunnelfs_ring::{set_affinity, SlotPool, OP_COPIED, OP_NOOP};
+use tunnelfs_fuse_abi::control::{OP_COPIED, OP_NOOP};
+use tunnelfs_guest::{fuse::message, Transport};
+use tunnelfs_ring::{set_affinity, SlotPool};
 
 /// Bytes of the file that is read and written.
 pub const FILE_BYTES: u64 = 64 << 20;

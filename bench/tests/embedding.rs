@@ -27,9 +27,9 @@ use tunnelfs_guest::fuse::abi::opcode;
 use tunnelfs_guest::fuse::device::MountOptions;
 use tunnelfs_guest::mount::{Mount, MountConfig};
 use tunnelfs_guest::Error;
-use tunnelfs_settings::{Channel, Kind, Settings};
+use tunnelfs_settings::{Channel, Settings, TransportKind};
 
-fn config(socket: &Path, point: &Path, transport: Kind) -> MountConfig {
+fn config(socket: &Path, point: &Path, transport: TransportKind) -> MountConfig {
     let mut settings = Settings::default();
     settings.transport.kind = transport;
     settings.transport.socket_path = socket.into();
@@ -82,7 +82,7 @@ fn connections_of_the_program_outlive_a_mount_that_times_out() {
     std::thread::spawn(move || listener.incoming().flatten().try_for_each(|stream| give.send(stream)));
     let mut before = Own::new(&socket, &accepted);
     let (mut pair, other_end) = UnixStream::pair().unwrap();
-    let config = config(&socket, &dir.path().join("nowhere"), Kind::Ring);
+    let config = config(&socket, &dir.path().join("nowhere"), TransportKind::Ring);
     let mounting = std::thread::spawn(move || Mount::new(&config).map(drop));
     // A new connection after the mount's own: that is what a deadline used to take for the mount's.
     let front_end = accepted.recv_timeout(Duration::from_secs(10)).expect("the mount connects");
@@ -109,7 +109,7 @@ fn only_init(request: &[u8]) -> Option<Vec<u8>> {
 /// What is answered before the host falls silent: an error and a body.
 fn until_mounted(request: &[u8]) -> Option<(i32, Vec<u8>)> {
     match u32::from_ne_bytes(request[4..8].try_into().unwrap()) {
-        tunnelfs_ring::OP_JOIN => Some((0, Vec::new())),
+        tunnelfs_fuse_abi::control::OP_JOIN => Some((0, Vec::new())),
         opcode::ACCESS => Some((-libc::ENOSYS, Vec::new())),
         _ => only_init(request).map(|body| (0, body)),
     }
@@ -131,7 +131,7 @@ fn answer_stream(mut stream: UnixStream) -> std::io::Result<()> {
 }
 
 /// Serves whoever connects and does not say "mine".
-fn silent_host(listener: UnixListener, transport: Kind, own: Sender<UnixStream>) {
+fn silent_host(listener: UnixListener, transport: TransportKind, own: Sender<UnixStream>) {
     for stream in listener.incoming().flatten() {
         let own = own.clone();
         std::thread::spawn(move || {
@@ -145,7 +145,7 @@ fn silent_host(listener: UnixListener, transport: Kind, own: Sender<UnixStream>)
             if peeked == Ok(4) && first == *b"mine" {
                 return drop(own.send(stream));
             }
-            if transport == Kind::Socket {
+            if transport == TransportKind::Socket {
                 return drop(answer_stream(stream));
             }
             let speaker = |request: &[u8]| {
@@ -162,7 +162,7 @@ fn silent_host(listener: UnixListener, transport: Kind, own: Sender<UnixStream>)
 /// The host is silent once it is mounted: `mount.timeout` ends the mount, and nothing else.
 #[test]
 fn connections_of_the_program_outlive_a_mount_whose_host_falls_silent() {
-    for transport in [Kind::Ring, Kind::Virtqueue, Kind::Socket] {
+    for transport in [TransportKind::Ring, TransportKind::Virtqueue, TransportKind::Socket] {
         let Some(scratch) = Scratch::new() else { return };
         let (socket, point) = (scratch.path("socket"), scratch.path("mnt"));
         let listener = UnixListener::bind(&socket).unwrap();
@@ -174,7 +174,7 @@ fn connections_of_the_program_outlive_a_mount_whose_host_falls_silent() {
         let mut meanwhile = Own::new(&socket, &accepted);
         // Another process waits for the host, not this one.
         let mut user = Command::new("stat").arg(point.join("x")).spawn().unwrap();
-        let mut ended = [PollFd::new(mount.ended(), PollFlags::POLLIN)];
+        let mut ended = [PollFd::new(mount.exit_fd(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut ended, PollTimeout::from(20_000u16)).unwrap(), 1, "the mount times out");
         assert!(matches!(mount.finish(), Err(Error::HostSilent)));
         soon("its user gets an error", || user.try_wait().unwrap());

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 use tunnelfs_bench::plan::{pairs, Cpus, HostLocation, Load, Op, Pair, TransportKind};
 use tunnelfs_bench::session::{Bench, Session};
 use tunnelfs_bench::workload::{self, Sample};
-use tunnelfs_guest::{message, transport::call};
-use tunnelfs_ring::{Policy, OP_NOOP};
+use tunnelfs_fuse_abi::control::OP_NOOP;
+use tunnelfs_guest::{fuse::message, transport::call};
+use tunnelfs_ring::Policy;
 use tunnelfs_settings::Settings;
 
 /// How long what happens at once may take on a busy machine.

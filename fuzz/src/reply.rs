@@ -8,11 +8,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use tunnelfs_guest::fuse::abi::opcode;
 use tunnelfs_guest::fuse::init;
-use tunnelfs_guest::link::{Carver, GuestConfig, Link, QueueMemory};
-use tunnelfs_guest::message::request;
+use tunnelfs_guest::fuse::message::request;
+use tunnelfs_guest::link::{GuestConfig, Link, QueueMemory, RegionAllocator};
 use tunnelfs_guest::transport::{ring, socket, virtqueue, Transport};
 use tunnelfs_ring::{Eventfd, Geometry, Region, WaitConfig};
-use tunnelfs_settings::{Kind, Settings};
+use tunnelfs_settings::{Settings, TransportKind};
 
 const GEOMETRY: Geometry = Geometry { entries: 4, slots: 4, slot_size: 8192 };
 
@@ -25,9 +25,9 @@ struct Anything {
 
 impl Anything {
     fn new() -> Anything {
-        let region = Region::new(Carver::measure(&[GEOMETRY], usize::MAX / 2 + 1), false).unwrap();
+        let region = Region::new(RegionAllocator::measure(&[GEOMETRY], usize::MAX / 2 + 1), false).unwrap();
         let end = |_: usize| Some(region.len());
-        let memory = QueueMemory::new(&mut Carver::new(region.as_ptr(), &end), GEOMETRY, u16::MAX).unwrap();
+        let memory = QueueMemory::new(&mut RegionAllocator::new(region.as_ptr(), &end), GEOMETRY, u16::MAX).unwrap();
         Anything { region, memory, bell: Eventfd::new().unwrap() }
     }
 
@@ -61,11 +61,11 @@ impl Link for Anything {
         Ok(())
     }
 
-    fn bell(&self, _virtqueue: usize) -> BorrowedFd<'_> {
+    fn call_fd(&self, _virtqueue: usize) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
 
-    fn alive(&self) -> BorrowedFd<'_> {
+    fn hangup_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
 
@@ -73,7 +73,7 @@ impl Link for Anything {
         false
     }
 
-    fn same_cpus(&self) -> bool {
+    fn shares_cpus(&self) -> bool {
         true
     }
 }
@@ -83,7 +83,7 @@ thread_local! {
     static LISTENER: RefCell<(UnixListener, GuestConfig, tempfile::TempDir)> = RefCell::new({
         let dir = tempfile::tempdir().unwrap();
         let mut config = GuestConfig::from(&Settings::default());
-        (config.socket_path, config.transport) = (dir.path().join("s"), Kind::Socket);
+        (config.socket_path, config.transport) = (dir.path().join("s"), TransportKind::Socket);
         (UnixListener::bind(&config.socket_path).unwrap(), config, dir)
     });
 }
@@ -95,7 +95,7 @@ pub fn once(bytes: &[u8]) {
         0 => agree(rest),
         1 => LISTENER.with_borrow(|(listener, config, _)| {
             let stream = UnixStream::connect(&config.socket_path).unwrap();
-            let mut driver = socket::Driver::new(stream, config.wait, GEOMETRY, None).unwrap();
+            let mut driver = socket::SocketTransport::new(stream, config.wait, GEOMETRY, None).unwrap();
             let (host, _) = listener.accept().unwrap();
             host.set_nonblocking(true).unwrap();
             // A stream that has begun an answer would be waited for: before anything is taken off it, it ends.
@@ -104,10 +104,10 @@ pub fn once(bytes: &[u8]) {
         _ => MEMORY.with(|memory| {
             // SAFETY: the region has that many bytes; the last driver is gone.
             unsafe { memory.region.as_ptr().write_bytes(0, memory.shared()) };
-            let plain = virtqueue::Driver::new(memory.clone(), 0, WaitConfig::default());
+            let plain = virtqueue::VirtqueueTransport::new(memory.clone(), 0, WaitConfig::default());
             let mut driver: Box<dyn Transport> = Box::new(plain);
             if kind % 4 == 3 {
-                let plain = virtqueue::Driver::new(memory.clone(), 0, WaitConfig::default());
+                let plain = virtqueue::VirtqueueTransport::new(memory.clone(), 0, WaitConfig::default());
                 driver = ring::upgrade(plain, WaitConfig::default(), None).unwrap();
                 assert_eq!(driver.name(), "ring");
             }
@@ -125,7 +125,7 @@ pub fn once(bytes: &[u8]) {
 fn agree(body: &[u8]) {
     let [slot, flags, body @ ..] = body else { return };
     let slot_size = (8192 << (slot % 12)).min(16 << 20);
-    let wanted = init::Wanted {
+    let wanted = init::InitOptions {
         slot_size,
         uring: [None, Some(true), Some(false)][*flags as usize % 3],
         writeback: flags & 4 != 0,
@@ -133,8 +133,8 @@ fn agree(body: &[u8]) {
     };
     let mut body = body.to_vec();
     let offered = init::offered(&body);
-    init::narrow_request(&mut body, wanted);
-    if let Ok(agreed) = init::adapt_reply(&mut body, offered, wanted) {
+    init::filter_init_in(&mut body, wanted);
+    if let Ok(agreed) = init::filter_init_out(&mut body, offered, wanted) {
         assert!(agreed.max_write <= slot_size, "writes of {} into slots of {slot_size}", agreed.max_write);
     }
 }

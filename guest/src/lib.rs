@@ -2,15 +2,14 @@
 //! transports behind one interface, [`Transport`].
 
 pub mod channel;
-mod deadline;
 pub mod fuse;
 pub mod link;
-pub mod message;
 pub mod mount;
-mod resume;
+mod reconnect;
+mod split_queue;
 pub mod stats;
+mod timeout;
 pub mod transport;
-mod watchdog;
 
 pub use link::{connect, Connection, GuestConfig};
 pub use transport::{Completion, Transport};

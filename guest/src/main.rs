@@ -1,12 +1,12 @@
 //! `tunnelfs-guest`: mounts a host's directory; also `mount.tunnelfs` for mount(8).
 
-mod options;
+mod cli;
 
+use cli::MountCommand;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{fork, ForkResult};
-use options::Request;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         .with_target(false)
         .with_writer(std::io::stderr)
         .init();
-    match options::request().and_then(|request| run(&request)) {
+    match cli::request().and_then(|request| run(&request)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("tunnelfs-guest: {e}");
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Request { config, foreground, log_file, fake, remount }: &Request) -> Result<(), Error> {
+fn run(MountCommand { config, foreground, log_file, fake, remount }: &MountCommand) -> Result<(), Error> {
     if *fake {
         return Ok(());
     }
@@ -124,7 +124,8 @@ fn serve(config: &MountConfig, ready: impl FnOnce(&Mount)) -> Result<(), Error> 
     ready(&mount);
     let mut unmounted = false;
     loop {
-        let mut fds = [PollFd::new(mount.ended(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let mut fds =
+            [PollFd::new(mount.exit_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) => {}
             Err(nix::Error::EINTR) => continue,

@@ -1,19 +1,19 @@
 //! A mounted file system: connection, mount, INIT, workers, unmount.
 
-use crate::channel::{Kind, Worker};
-use crate::deadline;
+use crate::channel::{ChannelKind, Worker};
 use crate::fuse::abi::{init_flag, opcode, reply_header, request_len, request_opcode, request_unique};
 use crate::fuse::device::{self, MountOptions};
-use crate::fuse::init::{self, Agreed, Replay};
-use crate::fuse::mounts;
-use crate::link::{connect_under, Connection, GuestConfig, Kept};
-use crate::message::{request, IN_HEADER, OUT_HEADER};
-use crate::resume::watch::{lifelines, root_of, Lifelines, Watch};
-use crate::resume::wire::ROOT;
-use crate::resume::Resume;
+use crate::fuse::init::{self, InitReplay, InitResult};
+use crate::fuse::message::ROOT;
+use crate::fuse::message::{request, IN_HEADER, OUT_HEADER};
+use crate::fuse::mountinfo;
+use crate::link::{connect_under, Connection, GuestConfig, RetainedMemory};
+use crate::reconnect::monitor::{hangup_fds, root_of, HangupFds, HostMonitor};
+use crate::reconnect::Reconnect;
 use crate::stats::{self, QueueStats};
+use crate::timeout;
+use crate::timeout::Watchdog;
 use crate::transport::{call_within, reply_bytes, Transport};
-use crate::watchdog::Watchdog;
 use crate::Error;
 use nix::mount::MsFlags;
 use nix::poll::PollTimeout;
@@ -27,7 +27,7 @@ use tunnelfs_ring::{Eventfd, Policy};
 use tunnelfs_settings::{Channel, Settings};
 
 /// How long a host may take until everything is mounted.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What to mount, and how.
 #[derive(Clone, Debug)]
@@ -60,7 +60,7 @@ impl MountConfig {
         let mut guest = GuestConfig::from(settings);
         let Settings { mount, .. } = settings;
         // FUSE-over-io_uring has a queue for each CPU: where we have as many, each stays on its own, but not in a VM.
-        guest.spread = (mount.channel != Channel::Fuse && guest.pci.is_none()).then(possible_cpus);
+        guest.one_cpu_per_queue = (mount.channel != Channel::Fuse && guest.pci.is_none()).then(possible_cpus);
         MountConfig {
             guest,
             point: point.into(),
@@ -78,14 +78,14 @@ pub struct Mount {
     point: PathBuf,
     workers: Vec<JoinHandle<Result<(), Error>>>,
     queues: Vec<(&'static str, u32, Arc<QueueStats>)>,
-    ended: Arc<OwnedFd>,
-    agreed: Agreed,
+    exit_fd: Arc<OwnedFd>,
+    agreed: InitResult,
     policy: Policy,
     /// The kernel's number of the connection, if it tells.
     connection: Option<u32>,
     watchdog: Option<Watchdog>,
     /// Where another host may take over.
-    resume: Option<(Arc<Resume>, Kept)>,
+    reconnect: Option<(Arc<Reconnect>, RetainedMemory)>,
     no_host: Failure,
 }
 
@@ -96,8 +96,9 @@ impl Mount {
     /// [`Error`]; nothing is left mounted then.
     pub fn new(config: &MountConfig) -> Result<Mount, Error> {
         let path = &config.guest.socket_path;
-        let mount =
-            deadline::within(PATIENCE, path, |opened| Mount::over(connect_under(&config.guest, opened)?, config));
+        let mount = timeout::with_timeout(CONNECT_TIMEOUT, path, |opened| {
+            Mount::with_connection(connect_under(&config.guest, opened)?, config)
+        });
         mount.map_err(|e| match e {
             Error::HostGone => Error::Setup(format!(
                 "the host at {} closes the connection: does it use another transport, or speak something else?",
@@ -111,7 +112,7 @@ impl Mount {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn over(mut connection: Connection, config: &MountConfig) -> Result<Mount, Error> {
+    pub fn with_connection(mut connection: Connection, config: &MountConfig) -> Result<Mount, Error> {
         let device = Arc::new(device::open_device()?);
         device::mount_on(&device, &config.point, &config.options)?;
         let ended = Arc::new(Eventfd::new()?);
@@ -119,15 +120,15 @@ impl Mount {
             point: config.point.clone(),
             workers: Vec::new(),
             queues: Vec::new(),
-            ended,
-            agreed: Agreed { uring: false, max_write: 0, shared_locks: false },
+            exit_fd: ended,
+            agreed: InitResult { uring: false, max_write: 0, shared_locks: false },
             policy: config.guest.wait.policy,
-            connection: mounts::on(&config.point).map(|m| m.number),
+            connection: mountinfo::topmost(&config.point).map(|m| m.minor),
             watchdog: None,
-            resume: None,
+            reconnect: None,
             no_host: Failure::default(),
         };
-        let (agreed, init) = agree(&device, connection.queues[0].as_mut(), config)?;
+        let (agreed, init) = negotiate_init(&device, connection.queues[0].as_mut(), config)?;
         mount.agreed = agreed;
         if agreed.shared_locks && config.reconnect.is_some() {
             tracing::warn!(
@@ -140,16 +141,16 @@ impl Mount {
             device::remount(&config.point, config.options.flags | MsFlags::MS_RDONLY)?;
         }
         let reconnect = config.reconnect.filter(|_| !agreed.shared_locks);
-        let next = match (connection.kept.clone(), reconnect) {
-            (Some(kept), Some(limit)) => {
-                Some(mount.next_host(&mut connection, (kept, init, limit), &device, config)?)
+        let next = match (connection.retained.clone(), reconnect) {
+            (Some(retained), Some(limit)) => {
+                Some(mount.next_host(&mut connection, (retained, init, limit), &device, config)?)
             }
             _ => None,
         };
         mount.start(connection, &device, config)?;
         mount.watch(config.timeout)?;
-        if let Some((watch, lifelines)) = next {
-            mount.watch_host(watch, lifelines)?;
+        if let Some((watch, hangup_fds)) = next {
+            mount.watch_host(watch, hangup_fds)?;
         }
         Ok(mount)
     }
@@ -158,29 +159,30 @@ impl Mount {
     fn next_host(
         &mut self,
         connection: &mut Connection,
-        (kept, init, limit): (Kept, Replay, Duration),
+        (retained, init, limit): (RetainedMemory, InitReplay, Duration),
         device: &Arc<OwnedFd>,
         config: &MountConfig,
-    ) -> Result<(Watch, Lifelines), Error> {
+    ) -> Result<(HostMonitor, HangupFds), Error> {
         let root = root_of(connection.queues[0].as_mut(), limit_of(config.timeout))?;
-        let control = self.agreed.uring.then_some(&connection.control);
+        let control = self.agreed.uring.then_some(&connection.hiprio);
         let used = || connection.queues.iter().chain(control);
-        let (slots, lifelines) = (used().map(|queue| queue.slots()).collect::<Vec<_>>(), lifelines(used())?);
-        let resume = Arc::new(Resume::new(slots.len()));
-        self.resume = Some((resume.clone(), kept.clone()));
+        let (slots, hangup_fds) = (used().map(|queue| queue.slots()).collect::<Vec<_>>(), hangup_fds(used())?);
+        let reconnect = Arc::new(Reconnect::new(slots.len()));
+        self.reconnect = Some((reconnect.clone(), retained.clone()));
         let mut of_host = config.guest.clone();
         of_host.queues = connection.queues.len();
-        let watch = Watch { config: of_host, kept, init, root, device: device.clone(), slots, limit, resume };
-        Ok((watch, lifelines))
+        let watch =
+            HostMonitor { config: of_host, retained, init, root, device: device.clone(), slots, limit, reconnect };
+        Ok((watch, hangup_fds))
     }
 
-    fn watch_host(&self, watch: Watch, lifelines: Lifelines) -> Result<(), Error> {
-        let (point, connection, ended) = (self.point.clone(), self.connection, self.ended.clone());
-        let told = self.no_host.clone();
+    fn watch_host(&self, watch: HostMonitor, hangup_fds: HangupFds) -> Result<(), Error> {
+        let (point, connection, ended) = (self.point.clone(), self.connection, self.exit_fd.clone());
+        let failure = self.no_host.clone();
         let work = move || {
-            if let Some(why) = watch.run(lifelines) {
+            if let Some(why) = watch.run(hangup_fds) {
                 tracing::error!("{why}: giving up");
-                *told.lock() = Some(why);
+                *failure.lock() = Some(why);
                 abort(&point, connection);
                 Eventfd::signal(&*ended);
             }
@@ -190,8 +192,9 @@ impl Mount {
     }
 
     fn start(&mut self, connection: Connection, device: &Arc<OwnedFd>, config: &MountConfig) -> Result<(), Error> {
-        let Connection { control, queues, .. } = connection;
-        if config.guest.transport == tunnelfs_settings::Kind::Ring && queues.iter().any(|q| q.name() != "ring") {
+        let Connection { hiprio, queues, .. } = connection;
+        if config.guest.transport == tunnelfs_settings::TransportKind::Ring && queues.iter().any(|q| q.name() != "ring")
+        {
             tracing::info!("the host has no ring, or one of another version: going on over virtqueues");
         }
         let (count, possible) = (queues.len(), possible_cpus());
@@ -201,12 +204,12 @@ impl Mount {
             // A virtual processor at rest is woken through the VMM. Who spins in its stead needs another one than those
             // that requests come from.
             let wait = (config.guest.pci.is_some() && cpu.is_none() && possible > 1).then_some(config.guest.wait);
-            let kind = if self.agreed.uring { Kind::Uring(share, wait) } else { Kind::Classic };
+            let kind = if self.agreed.uring { ChannelKind::Uring(share, wait) } else { ChannelKind::Dev };
             self.spawn(format!("queue-{i}"), transport, device, kind, cpu)?;
         }
         if self.agreed.uring {
             // FORGET and INTERRUPT come over /dev/fuse all the same.
-            self.spawn("control".into(), control, device, Kind::Leftovers, None)?;
+            self.spawn("control".into(), hiprio, device, ChannelKind::DevForget, None)?;
         }
         Ok(())
     }
@@ -216,14 +219,14 @@ impl Mount {
         name: String,
         transport: Box<dyn Transport>,
         device: &Arc<OwnedFd>,
-        kind: Kind,
+        kind: ChannelKind,
         cpu: Option<usize>,
     ) -> Result<(), Error> {
         let stats = Arc::new(QueueStats::new(transport.slots()));
-        let resume = self.resume.clone().map(|(resume, kept)| (resume, self.queues.len(), kept));
+        let reconnect = self.reconnect.clone().map(|(reconnect, retained)| (reconnect, self.queues.len(), retained));
         self.queues.push((transport.name(), transport.slots(), stats.clone()));
-        let worker = Worker { transport, device: device.clone(), kind, cpu, stats, resume };
-        let ended = self.ended.clone();
+        let worker = Worker { transport, device: device.clone(), kind, cpu, stats, reconnect };
+        let ended = self.exit_fd.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             let result = worker.run();
             Eventfd::signal(&*ended);
@@ -238,7 +241,7 @@ impl Mount {
             return Ok(());
         }
         let queues = self.queues.iter().map(|q| q.2.clone()).collect();
-        let (point, connection, ended) = (self.point.clone(), self.connection, self.ended.clone());
+        let (point, connection, ended) = (self.point.clone(), self.connection, self.exit_fd.clone());
         let give_up = move || {
             abort(&point, connection);
             Eventfd::signal(&*ended);
@@ -248,8 +251,8 @@ impl Mount {
     }
 
     /// Becomes readable when the service ends: unmounted, or failed.
-    pub fn ended(&self) -> BorrowedFd<'_> {
-        self.ended.as_fd()
+    pub fn exit_fd(&self) -> BorrowedFd<'_> {
+        self.exit_fd.as_fd()
     }
 
     /// What was negotiated, in one line.
@@ -266,7 +269,7 @@ impl Mount {
 
     /// The operations so far.
     pub fn statistics(&self) -> String {
-        stats::table(self.policy, self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))
+        stats::render(self.policy, self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))
     }
 
     /// Unmounts; a busy mount is detached, and goes when its last user does.
@@ -277,19 +280,19 @@ impl Mount {
         device::unmount(&self.point)
     }
 
-    /// Waits until all workers have ended, after [`Self::ended`].
+    /// Waits until all workers have ended, after [`Self::exit_fd`].
     ///
     /// # Errors
     /// The first worker's error, or that the host is silent; all that is under way in the mount
     /// fails then, and all that comes, at the latest when this process ends.
     pub fn finish(mut self) -> Result<(), Error> {
         while !self.workers.is_empty() {
-            if self.watchdog.as_ref().is_some_and(Watchdog::has_given_up) {
-                return self.leave(Error::HostSilent);
+            if self.watchdog.as_ref().is_some_and(Watchdog::timed_out) {
+                return self.abort_with(Error::HostSilent);
             }
             let no_host = self.no_host.lock().take();
             if let Some(why) = no_host {
-                return self.leave(why);
+                return self.abort_with(why);
             }
             // The eventfd is signalled a moment before a worker has ended.
             let Some(done) = self.workers.iter().position(JoinHandle::is_finished) else {
@@ -299,17 +302,17 @@ impl Mount {
             let ended = self.workers.swap_remove(done).join();
             if let Err(e) = ended.unwrap_or(Err(Error::Protocol("a worker panicked"))) {
                 let why = self.no_host.lock().take();
-                return self.leave(why.unwrap_or(e));
+                return self.abort_with(why.unwrap_or(e));
             }
         }
         Ok(())
     }
 
     /// Ends the service with an error, whatever the other workers wait for.
-    fn leave(&mut self, error: Error) -> Result<(), Error> {
+    fn abort_with(&mut self, error: Error) -> Result<(), Error> {
         let start = Instant::now();
-        if let Some((resume, _)) = &self.resume {
-            resume.handover.give_up();
+        if let Some((reconnect, _)) = &self.reconnect {
+            reconnect.handover.close();
         }
         let ending = abort(&self.point, self.connection);
         while ending && start.elapsed() < Duration::from_secs(1) && self.workers.iter().any(|w| !w.is_finished()) {
@@ -341,7 +344,7 @@ fn is_read_only(host: &mut dyn Transport, limit: PollTimeout) -> Result<bool, Er
 
 /// Whether the kernel's connection is what is seen at `point`.
 fn is_mounted(point: &Path, connection: Option<u32>) -> bool {
-    mounts::on(point).map(|m| m.number) == connection
+    mountinfo::topmost(point).map(|m| m.minor) == connection
 }
 
 impl Drop for Mount {
@@ -354,7 +357,11 @@ impl Drop for Mount {
 }
 
 /// Carries INIT between the kernel and the host.
-fn agree(device: &OwnedFd, transport: &mut dyn Transport, config: &MountConfig) -> Result<(Agreed, Replay), Error> {
+fn negotiate_init(
+    device: &OwnedFd,
+    transport: &mut dyn Transport,
+    config: &MountConfig,
+) -> Result<(InitResult, InitReplay), Error> {
     // The kernel reads nothing into less than FUSE_MIN_READ_BUFFER.
     let mut request = [0; 8192];
     let n = nix::unistd::read(device, &mut request).map_err(std::io::Error::from)?;
@@ -362,7 +369,7 @@ fn agree(device: &OwnedFd, transport: &mut dyn Transport, config: &MountConfig) 
     if n < IN_HEADER || request_len(head) != n || request_opcode(head) != opcode::INIT {
         return Err(Error::Protocol("the kernel's first request is not INIT"));
     }
-    let wanted = init::Wanted {
+    let wanted = init::InitOptions {
         slot_size: config.guest.geometry.slot_size,
         uring: match config.channel {
             Channel::Auto => None,
@@ -380,7 +387,7 @@ fn agree(device: &OwnedFd, transport: &mut dyn Transport, config: &MountConfig) 
     if config.channel == Channel::Auto && !uring_offered {
         tracing::info!("{}", device::uring_hint());
     }
-    init::narrow_request(&mut head[IN_HEADER..], wanted);
+    init::filter_init_in(&mut head[IN_HEADER..], wanted);
     let done = call_within(transport, head, 0, 4096, limit_of(config.timeout))?;
     if done.error() != 0 {
         let e = std::io::Error::from_raw_os_error(-done.error());
@@ -388,12 +395,12 @@ fn agree(device: &OwnedFd, transport: &mut dyn Transport, config: &MountConfig) 
     }
     let mut body = reply_bytes(transport, &done);
     let theirs = body.clone();
-    let agreed = init::adapt_reply(&mut body, offered, wanted);
+    let agreed = init::filter_init_out(&mut body, offered, wanted);
     let agreed = agreed.map_err(|e| Error::Setup(format!("the host is of another version: {e}")))?;
     let mut reply = reply_header(OUT_HEADER + body.len(), 0, request_unique(head)).to_vec();
     reply.extend_from_slice(&body);
     nix::unistd::write(device, &reply).map_err(std::io::Error::from)?;
-    Ok((agreed, Replay::new(head, &theirs, agreed)))
+    Ok((agreed, InitReplay::new(head, &theirs, agreed)))
 }
 
 fn limit_of(timeout: Duration) -> PollTimeout {

@@ -74,7 +74,7 @@ impl QueueStats {
 }
 
 /// A table of all queues' operations; all wait by `policy`.
-pub fn table<'a>(policy: Policy, queues: impl Iterator<Item = (&'a str, u32, &'a QueueStats)>) -> String {
+pub fn render<'a>(policy: Policy, queues: impl Iterator<Item = (&'a str, u32, &'a QueueStats)>) -> String {
     let mut out = String::new();
     for (i, (transport, slots, stats)) in queues.enumerate() {
         let counts = stats.counts.lock();

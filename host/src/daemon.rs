@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use tunnelfs_settings::{Kind, Settings};
+use tunnelfs_settings::{Settings, TransportKind};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -81,8 +81,10 @@ impl Daemon {
     {
         let (settings, first) = (&self.settings, open()?);
         match settings.transport.kind {
-            Kind::Socket => streams::serve(settings, guests == Guests::One, self.socket, first, open),
-            Kind::Ring | Kind::Virtqueue => serve_vhost_user(settings, guests, self.socket, first, open),
+            TransportKind::Socket => streams::serve(settings, guests == Guests::One, self.socket, first, open),
+            TransportKind::Ring | TransportKind::Virtqueue => {
+                serve_vhost_user(settings, guests, self.socket, first, open)
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::sandbox::{invalid, parse_list, SharedDir};
 use std::fs::File;
 use std::io;
 use std::time::Duration;
-use tunnelfs_settings::{Cache, Host, KeepOwners, LockScope, Offer};
+use tunnelfs_settings::{Cache, Host, KeepOwners, LockScope, Negotiation};
 use virtiofsd::passthrough::xattrmap::XattrMap;
 use virtiofsd::soft_idmap::cmdline::IdMap;
 
@@ -43,7 +43,7 @@ impl FsBuilder {
     pub fn build(&self, guests: u64) -> io::Result<Passthrough> {
         let (host, files) = (&self.host, self.files / guests.max(1));
         let rules = self.rules()?;
-        let wants_xattrs = host.xattr || rules.is_some() || host.posix_acl != Offer::Never;
+        let wants_xattrs = host.xattr || rules.is_some() || host.posix_acl != Negotiation::Never;
         let timeout = timeout(host.cache);
         // With these modes nobody else changes the directory.
         let alone = matches!(host.cache, Cache::Metadata | Cache::Always);
@@ -87,7 +87,7 @@ impl FsBuilder {
         let uids = parse_list::<IdMap>("host.translate_uid", &host.translate_uid)?;
         let gids = parse_list::<IdMap>("host.translate_gid", &host.translate_gid)?;
         let mapped = !(uids.is_empty() && gids.is_empty());
-        if host.posix_acl != Offer::Never && mapped {
+        if host.posix_acl != Negotiation::Never && mapped {
             return Err(invalid(
                 "host.translate_uid, host.translate_gid: ACLs would not be translated: posix_acl = \"never\"".into(),
             ));

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tunnelfs_ring::{allowed_cpus, set_affinity, Error, Parker, PeerCpu, Policy, RingSetup, SpinMode, WaitConfig};
-use tunnelfs_settings::{Kind, Settings};
+use tunnelfs_settings::{Settings, TransportKind};
 use vhost_user_backend::VringT;
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
@@ -48,7 +48,7 @@ impl<H: Handler> DeviceContext<H> {
             handler: OnceLock::new(),
             memory,
             pool: WorkerPool::new(settings.host.thread_pool_size)?,
-            rings: settings.transport.kind == Kind::Ring,
+            rings: settings.transport.kind == TransportKind::Ring,
             cpus: settings.host.cpus.clone(),
             tuner: may_place.then(|| Arc::new(PlacementTuner::new())),
             stopping: AtomicBool::new(false),

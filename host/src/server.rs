@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
+use tunnelfs_fuse_abi::control::{OP_COPIED, OP_NOOP};
 use tunnelfs_fuse_abi::flags::{self, init};
 use tunnelfs_fuse_abi::*;
-use tunnelfs_ring::{OP_COPIED, OP_NOOP};
 use zerocopy::IntoBytes;
 
 /// The first minor version whose messages have today's form.
@@ -308,13 +308,13 @@ impl<F: FileSystem> Server<F> {
     fn getxattr(&self, r: &mut Request<'_>, out: GuestBuf<'_>) -> io::Result<Reply> {
         let GetxattrIn { size, .. } = r.read_obj()?;
         let name = r.read_rest()?;
-        let (name, size) = (parse_cstr(&mut &name[..])?, size.min(reply_room(out)));
+        let (name, size) = (parse_cstr(&mut &name[..])?, size.min(reply_capacity(out)));
         xattr(out, &self.fs.getxattr(&r.context(), r.header.nodeid, name, size)?)
     }
 
     fn listxattr(&self, r: &mut Request<'_>, out: GuestBuf<'_>) -> io::Result<Reply> {
         let GetxattrIn { size, .. } = r.read_obj()?;
-        xattr(out, &self.fs.listxattr(&r.context(), r.header.nodeid, size.min(reply_room(out)))?)
+        xattr(out, &self.fs.listxattr(&r.context(), r.header.nodeid, size.min(reply_capacity(out)))?)
     }
 
     fn init(&self, r: &mut Request<'_>) -> io::Result<Reply> {
@@ -351,7 +351,7 @@ impl<F: FileSystem> Server<F> {
 
     fn readdir(&self, r: &mut Request<'_>, out: GuestBuf<'_>, plus: bool) -> io::Result<Reply> {
         let args: ReadIn = r.read_obj()?;
-        let room = args.size.min(reply_room(out)) as usize;
+        let room = args.size.min(reply_capacity(out)) as usize;
         let mut entries = Vec::with_capacity(room.min(MOST_ENTRIES));
         let listed = self.fs.readdir(&r.context(), r.header.nodeid, &args, plus, &mut |entry, known| {
             Ok(add_dirent(&mut entries, room, entry, plus, known))
@@ -396,7 +396,7 @@ fn done((): ()) -> Reply {
 }
 
 /// Bytes of the reply's buffers that the file system may be asked to fill: it makes a private buffer as large.
-fn reply_room(out: GuestBuf<'_>) -> u32 {
+fn reply_capacity(out: GuestBuf<'_>) -> u32 {
     out.len().min(MAX_WRITE as usize) as u32
 }
 

@@ -11,7 +11,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use tunnelfs_ring::{JOIN_TOKEN_BYTES, OP_JOIN};
+use tunnelfs_fuse_abi::control::{JOIN_TOKEN_BYTES, OP_JOIN};
 use tunnelfs_settings::Settings;
 use vhost::vhost_user::Listener;
 

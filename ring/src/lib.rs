@@ -55,9 +55,7 @@ pub use queue::{DeviceQueue, DriverQueue};
 #[cfg(not(loom))]
 pub use region::Region;
 #[cfg(not(loom))]
-pub use setup::{
-    RingSetup, SlotRun, CPU_UNKNOWN, JOIN_TOKEN_BYTES, MAGIC, MAX_RUNS, OP_COPIED, OP_JOIN, OP_NOOP, VERSION,
-};
+pub use setup::{RingSetup, SlotRun, CPU_UNKNOWN, MAGIC, MAX_RUNS, VERSION};
 #[cfg(not(loom))]
 pub use slots::{SlotPool, SlotTable};
 pub use spsc::{CacheLine, Cell, Consumer, Producer};

@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tunnelfs_guest::fuse::device::{uring_is_on, MountOptions};
+use tunnelfs_guest::fuse::device::{uring_enabled, MountOptions};
 use tunnelfs_guest::mount::{Mount, MountConfig, WORKERS};
 use tunnelfs_guest::Connection;
 use tunnelfs_guest::Transport;
 use tunnelfs_host::fs_builder;
 use tunnelfs_host::Server;
-use tunnelfs_settings::{Cache, Channel, Kind, Settings};
+use tunnelfs_settings::{Cache, Channel, Settings, TransportKind};
 
 /// How long anything may take to come up or go away.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -56,7 +56,7 @@ impl Systems {
         let mut systems = Systems { list: Vec::new() };
         for name in ["native", "ring", "ring-fuse", "in-process", "virtqueue", "socket", "virtiofsd"] {
             let absent = match name {
-                "ring-fuse" => (!uring_is_on()).then_some("every mount uses /dev/fuse here"),
+                "ring-fuse" => (!uring_enabled()).then_some("every mount uses /dev/fuse here"),
                 "virtiofsd" => virtiofsd().is_none().then_some("`make deps` installs stock virtiofsd"),
                 _ => None,
             };
@@ -113,14 +113,14 @@ impl Setup<'_> {
         settings.host.announce_submounts = false;
         settings.transport.socket_path = self.scratch.join(format!("{name}.sock"));
         settings.transport.kind = match name {
-            "virtqueue" | "virtiofsd" => Kind::Virtqueue,
-            "socket" => Kind::Socket,
-            _ => Kind::Ring,
+            "virtqueue" | "virtiofsd" => TransportKind::Virtqueue,
+            "socket" => TransportKind::Socket,
+            _ => TransportKind::Ring,
         };
         if name == "ring-fuse" {
             settings.mount.channel = Channel::Fuse;
         }
-        let fuse = settings.mount.channel == Channel::Fuse || !uring_is_on();
+        let fuse = settings.mount.channel == Channel::Fuse || !uring_enabled();
         let mut system = System {
             name: name.into(),
             dir: self.scratch.join("mnt").join(name).join(name),
@@ -219,8 +219,8 @@ fn mount_inside(settings: &Settings, point: &Path) -> io::Result<Mount> {
     let server = Arc::new(Server::new(fs_builder::open(&settings.host)?));
     let queue = || InProcess::new(server.clone(), config.guest.geometry).map(|q| Box::new(q) as Box<dyn Transport>);
     let queues = (0..config.guest.queues).map(|_| queue()).collect::<Result<_, _>>().map_err(io::Error::other)?;
-    let connection = Connection { control: queue().map_err(io::Error::other)?, queues, kept: None };
-    Mount::over(connection, &config).map_err(io::Error::other)
+    let connection = Connection { hiprio: queue().map_err(io::Error::other)?, queues, retained: None };
+    Mount::with_connection(connection, &config).map_err(io::Error::other)
 }
 
 fn is_mounted(point: &Path) -> bool {

@@ -217,7 +217,7 @@ fn speaker(lie: Lie, plain: bool, count: Arc<AtomicU64>) -> Speaker {
         if let Die(0) = lie {
             return (vec![Said::End], true);
         }
-        if word(4) == tunnelfs_ring::OP_JOIN && !matches!(lie, NeverAnything) {
+        if word(4) == tunnelfs_fuse_abi::control::OP_JOIN && !matches!(lie, NeverAnything) {
             return (vec![reply(16, 0, &[])], true);
         }
         if word(4) == opcode::INIT && !matches!(lie, NeverAnything) {

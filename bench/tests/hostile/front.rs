@@ -8,7 +8,7 @@ use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
-use tunnelfs_ring::OP_NOOP;
+use tunnelfs_fuse_abi::control::OP_NOOP;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vmm_sys_util::eventfd::EventFd;

@@ -53,7 +53,7 @@ pub mod op {
 
 /// A whole request with an honest header.
 pub fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
-    tunnelfs_guest::message::request(opcode, node, 7, body, 0)
+    tunnelfs_guest::fuse::message::request(opcode, node, 7, body, 0)
 }
 
 /// An answer.

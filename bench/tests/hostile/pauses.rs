@@ -4,7 +4,7 @@ use crate::guest::{op, request, sqe, Hostile};
 use crate::rig::{soon, Target};
 use std::fs::File;
 use std::time::Duration;
-use tunnelfs_ring::OP_NOOP;
+use tunnelfs_fuse_abi::control::OP_NOOP;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::VhostBackend;
 

@@ -4,7 +4,8 @@ use crate::guest::{op, request, slot_at, sqe, Hostile, AVAIL, GEOMETRY, GPA, MEM
 use crate::rig::{Random, Target};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{Geometry, RingSetup, SlotRun, Sqe, NO_SLOT, OP_NOOP};
+use tunnelfs_fuse_abi::control::OP_NOOP;
+use tunnelfs_ring::{Geometry, RingSetup, SlotRun, Sqe, NO_SLOT};
 
 const SOON: Duration = Duration::from_millis(500);
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tunnelfs_bench::session::sibling;
-use tunnelfs_ring::{JOIN_TOKEN_BYTES, OP_JOIN, OP_NOOP};
+use tunnelfs_fuse_abi::control::{JOIN_TOKEN_BYTES, OP_JOIN, OP_NOOP};
 
 /// A host of its own, killed when it is dropped.
 struct Host(Child);

@@ -10,7 +10,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{MAX_SLOT_SIZE, OP_NOOP};
+use tunnelfs_fuse_abi::control::OP_NOOP;
+use tunnelfs_ring::MAX_SLOT_SIZE;
 
 /// FORGET, INTERRUPT and BATCH_FORGET have no answer.
 const UNANSWERED: [u32; 3] = [2, 36, 42];

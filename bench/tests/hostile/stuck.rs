@@ -7,7 +7,7 @@ use crate::stream::Stream;
 use crate::stuck_fs::StuckFs;
 use std::io::Write;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::OP_NOOP;
+use tunnelfs_fuse_abi::control::OP_NOOP;
 use vhost::VhostBackend;
 
 /// One queue of a guest, by any transport. What is submitted has the number `unique`, and may come back later.

@@ -2,15 +2,15 @@
 //! interface: a [`Worker`] serves one request queue over one of them until the
 //! file system is unmounted.
 
-mod classic;
-mod give_back;
-mod queue;
+mod dev;
+mod forget;
+mod pending;
 mod session;
 mod uring;
 
 use crate::fuse::device::clone_device;
-use crate::link::Kept;
-use crate::resume::Resume;
+use crate::link::RetainedMemory;
+use crate::reconnect::Reconnect;
 use crate::stats::QueueStats;
 use crate::transport::Transport;
 use crate::Error;
@@ -20,15 +20,15 @@ use std::time::Duration;
 use tunnelfs_ring::{set_affinity, WaitConfig};
 
 /// How long requests that nobody waits for are left to gather: the kernel hands over many FORGETs as one.
-const REST: Duration = Duration::from_millis(5);
+const FORGET_BATCH_DELAY: Duration = Duration::from_millis(5);
 
 /// What carries the kernel's requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ChannelKind {
     /// `read` and `write` on `/dev/fuse`.
-    Classic,
+    Dev,
     /// What FUSE-over-io_uring leaves to `/dev/fuse`: FORGET and INTERRUPT, which have no reply.
-    Leftovers,
+    DevForget,
     /// FUSE-over-io_uring: these kernel queues (one per possible CPU, all workers' together), and how to wait for a
     /// request before sleeping, if at all.
     Uring(Vec<u16>, Option<WaitConfig>),
@@ -41,13 +41,13 @@ pub struct Worker {
     /// The mounted connection.
     pub device: Arc<OwnedFd>,
     /// How requests come.
-    pub kind: Kind,
+    pub kind: ChannelKind,
     /// The CPU to stay on.
     pub cpu: Option<usize>,
     /// Where to count.
     pub stats: Arc<QueueStats>,
     /// Where another host may take over: the queue's place there, and what holds its slots.
-    pub(crate) resume: Option<(Arc<Resume>, usize, Kept)>,
+    pub(crate) reconnect: Option<(Arc<Reconnect>, usize, RetainedMemory)>,
 }
 
 impl Worker {
@@ -61,15 +61,17 @@ impl Worker {
             set_affinity(&[cpu]).unwrap_or_else(|e| tracing::warn!("{e}"));
         }
         let slots = self.transport.slots();
-        let session = self.resume.map(|(resume, seat, kept)| session::Session::new(resume, seat, slots, kept));
-        let queue = queue::Queue::new(self.transport, self.stats, session);
+        let session = self
+            .reconnect
+            .map(|(reconnect, queue_index, kept)| session::Session::new(reconnect, queue_index, slots, kept));
+        let queue = pending::PendingQueue::new(self.transport, self.stats, session);
         match self.kind {
-            Kind::Classic | Kind::Leftovers => {
+            ChannelKind::Dev | ChannelKind::DevForget => {
                 let devices = [clone_device(&self.device, false)?, clone_device(&self.device, true)?];
-                let rest = (self.kind == Kind::Leftovers).then_some(REST);
-                classic::Channel::new(devices, queue, rest).run()
+                let batch_delay = (self.kind == ChannelKind::DevForget).then_some(FORGET_BATCH_DELAY);
+                dev::Channel::new(devices, queue, batch_delay).run()
             }
-            Kind::Uring(queues, wait) => uring::Channel::new(self.device, queues, wait, queue)?.run(),
+            ChannelKind::Uring(queues, wait) => uring::Channel::new(self.device, queues, wait, queue)?.run(),
         }
     }
 }

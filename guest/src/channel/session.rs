@@ -1,18 +1,18 @@
 //! A queue's part in going on with another host: what a request needs before it
 //! can go out, what is to be noted of a reply.
 
-use super::give_back::GivenBack;
-use super::queue::{Flight, Queue};
+use super::forget::ForgetAction;
+use super::pending::{PendingQueue, PendingRequest};
 use crate::fuse::abi::opcode::{name as opcode_name, *};
 use crate::fuse::abi::{request_opcode, u32_at};
-use crate::link::Kept;
-use crate::message::IN_HEADER;
-use crate::resume::cache::HandleCache;
-use crate::resume::nodes::Missing;
-use crate::resume::repeat::{self, Repeat};
-use crate::resume::tables::Needed;
-use crate::resume::wire::{self, put_u64, u64_at, Entry, BODY, NODE};
-use crate::resume::{News, Resume};
+use crate::fuse::message::IN_HEADER;
+use crate::fuse::message::{self, put_u64, u64_at, Entry, BODY, NODE};
+use crate::link::RetainedMemory;
+use crate::reconnect::handle_cache::HandleCache;
+use crate::reconnect::inodes::Unresolved;
+use crate::reconnect::replay::{self, ReplayRule};
+use crate::reconnect::translate::Prerequisite;
+use crate::reconnect::{HostPoll, Reconnect};
 use crate::transport::{reply_bytes, Completion, Transport};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -22,84 +22,84 @@ use tunnelfs_ring::SQE_INLINE_BYTES;
 
 /// Bytes at a slot's start that are kept privately: two names, and more than any reply to a request with a payload
 /// has. A host may have begun to answer where the question was.
-const KEPT: usize = 512;
+const SAVED_BYTES: usize = 512;
 /// As much of data to be written.
-const KEPT_DATA: usize = 64;
+const SAVED_DATA_BYTES: usize = 64;
 /// Most questions for one request.
 const MAX_STEPS: usize = 8192;
 /// Between two looks whether a caller has been killed.
 const CALLERS: Duration = Duration::from_millis(100);
-/// How [`Queue::make_ready`] comes out.
-pub enum Ready {
+/// How [`PendingQueue::prepare`] comes out.
+pub enum Prepared {
     /// To the host.
-    Go,
+    Submit,
     /// This is the answer: 0 or a negative errno.
-    Answered(i32),
+    Reply(i32),
 }
 
 /// One queue's.
 pub struct Session {
-    pub resume: Arc<Resume>,
-    pub seat: usize,
+    pub reconnect: Arc<Reconnect>,
+    pub queue_index: usize,
     /// Which host the transport leads to.
-    pub time: u64,
+    pub host_id: u64,
     /// There is none.
     pub away: bool,
     /// The last completions of one are being taken: it cannot be asked any more.
-    pub leaving: bool,
+    pub draining: bool,
     /// The start of each slot's request.
-    starts: Box<[[u8; KEPT]]>,
+    saved: Box<[[u8; SAVED_BYTES]]>,
     looked: Instant,
     pub cache: HandleCache,
     /// Keeps the slots mapped.
-    _kept: Kept,
+    _kept: RetainedMemory,
 }
 
 impl Session {
-    pub fn new(resume: Arc<Resume>, seat: usize, slots: u32, kept: Kept) -> Session {
-        let starts = vec![[0; KEPT]; slots as usize].into();
+    pub fn new(reconnect: Arc<Reconnect>, queue_index: usize, slots: u32, kept: RetainedMemory) -> Session {
+        let saved = vec![[0; SAVED_BYTES]; slots as usize].into();
         let (cache, looked) = (HandleCache::default(), Instant::now());
-        Session { resume, seat, time: 0, away: false, leaving: false, starts, looked, cache, _kept: kept }
+        Session { reconnect, queue_index, host_id: 0, away: false, draining: false, saved, looked, cache, _kept: kept }
     }
 
     /// Keeps the start of a request's payload.
-    pub fn keep(&mut self, slot: u32, flight: &Flight, (at, size): (*mut u8, usize)) {
-        let bytes = kept_bytes(flight).min(size);
+    pub fn save(&mut self, slot: u32, request: &PendingRequest, (at, size): (*mut u8, usize)) {
+        let bytes = saved_bytes(request).min(size);
         // SAFETY: the slot is this queue's now, and that large.
-        unsafe { std::ptr::copy_nonoverlapping(at, self.starts[slot as usize].as_mut_ptr(), bytes) };
+        unsafe { std::ptr::copy_nonoverlapping(at, self.saved[slot as usize].as_mut_ptr(), bytes) };
     }
 
     /// Puts it back.
-    pub fn restore(&self, slot: u32, flight: &Flight, (at, size): (*mut u8, usize)) {
-        let bytes = kept_bytes(flight).min(size);
+    pub fn restore(&self, slot: u32, request: &PendingRequest, (at, size): (*mut u8, usize)) {
+        let bytes = saved_bytes(request).min(size);
         // SAFETY: as in `keep`; the host that had it has gone.
-        unsafe { std::ptr::copy_nonoverlapping(self.starts[slot as usize].as_ptr(), at, bytes) };
+        unsafe { std::ptr::copy_nonoverlapping(self.saved[slot as usize].as_ptr(), at, bytes) };
     }
 
     /// What a request has from its first name on, or from its body's `from`-th byte.
-    fn text(&self, slot: u32, flight: &Flight, from: usize) -> Vec<u8> {
-        let mut text = flight.head[..flight.head_len].get(BODY + from..).unwrap_or_default().to_vec();
-        text.extend_from_slice(&self.starts[slot as usize][..kept_bytes(flight)]);
+    fn text(&self, slot: u32, request: &PendingRequest, from: usize) -> Vec<u8> {
+        let mut text = request.head[..request.head_len].get(BODY + from..).unwrap_or_default().to_vec();
+        text.extend_from_slice(&self.saved[slot as usize][..saved_bytes(request)]);
         text
     }
 
-    fn names(&self, slot: u32, flight: &Flight) -> Vec<u8> {
-        self.text(slot, flight, wire::before_names(flight.opcode))
+    fn names(&self, slot: u32, request: &PendingRequest) -> Vec<u8> {
+        self.text(slot, request, message::fixed_body_len(request.opcode))
     }
 
     /// The host has been let go.
-    pub fn park(&mut self) {
-        (self.away, self.leaving) = (true, false);
-        self.resume.handover.park(self.seat);
+    pub fn detach(&mut self) {
+        (self.away, self.draining) = (true, false);
+        self.reconnect.handover.detach(self.queue_index);
     }
 
     /// Whether there is a new host.
     pub fn look(&mut self) -> Result<Option<Box<dyn Transport>>, Error> {
-        match self.resume.handover.news(self.seat) {
-            News::Wait => Ok(None),
-            News::Over => Err(Error::HostGone),
-            News::Host(time, transport) => {
-                (self.time, self.away) = (time, false);
+        match self.reconnect.handover.poll(self.queue_index) {
+            HostPoll::Pending => Ok(None),
+            HostPoll::Closed => Err(Error::HostGone),
+            HostPoll::Ready(time, transport) => {
+                (self.host_id, self.away) = (time, false);
                 Ok(Some(transport))
             }
         }
@@ -114,14 +114,14 @@ impl Session {
     }
 }
 
-fn kept_bytes(flight: &Flight) -> usize {
-    let most = if flight.opcode == WRITE { KEPT_DATA } else { KEPT };
-    most.min(flight.payload_len as usize)
+fn saved_bytes(request: &PendingRequest) -> usize {
+    let most = if request.opcode == WRITE { SAVED_DATA_BYTES } else { SAVED_BYTES };
+    most.min(request.payload_len as usize)
 }
 
-impl Flight {
+impl PendingRequest {
     /// Whether the thread that asks is being killed, as proc_pid_status(5) tells.
-    pub fn caller_is_killed(&self) -> bool {
+    pub fn caller_has_sigkill(&self) -> bool {
         self.caller_signals().0 & 1 << (libc::SIGKILL - 1) != 0
     }
 
@@ -146,84 +146,84 @@ impl Flight {
     }
 }
 
-impl Queue {
+impl PendingQueue {
     /// Puts the host's numbers into the request in `slot`, after asking it for those that it has not told yet.
-    pub(super) fn make_ready(
+    pub(super) fn prepare(
         &mut self,
         slot: u32,
         head: &mut [u8; SQE_INLINE_BYTES],
         head_len: &mut usize,
         payload_len: &mut u32,
-    ) -> Result<Ready, Error> {
-        let (Some(session), Some(flight)) = (&mut self.session, &mut self.flights[slot as usize]) else {
-            return Ok(Ready::Go);
+    ) -> Result<Prepared, Error> {
+        let (Some(session), Some(request)) = (&mut self.session, &mut self.requests[slot as usize]) else {
+            return Ok(Prepared::Submit);
         };
-        if matches!(flight.opcode, FORGET | BATCH_FORGET | RELEASE | RELEASEDIR) {
-            let given = session.give_back(flight, self.transport.slot(slot));
+        if matches!(request.opcode, FORGET | BATCH_FORGET | RELEASE | RELEASEDIR) {
+            let given = session.apply_forget(request, self.transport.slot(slot));
             let going = match given {
-                GivenBack::Nothing => false,
-                GivenBack::Request => true,
-                GivenBack::Nodes(known) => self.forget(slot, known)?,
+                ForgetAction::Drop => false,
+                ForgetAction::Forward => true,
+                ForgetAction::InodeTable(known) => self.forget(slot, known)?,
             };
-            if let Some(flight) = &self.flights[slot as usize] {
-                (*head, *head_len, *payload_len) = (flight.head, flight.head_len, flight.payload_len);
+            if let Some(request) = &self.requests[slot as usize] {
+                (*head, *head_len, *payload_len) = (request.head, request.head_len, request.payload_len);
             }
-            return Ok(if going { Ready::Go } else { Ready::Answered(0) });
+            return Ok(if going { Prepared::Submit } else { Prepared::Reply(0) });
         }
-        let time = session.time;
+        let time = session.host_id;
         if time == 0 {
-            return Ok(Ready::Go);
+            return Ok(Prepared::Submit);
         }
-        let again = flight.again;
+        let again = request.replay;
         if !again && session.cache.translate(time, &mut head[..*head_len]) {
-            return Ok(Ready::Go);
+            return Ok(Prepared::Submit);
         }
         for _ in 0..MAX_STEPS {
-            let Some(flight) = &self.flights[slot as usize] else { return Ok(Ready::Go) };
-            *head = flight.head;
-            let Some(session) = &mut self.session else { return Ok(Ready::Go) };
-            let needed = session.resume.tables.read().translate(&mut head[..*head_len]);
+            let Some(request) = &self.requests[slot as usize] else { return Ok(Prepared::Submit) };
+            *head = request.head;
+            let Some(session) = &mut self.session else { return Ok(Prepared::Submit) };
+            let needed = session.reconnect.tables.read().translate(&mut head[..*head_len]);
             let failed = match needed {
-                None if again => return self.ask_before_repeating(slot, head),
+                None if again => return self.check_replay(slot, head),
                 None => {
-                    session.cache.note(time, &flight.head, &head[..]);
-                    return Ok(Ready::Go);
+                    session.cache.note(time, &request.head, &head[..]);
+                    return Ok(Prepared::Submit);
                 }
-                Some(Needed::Node(missing)) => self.find(slot, missing)?,
+                Some(Prerequisite::Lookup(missing)) => self.resolve(slot, missing)?,
                 Some(handle) => self.reopen(slot, handle)?,
             };
             if let Some(error) = failed {
                 tracing::debug!("{}: {}", opcode_name(request_opcode(head)), std::io::Error::from_raw_os_error(-error));
                 // What this host did not have, the next one may.
-                return if self.host_is_there() { Ok(Ready::Answered(error)) } else { Err(Error::HostGone) };
+                return if self.host_is_there() { Ok(Prepared::Reply(error)) } else { Err(Error::HostGone) };
             }
         }
-        Ok(Ready::Answered(-libc::EIO))
+        Ok(Prepared::Reply(-libc::EIO))
     }
 
-    fn tables<T>(&self, work: impl FnOnce(&mut crate::resume::tables::Tables) -> T) -> T {
+    fn tables<T>(&self, work: impl FnOnce(&mut crate::reconnect::translate::Translator) -> T) -> T {
         let session = self.session.as_ref().expect("only with one");
-        work(&mut session.resume.tables.write())
+        work(&mut session.reconnect.tables.write())
     }
 
     fn host_is_there(&self) -> bool {
-        let mut fds = [PollFd::new(self.transport.alive(), PollFlags::empty())];
+        let mut fds = [PollFd::new(self.transport.hangup_fd(), PollFlags::empty())];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|events| events == 0)
     }
 
     /// Looks for a node by one of its names; the error for whoever needs it, if that cannot be done.
-    fn find(&mut self, slot: u32, missing: Missing) -> Result<Option<i32>, Error> {
-        let Missing::Name { parent, child, name } = missing else { return Ok(Some(-libc::ESTALE)) };
+    fn resolve(&mut self, slot: u32, missing: Unresolved) -> Result<Option<i32>, Error> {
+        let Unresolved::Lookup { parent, child, name } = missing else { return Ok(Some(-libc::ESTALE)) };
         let found = match self.look_up(slot, parent, &name)? {
             Ok(found) => found,
             Err(error) => return Ok(Some(error)),
         };
-        let is_it = self.tables(|tables| tables.nodes.found(child, &name, found.as_ref()));
+        let is_it = self.tables(|tables| tables.nodes.resolved(child, &name, found.as_ref()));
         if !is_it {
             tracing::debug!("{} is gone, or another file", String::from_utf8_lossy(&name));
         }
         if let Some(other) = found.filter(|_| !is_it) {
-            self.give_up(slot, other.node)?;
+            self.forget_unused(slot, other.node)?;
         }
         Ok(None)
     }
@@ -239,28 +239,28 @@ impl Queue {
     }
 
     /// A host's number that is of no use.
-    fn give_up(&mut self, slot: u32, node: u64) -> Result<(), Error> {
-        if !self.tables(|tables| tables.nodes.absorb(node)) {
+    fn forget_unused(&mut self, slot: u32, node: u64) -> Result<(), Error> {
+        if !self.tables(|tables| tables.nodes.count_lookup(node)) {
             self.call(slot, FORGET, node, &1u64.to_ne_bytes(), &[])?;
         }
         Ok(())
     }
 
     /// Opens a file for a handle that the kernel has.
-    fn reopen(&mut self, slot: u32, needed: Needed) -> Result<Option<i32>, Error> {
-        let Needed::Handle { node, handle, host, flags, is_dir, opener } = needed else { return Ok(None) };
-        let ours = self.flights[slot as usize].as_ref().map(|flight| flight.head);
-        if let Some(flight) = &mut self.flights[slot as usize] {
-            flight.head[24..36].copy_from_slice(&opener);
+    fn reopen(&mut self, slot: u32, needed: Prerequisite) -> Result<Option<i32>, Error> {
+        let Prerequisite::Open { node, handle, host, flags, is_dir, opener } = needed else { return Ok(None) };
+        let ours = self.requests[slot as usize].as_ref().map(|request| request.head);
+        if let Some(request) = &mut self.requests[slot as usize] {
+            request.head[24..36].copy_from_slice(&opener);
         }
         let open = if is_dir { OPENDIR } else { OPEN };
         let opened = self.call(slot, open, host, &u64::from(flags).to_ne_bytes(), &[]);
-        if let (Some(flight), Some(head)) = (&mut self.flights[slot as usize], ours) {
-            flight.head = head;
+        if let (Some(request), Some(head)) = (&mut self.requests[slot as usize], ours) {
+            request.head = head;
         }
         let (error, reply) = opened?;
         match -error {
-            0 if reply.len() >= wire::OPENED => {}
+            0 if reply.len() >= message::OPENED => {}
             libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR => return Ok(Some(error)),
             _ => {
                 tracing::debug!("a file cannot be opened again: {}", std::io::Error::from_raw_os_error(-error));
@@ -277,49 +277,49 @@ impl Queue {
     }
 
     /// Whether a request that a dead host had may go to the next one; `head` has that one's numbers.
-    fn ask_before_repeating(&mut self, slot: u32, head: &[u8]) -> Result<Ready, Error> {
-        let (Some(session), Some(flight)) = (&self.session, &self.flights[slot as usize]) else {
-            return Ok(Ready::Go);
+    fn check_replay(&mut self, slot: u32, head: &[u8]) -> Result<Prepared, Error> {
+        let (Some(session), Some(request)) = (&self.session, &self.requests[slot as usize]) else {
+            return Ok(Prepared::Submit);
         };
-        let (host, theirs) = (u64_at(head, NODE), u64_at(&flight.head, NODE));
-        let names = session.names(slot, flight);
-        let name = wire::split_name(&names).map_or(&[][..], |(name, _)| name);
-        let not_done = match repeat::how(&flight.head) {
-            Repeat::Again => true,
-            Repeat::Done => return Ok(Ready::Answered(0)),
-            Repeat::Never => false,
-            Repeat::IfEnds(offset) => {
+        let (host, theirs) = (u64_at(head, NODE), u64_at(&request.head, NODE));
+        let names = session.names(slot, request);
+        let name = message::next_name(&names).map_or(&[][..], |(name, _)| name);
+        let not_done = match replay::rule_for(&request.head) {
+            ReplayRule::Safe => true,
+            ReplayRule::Skip => return Ok(Prepared::Reply(0)),
+            ReplayRule::Unsafe => false,
+            ReplayRule::IfSizeAtMost(offset) => {
                 let (error, reply) = self.call(slot, GETATTR, host, &[0; 16], &[])?;
                 // `fuse_attr_out`: the size follows the inode number.
                 error == 0 && reply.len() >= 104 && u64_at(&reply, 24) <= offset
             }
             how => {
-                let Ok(found) = self.look_up(slot, host, name)? else { return Ok(Ready::Answered(-libc::EIO)) };
+                let Ok(found) = self.look_up(slot, host, name)? else { return Ok(Prepared::Reply(-libc::EIO)) };
                 if let Some(found) = found {
-                    self.give_up(slot, found.node)?;
+                    self.forget_unused(slot, found.node)?;
                 }
-                let nodes = |tables: &mut crate::resume::tables::Tables| {
+                let nodes = |tables: &mut crate::reconnect::translate::Translator| {
                     tables.nodes.child(theirs, name).and_then(|child| tables.nodes.identity(child))
                 };
                 match how {
-                    Repeat::IfAbsent => found.is_none(),
+                    ReplayRule::IfAbsent => found.is_none(),
                     _ => found.is_some() && found.map(|entry| entry.identity) == self.tables(nodes),
                 }
             }
         };
         if not_done {
-            return Ok(Ready::Go);
+            return Ok(Prepared::Submit);
         }
-        if let Some(flight) = &self.flights[slot as usize] {
-            if matches!(flight.opcode, RENAME | RENAME2) {
-                self.tables(|tables| tables.perhaps_renamed(&flight.head, &names));
+        if let Some(request) = &self.requests[slot as usize] {
+            if matches!(request.opcode, RENAME | RENAME2) {
+                self.tables(|tables| tables.maybe_renamed(&request.head, &names));
             }
             tracing::info!(
                 "{}: the host that had it is gone, and nobody can tell whether it was done",
-                opcode_name(flight.opcode)
+                opcode_name(request.opcode)
             );
         }
-        Ok(Ready::Answered(-libc::EIO))
+        Ok(Prepared::Reply(-libc::EIO))
     }
 
     /// Asks the host a question of our own in a slot whose request has not been sent; what lies there comes back.
@@ -328,8 +328,8 @@ impl Queue {
         let payload = if name.is_empty() { Vec::new() } else { [name, &[0]].concat() };
         let head = self.own_head(slot, opcode, node, body, payload.len());
         let (at, size) = self.transport.slot(slot);
-        let mut before = [0; KEPT];
-        let kept = KEPT.min(size);
+        let mut before = [0; SAVED_BYTES];
+        let kept = SAVED_BYTES.min(size);
         assert!(payload.len() <= kept);
         // SAFETY: the slot is ours, and that large.
         unsafe {
@@ -347,12 +347,12 @@ impl Queue {
         let mut sent = false;
         loop {
             if !sent {
-                sent = self.transport.submit(slot, head, payload_len, KEPT as u32)?;
+                sent = self.transport.submit(slot, head, payload_len, SAVED_BYTES as u32)?;
             }
             match self.transport.reap()? {
                 Some(done) if done.slot == slot => return Ok(done),
                 Some(other) => self.stash.push_back(other),
-                None if sent || self.flights.iter().flatten().any(|flight| flight.sent) => self.wait_a_while()?,
+                None if sent || self.requests.iter().flatten().any(|request| request.sent) => self.wait_a_while()?,
                 None => return Err(Error::Protocol("no room in an idle queue")),
             }
         }
@@ -361,7 +361,7 @@ impl Queue {
     fn wait_a_while(&mut self) -> Result<(), Error> {
         match self.transport.wait_within(PollTimeout::from(500u16)) {
             Err(Error::HostSilent) => match &self.session {
-                Some(session) if session.resume.handover.is_over() => Err(Error::HostGone),
+                Some(session) if session.reconnect.handover.is_closed() => Err(Error::HostGone),
                 _ => Ok(()),
             },
             result => result,
@@ -369,47 +369,47 @@ impl Queue {
     }
 
     /// Notes what a reply says, and puts the kernel's numbers into it.
-    pub(super) fn take_note(&mut self, completion: &mut Completion, error: i32) -> Result<(), Error> {
+    pub(super) fn translate_reply(&mut self, completion: &mut Completion, error: i32) -> Result<(), Error> {
         let slot = completion.slot;
-        let (Some(session), Some(flight)) = (&self.session, &self.flights[slot as usize]) else { return Ok(()) };
+        let (Some(session), Some(request)) = (&self.session, &self.requests[slot as usize]) else { return Ok(()) };
         let brings = matches!(
-            flight.opcode,
+            request.opcode,
             LOOKUP | MKNOD | MKDIR | SYMLINK | LINK | CREATE | TMPFILE | OPEN | OPENDIR | READDIRPLUS
         );
-        let moves = matches!(flight.opcode, UNLINK | RMDIR | RENAME | RENAME2);
-        let absent = flight.opcode == LOOKUP && error == -libc::ENOENT;
+        let moves = matches!(request.opcode, UNLINK | RMDIR | RENAME | RENAME2);
+        let absent = request.opcode == LOOKUP && error == -libc::ENOENT;
         if !(error == 0 && (brings || moves)) && !absent {
             return Ok(());
         }
-        let (time, leaving) = (session.time, session.leaving);
-        let (head, names) = (flight.head, session.names(slot, flight));
+        let (time, draining) = (session.host_id, session.draining);
+        let (head, names) = (request.head, session.names(slot, request));
         if absent {
-            self.tables(|tables| tables.absent(&head, &names));
+            self.tables(|tables| tables.record_enoent(&head, &names));
             return Ok(());
         }
         let mut reply = if brings { reply_bytes(&*self.transport, completion) } else { Vec::new() };
-        if time > 0 && !leaving {
-            self.find_kin(slot, &head, &reply)?;
+        if time > 0 && !draining {
+            self.resolve_aliases(slot, &head, &reply)?;
         }
         self.tables(|tables| tables.reply(&head, &names, &mut reply));
         if time > 0 && brings {
-            put_back(&*self.transport, completion, &reply);
+            write_reply(&*self.transport, completion, &reply);
         }
         Ok(())
     }
 
     /// A file of several names may be one that the kernel has by another.
-    fn find_kin(&mut self, slot: u32, head: &[u8], reply: &[u8]) -> Result<(), Error> {
+    fn resolve_aliases(&mut self, slot: u32, head: &[u8], reply: &[u8]) -> Result<(), Error> {
         let entries: Vec<_> = match request_opcode(head) {
             LOOKUP => Entry::read(reply).into_iter().collect(),
-            READDIRPLUS => wire::entries(reply).into_iter().map(|(_, entry, _)| entry).collect(),
+            READDIRPLUS => message::direntplus_entries(reply).into_iter().map(|(_, entry, _)| entry).collect(),
             _ => return Ok(()),
         };
         for entry in entries.iter().filter(|entry| entry.links > 1) {
-            let Some(kin) = self.tables(|tables| tables.nodes.kin(entry)) else { continue };
+            let Some(alias) = self.tables(|tables| tables.nodes.alias(entry)) else { continue };
             for _ in 0..MAX_STEPS {
-                let Err(missing) = self.tables(|tables| tables.nodes.translate(kin)) else { break };
-                if self.find(slot, missing)?.is_some() {
+                let Err(missing) = self.tables(|tables| tables.nodes.translate(alias)) else { break };
+                if self.resolve(slot, missing)?.is_some() {
                     break;
                 }
             }
@@ -418,10 +418,10 @@ impl Queue {
     }
 }
 
-impl Queue {
+impl PendingQueue {
     /// The first bytes of a request of our own, in the name of whoever asks in `slot`.
     pub(super) fn own_head(&self, slot: u32, opcode: u32, node: u64, body: &[u8], payload: usize) -> Vec<u8> {
-        let asker = self.flights[slot as usize].as_ref().map_or([0; SQE_INLINE_BYTES], |flight| flight.head);
+        let asker = self.requests[slot as usize].as_ref().map_or([0; SQE_INLINE_BYTES], |request| request.head);
         let mut head = asker[..IN_HEADER].to_vec();
         head.extend_from_slice(body);
         let len = head.len() + payload;
@@ -435,7 +435,7 @@ impl Queue {
 }
 
 /// Writes a reply's bytes back to where they were.
-fn put_back(transport: &dyn Transport, completion: &mut Completion, reply: &[u8]) {
+fn write_reply(transport: &dyn Transport, completion: &mut Completion, reply: &[u8]) {
     let start = completion.head_len - completion.inline().len();
     let inline = completion.inline().len();
     let end = completion.head_len;

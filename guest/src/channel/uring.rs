@@ -4,10 +4,10 @@
 //! Source of the protocol: `struct fuse_uring_req_header`, `fuse_uring_ent_in_out`
 //! and `fuse_uring_cmd_req` of linux/fuse.h 7.42, and the kernel's fs/fuse/dev_uring.c.
 
-use super::queue::{Answer, Queue};
+use super::pending::{PendingQueue, Reply};
 use crate::fuse::abi::{request_len, request_opcode};
 use crate::fuse::device::uring_hint;
-use crate::message::{IN_HEADER, OUT_HEADER};
+use crate::fuse::message::{IN_HEADER, OUT_HEADER};
 use crate::Error;
 use io_uring::squeue::Entry128;
 use io_uring::{cqueue, opcode, types, IoUring};
@@ -26,9 +26,9 @@ const SQE_LEN_OFFSET: usize = 24;
 /// Parts of an entry: headers and payload.
 const IOVECS: usize = 2;
 /// `user_data` of what is not a ring entry.
-const BELL: u64 = 1 << 32;
-const HOST: u64 = 2 << 32;
-const NOTHING: u64 = 3 << 32;
+const POLL_CALL: u64 = 1 << 32;
+const POLL_HANGUP: u64 = 2 << 32;
+const POLL_REMOVE: u64 = 3 << 32;
 
 /// `struct fuse_uring_req_header`: 128 + 128 + 32 bytes.
 #[derive(Clone, Copy)]
@@ -75,18 +75,18 @@ impl<T> Drop for Fixed<T> {
 pub struct Channel {
     ring: IoUring<Entry128, cqueue::Entry>,
     device: Arc<OwnedFd>,
-    queue: Queue,
+    queue: PendingQueue,
     /// The kernel queue of each slot's entry.
-    of_queue: Vec<u16>,
+    qid: Vec<u16>,
     /// One a slot; the kernel writes them.
     headers: Fixed<Headers>,
     /// A slot's headers and payload; the kernel reads them.
     iovecs: Fixed<[iovec; IOVECS]>,
     /// Entries that the kernel has given back for good.
     ended: usize,
-    bell_armed: bool,
+    call_armed: bool,
     /// The transport whose descriptors are looked at.
-    generation: u32,
+    transport_id: u32,
     /// How to wait for a request, if not asleep.
     idle: Option<Parker>,
 }
@@ -97,7 +97,7 @@ impl Channel {
         device: Arc<OwnedFd>,
         kernel_queues: Vec<u16>,
         idle: Option<WaitConfig>,
-        queue: Queue,
+        queue: PendingQueue,
     ) -> Result<Self, Error> {
         let count = queue.transport.slots() as usize;
         if count < kernel_queues.len() {
@@ -121,33 +121,33 @@ impl Channel {
             ]
         });
         let iovecs = Fixed::new(iovecs.collect());
-        let of_queue = kernel_queues.iter().copied().cycle().take(count).collect();
+        let qid = kernel_queues.iter().copied().cycle().take(count).collect();
         let mut channel = Channel {
             ring,
             device,
             queue,
-            of_queue,
+            qid,
             headers,
             iovecs,
             ended: 0,
-            bell_armed: false,
-            generation: 0,
+            call_armed: false,
+            transport_id: 0,
             // Other virtual processors' threads may need this core.
             idle: idle.map(|wait| Parker::with_mode(wait, SpinMode::Yield)),
         };
         for slot in 0..count as u32 {
             channel.push(channel.command(REGISTER, slot, 0))?;
         }
-        channel.watch_host()?;
+        channel.poll_hangup()?;
         Ok(channel)
     }
 
     /// Serves until the file system is unmounted.
     pub fn run(mut self) -> Result<(), Error> {
         loop {
-            self.take_events()?;
+            self.process_cqes()?;
             // What the host still owes then, nobody waits for.
-            if self.ended > 0 && self.ended + self.queue.under_way() >= self.of_queue.len() {
+            if self.ended > 0 && self.ended + self.queue.pending() >= self.qid.len() {
                 return Ok(());
             }
             while let Some(answer) = self.queue.reap()? {
@@ -159,16 +159,16 @@ impl Channel {
 
     /// Waits for the kernel, and for the host when it owes an answer; what has been committed goes first.
     fn wait(&mut self) -> Result<(), Error> {
-        self.follow_transport()?;
-        if self.queue.under_way() == 0 {
+        self.rearm_polls()?;
+        if self.queue.pending() == 0 {
             return self.wait_for_kernel();
         }
         self.flush()?;
         let ring = &self.ring;
-        if self.queue.transport.spin(&mut || has_news(ring)) {
-            return self.gather();
+        if self.queue.transport.spin(&mut || has_events(ring)) {
+            return self.collect_events();
         }
-        self.arm_bell()?;
+        self.poll_call()?;
         let sleep = self.queue.transport.announce_sleep();
         // The bell's poll counts rings, not the level: there is nothing to drain.
         let slept = self.enter(usize::from(sleep));
@@ -184,11 +184,11 @@ impl Channel {
         self.flush()?;
         let ring = &self.ring;
         let found = match &mut self.idle {
-            Some(parker) => parker.spin(|| has_news(ring)),
-            None => hand_off(|| has_news(ring)),
+            Some(parker) => parker.spin(|| has_events(ring)),
+            None => hand_off(|| has_events(ring)),
         };
         if found {
-            return self.gather();
+            return self.collect_events();
         }
         let slept = self.enter(1);
         self.idle.iter_mut().for_each(Parker::unparked);
@@ -196,8 +196,8 @@ impl Channel {
     }
 
     /// Makes the kernel's news into events, if there are none yet: that takes an enter.
-    fn gather(&mut self) -> Result<(), Error> {
-        if self.ring.completion().is_empty() && has_news(&self.ring) {
+    fn collect_events(&mut self) -> Result<(), Error> {
+        if self.ring.completion().is_empty() && has_events(&self.ring) {
             self.enter(0)
         } else {
             Ok(())
@@ -244,12 +244,12 @@ impl Channel {
         }
     }
 
-    fn take_events(&mut self) -> Result<(), Error> {
+    fn process_cqes(&mut self) -> Result<(), Error> {
         loop {
             let Some(event) = self.ring.completion().next() else { return Ok(()) };
             match (event.user_data(), event.result()) {
-                (BELL.., _) => self.news(event.user_data(), cqueue::more(event.flags()))?,
-                (slot, 0) => self.request(slot as u32)?,
+                (POLL_CALL.., _) => self.on_poll(event.user_data(), cqueue::more(event.flags()))?,
+                (slot, 0) => self.on_request(slot as u32)?,
                 // Unmounted, or aborted.
                 (_, e) if matches!(-e, libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED) => self.ended += 1,
                 (slot, e) if matches!(-e, libc::EINTR | libc::EAGAIN) => {
@@ -264,31 +264,31 @@ impl Channel {
     }
 
     /// Something else than a request; of a transport that is no more it means nothing.
-    fn news(&mut self, what: u64, more: bool) -> Result<(), Error> {
-        match what.checked_sub(u64::from(self.generation)) {
-            Some(BELL) => self.bell_armed = more,
-            Some(HOST) => self.queue.lose()?,
+    fn on_poll(&mut self, what: u64, more: bool) -> Result<(), Error> {
+        match what.checked_sub(u64::from(self.transport_id)) {
+            Some(POLL_CALL) => self.call_armed = more,
+            Some(POLL_HANGUP) => self.queue.detach_host()?,
             _ => {}
         }
         Ok(())
     }
 
     /// Looks at the queue's transport, if that is another one now.
-    fn follow_transport(&mut self) -> Result<(), Error> {
-        if self.generation == self.queue.generation() {
+    fn rearm_polls(&mut self) -> Result<(), Error> {
+        if self.transport_id == self.queue.transport_id() {
             return Ok(());
         }
-        for old in [BELL, HOST] {
-            let old = old + u64::from(self.generation);
-            self.push(opcode::PollRemove::new(old).build().user_data(NOTHING).into())?;
+        for old in [POLL_CALL, POLL_HANGUP] {
+            let old = old + u64::from(self.transport_id);
+            self.push(opcode::PollRemove::new(old).build().user_data(POLL_REMOVE).into())?;
         }
-        self.generation = self.queue.generation();
-        self.bell_armed = false;
-        self.watch_host()
+        self.transport_id = self.queue.transport_id();
+        self.call_armed = false;
+        self.poll_hangup()
     }
 
     /// Hands the request that the kernel put into a slot to the host.
-    fn request(&mut self, slot: u32) -> Result<(), Error> {
+    fn on_request(&mut self, slot: u32) -> Result<(), Error> {
         // SAFETY: the entry is ours until it is committed; any bits are a valid `Headers`.
         let headers = unsafe { self.headers.at(slot as usize).read_volatile() };
         let payload_len = headers.payload_sz as usize;
@@ -311,11 +311,11 @@ impl Channel {
             // SAFETY: a slot has at least `MIN_SLOT_SIZE` bytes, `rest` at most 128.
             unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), ptr, rest.len()) };
         }
-        self.queue.send(slot, &head[..IN_HEADER + fits], (payload_len + rest.len()) as u32)
+        self.queue.submit(slot, &head[..IN_HEADER + fits], (payload_len + rest.len()) as u32)
     }
 
     /// Gives the kernel its answer, with the next enter, and fetches the entry's next request.
-    fn commit(&mut self, answer: &Answer) -> Result<(), Error> {
+    fn commit(&mut self, answer: &Reply) -> Result<(), Error> {
         let slot = answer.slot;
         let (ptr, size) = self.queue.transport.slot(slot);
         let inline = answer.inline();
@@ -345,7 +345,7 @@ impl Channel {
         // struct fuse_uring_cmd_req: u64 flags, u64 commit_id, u16 qid, padding.
         let mut cmd = [0; 80];
         cmd[8..16].copy_from_slice(&commit_id.to_ne_bytes());
-        cmd[16..18].copy_from_slice(&self.of_queue[slot as usize].to_ne_bytes());
+        cmd[16..18].copy_from_slice(&self.qid[slot as usize].to_ne_bytes());
         let iovecs = self.iovecs.at(slot as usize);
         let mut entry = opcode::UringCmd80::new(types::Fd(self.device.as_raw_fd()), op)
             .cmd(cmd)
@@ -367,25 +367,25 @@ impl Channel {
         }
     }
 
-    fn arm_bell(&mut self) -> Result<(), Error> {
-        if self.bell_armed {
+    fn poll_call(&mut self) -> Result<(), Error> {
+        if self.call_armed {
             return Ok(());
         }
-        self.bell_armed = true;
+        self.call_armed = true;
         let fd = types::Fd(self.queue.transport.fd().as_raw_fd());
-        let bell = BELL + u64::from(self.generation);
+        let bell = POLL_CALL + u64::from(self.transport_id);
         self.push(opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build().user_data(bell).into())
     }
 
     /// Only a hang-up is reported.
-    fn watch_host(&mut self) -> Result<(), Error> {
-        let fd = types::Fd(self.queue.transport.alive().as_raw_fd());
-        self.push(opcode::PollAdd::new(fd, 0).build().user_data(HOST + u64::from(self.generation)).into())
+    fn poll_hangup(&mut self) -> Result<(), Error> {
+        let fd = types::Fd(self.queue.transport.hangup_fd().as_raw_fd());
+        self.push(opcode::PollAdd::new(fd, 0).build().user_data(POLL_HANGUP + u64::from(self.transport_id)).into())
     }
 }
 
 /// Whether the kernel has something for this thread, which alone uses the ring, and holds no other queue object now.
-fn has_news(ring: &IoUring<Entry128, cqueue::Entry>) -> bool {
+fn has_events(ring: &IoUring<Entry128, cqueue::Entry>) -> bool {
     // SAFETY: as said above; both callers hold the channel, and nothing of its ring.
     unsafe { ring.submission_shared().taskrun() || !ring.completion_shared().is_empty() }
 }

@@ -1,6 +1,9 @@
 //! Numbers and structures of `linux/fuse.h`.
 
-use crate::message::IN_HEADER;
+/// Bytes of `struct fuse_in_header`.
+pub const IN_HEADER: usize = 40;
+/// Bytes of `struct fuse_out_header`.
+pub const OUT_HEADER: usize = 16;
 
 /// Whether the kernel expects a reply to a request of this opcode.
 pub fn has_reply(opcode: u32) -> bool {
@@ -218,7 +221,7 @@ pub fn request_unique(head: &[u8]) -> u64 {
 ///
 /// Not more than was asked for: stock virtiofsd 1.14 reads as much of a file as there is room. None for a request without
 /// a reply: the socket lets only small ones pass one that is under way, and an INTERRUPT must.
-pub fn reply_room(head: &[u8], slot_size: usize) -> u32 {
+pub fn reply_capacity(head: &[u8], slot_size: usize) -> u32 {
     let slot_size = slot_size as u32;
     match request_opcode(head) {
         // `fuse_read_in.size`
@@ -251,13 +254,13 @@ mod tests {
         let mut head = [0; 80];
         head[4..8].copy_from_slice(&opcode::READ.to_ne_bytes());
         head[56..60].copy_from_slice(&4096u32.to_ne_bytes());
-        assert_eq!((reply_room(&head, 1 << 20), reply_room(&head, 1024)), (4096, 1024));
+        assert_eq!((reply_capacity(&head, 1 << 20), reply_capacity(&head, 1024)), (4096, 1024));
         head[4..8].copy_from_slice(&opcode::INIT.to_ne_bytes());
-        assert_eq!(reply_room(&head, 1 << 20), 1 << 20);
-        assert_eq!(reply_room(&head[..40], 100), 100);
+        assert_eq!(reply_capacity(&head, 1 << 20), 1 << 20);
+        assert_eq!(reply_capacity(&head[..40], 100), 100);
         for silent in [opcode::INTERRUPT, opcode::FORGET, opcode::BATCH_FORGET] {
             head[4..8].copy_from_slice(&silent.to_ne_bytes());
-            assert_eq!(reply_room(&head, 1 << 20), 0);
+            assert_eq!(reply_capacity(&head, 1 << 20), 0);
         }
     }
 }

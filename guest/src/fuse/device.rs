@@ -1,6 +1,6 @@
 //! `/dev/fuse`, and mounting a connection of it.
 
-use super::mounts;
+use super::mountinfo;
 use crate::Error;
 use nix::fcntl::{fcntl, open, FcntlArg, OFlag};
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
@@ -117,7 +117,7 @@ const NOT_OURS: &[&str] = &["x-", "X-", "comment=", "user=", "uhelper=", "helper
 
 impl MountOptions {
     /// Takes over a word of mount(8)'s `-o`; `false` when it is none.
-    pub fn word(&mut self, word: &str) -> bool {
+    pub fn mount_option(&mut self, word: &str) -> bool {
         let Some((_, set, cleared)) = WORDS.iter().find(|(name, ..)| *name == word) else {
             return word == "comment" || NOT_OURS.iter().any(|start| word.starts_with(start));
         };
@@ -187,7 +187,7 @@ pub fn mount_on(device: &OwnedFd, point: &Path, options: &MountOptions) -> Resul
 /// [`Error::Setup`], also when it is none of ours.
 pub fn remount(point: &Path, flags: MsFlags) -> Result<(), Error> {
     let told = |e: String| Error::Setup(format!("cannot remount {}: {e}", point.display()));
-    if mounts::on(point).is_none_or(|m| m.kind != TYPE) {
+    if mountinfo::topmost(point).is_none_or(|m| m.kind != TYPE) {
         return Err(told("nothing of TunnelFS's is mounted there".into()));
     }
     let none = None::<&str>;
@@ -195,7 +195,7 @@ pub fn remount(point: &Path, flags: MsFlags) -> Result<(), Error> {
 }
 
 fn check_point(point: &Path) -> Result<(), String> {
-    let mounted = mounts::on(point).is_some_and(|m| m.kind == TYPE);
+    let mounted = mountinfo::topmost(point).is_some_and(|m| m.kind == TYPE);
     match std::fs::metadata(point) {
         Err(e) if mounted => Err(format!("{e}: a dead mount is there, `umount` it first")),
         Ok(_) if mounted => Err("a TunnelFS directory is mounted there already, `umount` it first".into()),
@@ -229,7 +229,7 @@ pub fn detach(point: &Path) -> io::Result<()> {
 }
 
 /// Whether the kernel offers FUSE-over-io_uring.
-pub fn uring_is_on() -> bool {
+pub fn uring_enabled() -> bool {
     std::fs::read_to_string(ENABLE_URING).is_ok_and(|on| on.trim() == "Y")
 }
 
@@ -262,7 +262,7 @@ mod tests {
     /// The flags that words come to.
     fn flags(words: &str) -> Option<MsFlags> {
         let mut options = MountOptions::default();
-        words.split(',').all(|word| options.word(word)).then_some(options.flags)
+        words.split(',').all(|word| options.mount_option(word)).then_some(options.flags)
     }
 
     #[test]

@@ -2,11 +2,11 @@
 //! between them, can carry.
 
 use super::abi::{init_flag::*, u32_at};
-use crate::message::IN_HEADER;
+use crate::fuse::message::IN_HEADER;
 
 /// What a mount wants of INIT.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
+pub struct InitOptions {
     /// Bytes of a slot: the largest READ or WRITE.
     pub slot_size: u32,
     /// FUSE-over-io_uring: `None` takes it when the kernel offers it.
@@ -19,7 +19,7 @@ pub struct Wanted {
 
 /// What was agreed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Agreed {
+pub struct InitResult {
     /// The requests come over io_uring.
     pub uring: bool,
     /// Bytes of the largest WRITE.
@@ -116,13 +116,13 @@ const CARRIED: [(u64, &str); 30] = [
     (DIRECT_IO_ALLOW_MMAP, "DIRECT_IO_ALLOW_MMAP"),
     // The caller's ids in a request are the mount's; without `default_permissions` the kernel refuses it.
     (ALLOW_IDMAP, "ALLOW_IDMAP"),
-    // Locks that the host keeps. They would be lost with it: see `Agreed::shared_locks`.
+    // Locks that the host keeps. They would be lost with it: see `InitResult::shared_locks`.
     (POSIX_LOCKS, "POSIX_LOCKS"),
     (FLOCK_LOCKS, "FLOCK_LOCKS"),
 ];
 
 /// The bits of [`CARRIED`] that `wanted` has a use for.
-fn carried(wanted: Wanted) -> u64 {
+fn carried(wanted: InitOptions) -> u64 {
     let mut all = CARRIED.iter().fold(0, |all, (bit, _)| all | bit);
     if !wanted.writeback {
         all &= !WRITEBACK_CACHE;
@@ -162,7 +162,7 @@ pub fn offered(body: &[u8]) -> u64 {
 }
 
 /// Takes out of the kernel's `fuse_init_in` what the host must not see.
-pub fn narrow_request(body: &mut [u8], wanted: Wanted) {
+pub fn filter_init_in(body: &mut [u8], wanted: InitOptions) {
     let kept = offered(body) & carried(wanted);
     set_flags(body, IN_FLAGS, IN_FLAGS2, kept);
 }
@@ -172,7 +172,7 @@ pub fn narrow_request(body: &mut [u8], wanted: Wanted) {
 ///
 /// # Errors
 /// What the host answered that cannot be.
-pub fn adapt_reply(body: &mut [u8], offered: u64, wanted: Wanted) -> Result<Agreed, String> {
+pub fn filter_init_out(body: &mut [u8], offered: u64, wanted: InitOptions) -> Result<InitResult, String> {
     let (major, minor) = (u32_at(body, 0), u32_at(body, 4));
     if major != MAJOR || minor < MIN_MINOR || body.len() < OUT_BYTES {
         return Err(format!("it speaks FUSE {major}.{minor}, and must {MAJOR}.{MIN_MINOR} or a later {MAJOR}.x"));
@@ -194,27 +194,27 @@ pub fn adapt_reply(body: &mut [u8], offered: u64, wanted: Wanted) -> Result<Agre
     put(body, OUT_MAX_WRITE, max_write);
     body[OUT_MAX_PAGES..OUT_MAX_PAGES + 2].copy_from_slice(&((max_write / page) as u16).to_ne_bytes());
     let shared_locks = agreed & (POSIX_LOCKS | FLOCK_LOCKS) != 0;
-    Ok(Agreed { uring, max_write, shared_locks })
+    Ok(InitResult { uring, max_write, shared_locks })
 }
 
 /// What was agreed on with one host, for the next one to agree on.
 #[derive(Clone, Debug)]
-pub struct Replay {
+pub struct InitReplay {
     request: Vec<u8>,
     flags: u64,
     minor: u32,
     max_write: u32,
 }
 
-impl Replay {
+impl InitReplay {
     /// After a `request` (header and all) as the host saw it, and its `reply`.
-    pub fn new(request: &[u8], reply: &[u8], agreed: Agreed) -> Replay {
+    pub fn new(request: &[u8], reply: &[u8], agreed: InitResult) -> InitReplay {
         let mut request = request.to_vec();
         let body = &mut request[IN_HEADER..];
         // Nor may the next host do more: the kernel would not know.
         let flags = flags(reply, OUT_FLAGS, OUT_FLAGS2) & offered(body);
         set_flags(body, IN_FLAGS, IN_FLAGS2, flags);
-        Replay { request, flags, minor: u32_at(reply, 4), max_write: agreed.max_write }
+        InitReplay { request, flags, minor: u32_at(reply, 4), max_write: agreed.max_write }
     }
 
     /// The request for the next host.
@@ -252,7 +252,8 @@ fn kernel_pages_limit() -> u32 {
 mod tests {
     use super::*;
 
-    const WANTED: Wanted = Wanted { slot_size: 64 << 10, uring: None, writeback: false, default_permissions: true };
+    const WANTED: InitOptions =
+        InitOptions { slot_size: 64 << 10, uring: None, writeback: false, default_permissions: true };
 
     fn reply(flags: u64, max_write: u32) -> [u8; OUT_BYTES] {
         let mut body = [0; OUT_BYTES];
@@ -267,23 +268,23 @@ mod tests {
     fn the_host_does_not_see_what_it_cannot_carry() {
         let mut body = [0; 64];
         set_flags(&mut body, IN_FLAGS, IN_FLAGS2, INIT_EXT | OVER_IO_URING | WRITEBACK_CACHE | 1);
-        narrow_request(&mut body, WANTED);
+        filter_init_in(&mut body, WANTED);
         assert_eq!(offered(&body), INIT_EXT | 1);
     }
 
     #[test]
     fn a_flag_passes_only_if_it_is_listed() {
-        let all = Wanted { writeback: true, ..WANTED };
+        let all = InitOptions { writeback: true, ..WANTED };
         let listed = CARRIED.iter().fold(0, |all, (bit, _)| all | bit);
         for bit in (0..64).map(|n| 1u64 << n) {
             let mut request = [0; 64];
             set_flags(&mut request, IN_FLAGS, IN_FLAGS2, INIT_EXT | bit);
-            narrow_request(&mut request, all);
+            filter_init_in(&mut request, all);
             assert_eq!(offered(&request), INIT_EXT | bit & listed, "{bit:#x} to the host");
 
             let mut body = reply(INIT_EXT | bit, 4096);
-            let no_uring = Wanted { uring: Some(false), ..all };
-            adapt_reply(&mut body, INIT_EXT | bit, no_uring).unwrap();
+            let no_uring = InitOptions { uring: Some(false), ..all };
+            filter_init_out(&mut body, INIT_EXT | bit, no_uring).unwrap();
             assert_eq!(flags(&body, OUT_FLAGS, OUT_FLAGS2), INIT_EXT | bit & listed, "{bit:#x} to the kernel");
         }
         // Nobody has given these bits a meaning yet (protocol 7.45).
@@ -294,14 +295,14 @@ mod tests {
     #[test]
     fn mapped_ids_need_the_kernels_checks() {
         for default_permissions in [true, false] {
-            let wanted = Wanted { default_permissions, ..WANTED };
+            let wanted = InitOptions { default_permissions, ..WANTED };
             let passes = if default_permissions { INIT_EXT | ALLOW_IDMAP } else { INIT_EXT };
             let mut request = [0; 64];
             set_flags(&mut request, IN_FLAGS, IN_FLAGS2, INIT_EXT | ALLOW_IDMAP);
-            narrow_request(&mut request, wanted);
+            filter_init_in(&mut request, wanted);
             assert_eq!(offered(&request), passes);
             let mut body = reply(INIT_EXT | ALLOW_IDMAP, 4096);
-            adapt_reply(&mut body, INIT_EXT | ALLOW_IDMAP, wanted).unwrap();
+            filter_init_out(&mut body, INIT_EXT | ALLOW_IDMAP, wanted).unwrap();
             assert_eq!(flags(&body, OUT_FLAGS, OUT_FLAGS2), passes);
         }
     }
@@ -309,10 +310,10 @@ mod tests {
     #[test]
     fn shared_locks_are_noticed() {
         for (bit, shared) in [(POSIX_LOCKS, true), (FLOCK_LOCKS, true), (ASYNC_DIO, false)] {
-            let agreed = adapt_reply(&mut reply(bit, 4096), bit, WANTED).unwrap();
+            let agreed = filter_init_out(&mut reply(bit, 4096), bit, WANTED).unwrap();
             assert_eq!(agreed.shared_locks, shared, "{bit:#x}");
             // A host cannot have them where the kernel has not offered them.
-            assert!(!adapt_reply(&mut reply(bit, 4096), 0, WANTED).unwrap().shared_locks);
+            assert!(!filter_init_out(&mut reply(bit, 4096), 0, WANTED).unwrap().shared_locks);
         }
     }
 
@@ -321,22 +322,22 @@ mod tests {
         let mut body = reply(INIT_EXT | PASSTHROUGH | REQUEST_TIMEOUT, 4096);
         body[OUT_MAP_ALIGNMENT..OUT_FLAGS2].fill(7);
         body[OUT_FLAGS2 + 4..].fill(7);
-        adapt_reply(&mut body, u64::MAX, WANTED).unwrap();
+        filter_init_out(&mut body, u64::MAX, WANTED).unwrap();
         assert!(body[OUT_MAP_ALIGNMENT..OUT_FLAGS2].iter().chain(&body[OUT_FLAGS2 + 4..]).all(|b| *b == 0));
     }
 
     #[test]
     fn writes_are_capped_to_the_slots() {
         let mut body = reply(INIT_EXT | MAX_PAGES, 1 << 20);
-        let agreed = adapt_reply(&mut body, INIT_EXT | MAX_PAGES | OVER_IO_URING, WANTED).unwrap();
-        assert_eq!(agreed, Agreed { uring: true, max_write: 64 << 10, shared_locks: false });
+        let agreed = filter_init_out(&mut body, INIT_EXT | MAX_PAGES | OVER_IO_URING, WANTED).unwrap();
+        assert_eq!(agreed, InitResult { uring: true, max_write: 64 << 10, shared_locks: false });
         assert_eq!((u32_at(&body, OUT_MAX_WRITE), u32_at(&body, OUT_MAX_PAGES) & 0xffff), (64 << 10, 16));
     }
 
     #[test]
     fn a_host_cannot_switch_on_what_the_kernel_did_not_offer() {
         let mut body = reply(INIT_EXT | PASSTHROUGH | WRITEBACK_CACHE | 1 | 2, 4096);
-        let agreed = adapt_reply(&mut body, INIT_EXT | 1, WANTED).unwrap();
+        let agreed = filter_init_out(&mut body, INIT_EXT | 1, WANTED).unwrap();
         assert!(!agreed.uring);
         assert_eq!(flags(&body, OUT_FLAGS, OUT_FLAGS2), INIT_EXT | 1);
     }
@@ -345,8 +346,8 @@ mod tests {
     fn the_next_host_must_agree_to_no_less_and_is_offered_no_more() {
         let mut request = vec![0; IN_HEADER + 64];
         set_flags(&mut request[IN_HEADER..], IN_FLAGS, IN_FLAGS2, INIT_EXT | 0b1011 | 1 << 34);
-        let agreed = Agreed { uring: true, max_write: 64 << 10, shared_locks: false };
-        let replay = Replay::new(&request, &reply(INIT_EXT | 0b1101, 1 << 20), agreed);
+        let agreed = InitResult { uring: true, max_write: 64 << 10, shared_locks: false };
+        let replay = InitReplay::new(&request, &reply(INIT_EXT | 0b1101, 1 << 20), agreed);
         assert_eq!(offered(&replay.request()[IN_HEADER..]), INIT_EXT | 0b1001);
         assert!(replay.check(&reply(INIT_EXT | 0b1111, 64 << 10)).is_ok());
         assert!(replay.check(&reply(INIT_EXT | 0b1000, 64 << 10)).unwrap_err().contains("0x1"));
@@ -360,9 +361,9 @@ mod tests {
             let mut body = reply(0, 4096);
             put(&mut body, 0, major);
             put(&mut body, 4, minor);
-            let refused = adapt_reply(&mut body, 0, WANTED).unwrap_err();
+            let refused = filter_init_out(&mut body, 0, WANTED).unwrap_err();
             assert!(refused.contains(&format!("FUSE {major}.{minor}")), "{refused}");
         }
-        assert!(adapt_reply(&mut reply(0, 4096)[..24], 0, WANTED).is_err());
+        assert!(filter_init_out(&mut reply(0, 4096)[..24], 0, WANTED).is_err());
     }
 }

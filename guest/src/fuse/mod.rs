@@ -5,4 +5,5 @@
 pub mod abi;
 pub mod device;
 pub mod init;
-pub mod mounts;
+pub mod message;
+pub mod mountinfo;

@@ -1,8 +1,8 @@
 //! The local link: a vhost-user front end on a UNIX socket that brings the memory.
 
-use super::{geometries, Carver, GuestConfig, Link, QueueMemory};
-use crate::deadline::Opened;
-use crate::transport::split::SplitQueue;
+use super::{geometries, GuestConfig, Link, QueueMemory, RegionAllocator};
+use crate::split_queue::SplitQueue;
+use crate::timeout::Opened;
 use crate::Error;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -53,11 +53,11 @@ impl Link for Local {
         Ok(())
     }
 
-    fn bell(&self, virtqueue: usize) -> BorrowedFd<'_> {
+    fn call_fd(&self, virtqueue: usize) -> BorrowedFd<'_> {
         self.bells[virtqueue].as_fd()
     }
 
-    fn alive(&self) -> BorrowedFd<'_> {
+    fn hangup_fd(&self) -> BorrowedFd<'_> {
         self.connection.as_fd()
     }
 
@@ -65,7 +65,7 @@ impl Link for Local {
         self.event_idx
     }
 
-    fn same_cpus(&self) -> bool {
+    fn shares_cpus(&self) -> bool {
         true
     }
 }
@@ -73,9 +73,9 @@ impl Link for Local {
 impl Memory {
     fn new(config: &GuestConfig, request_queues: usize) -> Result<Arc<Memory>, Error> {
         let geometries = geometries(config, request_queues);
-        let region = Region::new(Carver::measure(&geometries, usize::MAX / 2 + 1), config.huge_pages)?;
+        let region = Region::new(RegionAllocator::measure(&geometries, usize::MAX / 2 + 1), config.huge_pages)?;
         let end = |_| Some(region.len());
-        let mut carver = Carver::new(region.as_ptr(), &end);
+        let mut carver = RegionAllocator::new(region.as_ptr(), &end);
         let queues = geometries.iter().map(|&g| QueueMemory::new(&mut carver, g, u16::MAX));
         let queues = queues.collect::<Result<Vec<_>, _>>()?;
         Ok(Arc::new(Memory { region, queues }))
@@ -90,7 +90,7 @@ impl Memory {
 /// Connects, with the memory of a connection that has gone, if there was one; the link and its memory.
 pub(super) fn open(
     config: &GuestConfig,
-    kept: Option<Arc<Memory>>,
+    retained: Option<Arc<Memory>>,
     opened: &Opened,
 ) -> Result<(Arc<dyn Link>, Arc<Memory>), Error> {
     let connection = opened.connect(&config.socket_path)?;
@@ -101,15 +101,15 @@ pub(super) fn open(
     };
     let (features, offered) = negotiate(&mut front).map_err(refused)?;
     let count = config.queues.min(offered);
-    let memory = match kept {
+    let memory = match retained {
         None => Memory::new(config, count)?,
-        Some(kept) if count < kept.count() - 1 => {
-            return Err(Error::Refused(format!("it has {count} request queues, not {}", kept.count() - 1)));
+        Some(retained) if count < retained.count() - 1 => {
+            return Err(Error::Refused(format!("it has {count} request queues, not {}", retained.count() - 1)));
         }
-        Some(kept) => {
+        Some(retained) => {
             // SAFETY: mapped, and whoever resumes has seen that no transport uses it any more.
-            kept.queues.iter().for_each(|queue| unsafe { queue.clear() });
-            kept
+            retained.queues.iter().for_each(|queue| unsafe { queue.clear() });
+            retained
         }
     };
     front.set_mem_table(&[table_entry(&memory.region)]).map_err(refused)?;

@@ -7,7 +7,7 @@ use tunnelfs_ring::{Geometry, PAGE};
 /// Most entries of a virtqueue that are asked for.
 const MAX_SIZE: u32 = 1024;
 /// Bytes for the set-up of a connection that takes over another one's slots, with all that lies in them.
-pub const SCRATCH: usize = PAGE;
+pub const SETUP_BUFFER: usize = PAGE;
 
 /// Where the parts of one queue lie.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct QueueMemory {
     pub virtqueue: *mut u8,
     /// The control part of its ring.
     pub control: *mut u8,
-    /// [`SCRATCH`] bytes.
+    /// [`SETUP_BUFFER`] bytes.
     pub scratch: *mut u8,
     slots: Vec<*mut u8>,
 }
@@ -35,14 +35,14 @@ impl QueueMemory {
     ///
     /// # Errors
     /// [`Error::Setup`] when the memory is in too many pieces.
-    pub fn new(memory: &mut Carver<'_>, geometry: Geometry, max_size: u16) -> Result<Self, Error> {
+    pub fn new(memory: &mut RegionAllocator<'_>, geometry: Geometry, max_size: u16) -> Result<Self, Error> {
         let size = virtqueue_size(geometry).min(max_size);
         Ok(QueueMemory {
             geometry,
             size,
             virtqueue: memory.take(memory_bytes(size))?,
             control: memory.take(geometry.control_bytes())?,
-            scratch: memory.take(SCRATCH)?,
+            scratch: memory.take(SETUP_BUFFER)?,
             slots: (0..geometry.slots).map(|_| memory.take(geometry.slot_size as usize)).collect::<Result<_, _>>()?,
         })
     }
@@ -71,26 +71,26 @@ fn virtqueue_size(geometry: Geometry) -> u16 {
 }
 
 /// Hands out memory in order. No part crosses from one piece (as the device sees it) into the next.
-pub struct Carver<'a> {
+pub struct RegionAllocator<'a> {
     base: *mut u8,
     at: usize,
     /// The end of the piece that an offset lies in; `None` behind the last one.
-    piece_end: &'a dyn Fn(usize) -> Option<usize>,
+    segment_end: &'a dyn Fn(usize) -> Option<usize>,
 }
 
-impl<'a> Carver<'a> {
+impl<'a> RegionAllocator<'a> {
     /// From `base` on, which must be page-aligned.
-    pub fn new(base: *mut u8, piece_end: &'a dyn Fn(usize) -> Option<usize>) -> Self {
-        Carver { base, at: 0, piece_end }
+    pub fn new(base: *mut u8, segment_end: &'a dyn Fn(usize) -> Option<usize>) -> Self {
+        RegionAllocator { base, at: 0, segment_end }
     }
 
     /// Bytes that queues need where pieces end at multiples of `piece` at the soonest.
     pub fn measure(geometries: &[Geometry], piece: usize) -> usize {
         // What is longer than a piece is hoped for in pieces that follow each other.
         let end = |at: usize| Some((at + 1).next_multiple_of(piece));
-        let mut carver = Carver::new(std::ptr::null_mut(), &end);
+        let mut carver = RegionAllocator::new(std::ptr::null_mut(), &end);
         for &g in geometries {
-            let parts = [memory_bytes(virtqueue_size(g)), g.control_bytes(), SCRATCH];
+            let parts = [memory_bytes(virtqueue_size(g)), g.control_bytes(), SETUP_BUFFER];
             for bytes in parts.into_iter().chain(vec![g.slot_size as usize; g.slots as usize]) {
                 match bytes.checked_sub(piece) {
                     Some(1..) => carver.at = carver.at.next_multiple_of(piece) + bytes,
@@ -104,7 +104,7 @@ impl<'a> Carver<'a> {
     fn take(&mut self, bytes: usize) -> Result<*mut u8, Error> {
         let bytes = bytes.next_multiple_of(PAGE);
         loop {
-            let end = (self.piece_end)(self.at).ok_or_else(|| {
+            let end = (self.segment_end)(self.at).ok_or_else(|| {
                 Error::Setup(format!("the guest's memory has too few pieces of {} KiB: reserve huge pages (sysctl vm.nr_hugepages) or make slot_size smaller", bytes >> 10))
             })?;
             if self.at + bytes <= end {
@@ -126,9 +126,9 @@ mod tests {
         let geometries = [(4, 2, 1 << 20), (64, 32, 1 << 20), (8, 5, 12288), (8, 5, 3 << 19)];
         let geometries = geometries.map(|(entries, slots, slot_size)| Geometry { entries, slots, slot_size });
         let piece = 2 << 20;
-        let bytes = Carver::measure(&geometries, piece);
+        let bytes = RegionAllocator::measure(&geometries, piece);
         let end = |at: usize| (at < bytes).then(|| (at + 1).next_multiple_of(piece));
-        let mut carver = Carver::new(std::ptr::null_mut(), &end);
+        let mut carver = RegionAllocator::new(std::ptr::null_mut(), &end);
         let mut last = 0;
         for g in geometries {
             let memory = QueueMemory::new(&mut carver, g, 1024).unwrap();

@@ -4,16 +4,16 @@ pub mod local;
 mod memory;
 pub mod pci;
 
-pub use memory::{Carver, QueueMemory, SCRATCH};
+pub use memory::{QueueMemory, RegionAllocator, SETUP_BUFFER};
 
-use crate::deadline::Opened;
+use crate::timeout::Opened;
 use crate::transport::{ring, socket, virtqueue, Transport};
 use crate::Error;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tunnelfs_ring::{first_unusable_cpu, Geometry, Policy, Region, WaitConfig};
-use tunnelfs_settings::{Kind, Settings};
+use tunnelfs_settings::{Settings, TransportKind};
 
 /// How to reach a host.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ pub struct GuestConfig {
     /// The VM's virtio-fs device, for the PCI link.
     pub pci: Option<pci::Target>,
     /// The transport.
-    pub transport: Kind,
+    pub transport: TransportKind,
     /// Request queues wanted; a host may have fewer.
     pub queues: usize,
     /// Sizes of each queue.
@@ -35,12 +35,12 @@ pub struct GuestConfig {
     /// The CPU that each queue's thread will stay on, in order; the others' threads go where they like.
     pub cpus: Vec<usize>,
     /// With none of them said: one each, where there are so many queues.
-    pub spread: Option<usize>,
+    pub one_cpu_per_queue: Option<usize>,
 }
 
 /// A wake out of a virtual machine and into it goes through the VMM: it takes that many times as long as one between
 /// two processes, and so long spinning pays.
-const WAKES: u32 = 4;
+const WAKEUP_COST: u32 = 4;
 
 impl From<&Settings> for GuestConfig {
     fn from(settings: &Settings) -> Self {
@@ -53,10 +53,13 @@ impl From<&Settings> for GuestConfig {
             queues: transport.queue_count(),
             geometry: transport.geometry(),
             huge_pages: transport.huge_pages,
-            wait: WaitConfig { auto_us: wait.auto_us.saturating_mul(if pci.is_some() { WAKES } else { 1 }), ..wait },
+            wait: WaitConfig {
+                auto_us: wait.auto_us.saturating_mul(if pci.is_some() { WAKEUP_COST } else { 1 }),
+                ..wait
+            },
             pci,
             cpus: settings.mount.cpus.clone(),
-            spread: None,
+            one_cpu_per_queue: None,
         }
     }
 }
@@ -77,7 +80,7 @@ impl GuestConfig {
 
     /// The CPU of the thread of request queue `i` of `count`.
     pub(crate) fn cpu(&self, i: usize, count: usize) -> Option<usize> {
-        if self.cpus.is_empty() && self.spread == Some(count) {
+        if self.cpus.is_empty() && self.one_cpu_per_queue == Some(count) {
             Some(i)
         } else {
             self.cpus.get(i).copied()
@@ -101,51 +104,51 @@ pub trait Link: Send + Sync {
     fn kick(&self, virtqueue: usize) -> std::io::Result<()>;
 
     /// Becomes readable when the host has something for a queue.
-    fn bell(&self, virtqueue: usize) -> BorrowedFd<'_>;
+    fn call_fd(&self, virtqueue: usize) -> BorrowedFd<'_>;
 
     /// Whether somebody waits for a queue's bell now. To be said before the
     /// last look for work, with a full fence between.
-    fn sleeps(&self, _virtqueue: usize, _asleep: bool) {}
+    fn set_waiting(&self, _virtqueue: usize, _asleep: bool) {}
 
     /// Hangs up when the host goes.
-    fn alive(&self) -> BorrowedFd<'_>;
+    fn hangup_fd(&self) -> BorrowedFd<'_>;
 
     /// Whether both sides name the events that they want (`VIRTIO_RING_F_EVENT_IDX`).
     fn event_idx(&self) -> bool;
 
     /// Whether the host can see on which CPU a thread of the guest runs.
-    fn same_cpus(&self) -> bool;
+    fn shares_cpus(&self) -> bool;
 }
 
 /// The queues of a connection.
 pub struct Connection {
     /// For FORGET and the like, where they come apart from the others.
-    pub control: Box<dyn Transport>,
+    pub hiprio: Box<dyn Transport>,
     /// The request queues.
     pub queues: Vec<Box<dyn Transport>>,
     /// What another connection can take over, if one can.
-    pub kept: Option<Kept>,
+    pub retained: Option<RetainedMemory>,
 }
 
 /// A connection's memory, which the next one has too: what lies in the slots is still to be done.
 #[derive(Clone)]
-pub enum Kept {
+pub enum RetainedMemory {
     /// Shared with a host.
     Shared(Arc<local::Memory>),
     /// Of each streamed queue, the control queue's first.
-    Streamed(Vec<Arc<Region>>),
+    Private(Vec<Arc<Region>>),
 }
 
 /// The control queue has few small messages; but a slot must take the largest
 /// request, for the kernel reads none into less.
-fn control_geometry(of: Geometry) -> Geometry {
+fn hiprio_geometry(of: Geometry) -> Geometry {
     Geometry { entries: 4, slots: 2, slot_size: of.slot_size }
 }
 
 /// The geometry of every virtqueue of a connection.
 fn geometries(config: &GuestConfig, request_queues: usize) -> Vec<Geometry> {
     let mut all = vec![config.geometry; request_queues + 1];
-    all[0] = control_geometry(config.geometry);
+    all[0] = hiprio_geometry(config.geometry);
     all
 }
 
@@ -162,88 +165,88 @@ pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
 pub(crate) fn connect_under(config: &GuestConfig, opened: &Opened) -> Result<Connection, Error> {
     config.geometry.check()?;
     config.check_cpus()?;
-    let (link, kept, count) = match &config.pci {
+    let (link, retained, count) = match &config.pci {
         Some(target) => pci::open(config, target).map(|(link, count)| (link, None, count))?,
-        None if config.transport == Kind::Socket => return connect_socket(config, opened),
+        None if config.transport == TransportKind::Socket => return connect_socket(config, opened),
         None => {
             let (link, memory) = local::open(config, None, opened)?;
             let count = memory.count();
-            (link, Some(Kept::Shared(memory)), count)
+            (link, Some(RetainedMemory::Shared(memory)), count)
         }
     };
     let drivers = (0..count).map(|i| virtqueue_driver(&link, i, config)).collect();
-    Ok(Connection { kept, ..upgrade(drivers, config)? })
+    Ok(Connection { retained, ..upgrade(drivers, config)? })
 }
 
-/// Connects to another host with a former connection's memory. `greet` is the first to talk to it; what it says and
+/// Connects to another host with a former connection's memory. `handshake` is the first to talk to it; what it says and
 /// hears lies beside the slots.
 ///
 /// # Errors
 /// As [`connect`]; [`Error::Setup`] when this host cannot take over.
 pub(crate) fn connect_again(
     config: &GuestConfig,
-    kept: &Kept,
+    retained: &RetainedMemory,
     opened: &Opened,
-    greet: impl FnOnce(&mut dyn Transport) -> Result<(), Error>,
+    handshake: impl FnOnce(&mut dyn Transport) -> Result<(), Error>,
 ) -> Result<Connection, Error> {
-    let memory = match kept {
-        Kept::Shared(memory) => memory,
-        Kept::Streamed(regions) => return connect_socket_again(config, regions, opened, greet),
+    let memory = match retained {
+        RetainedMemory::Shared(memory) => memory,
+        RetainedMemory::Private(regions) => return connect_socket_again(config, regions, opened, handshake),
     };
     let (link, memory) = local::open(config, Some(memory.clone()), opened)?;
     let mut drivers: Vec<_> =
         (0..memory.count()).map(|i| virtqueue_driver(&link, i, config).beside_the_slots()).collect();
-    greet(&mut drivers[1])?;
-    Ok(Connection { kept: Some(kept.clone()), ..upgrade(drivers, config)? })
+    handshake(&mut drivers[1])?;
+    Ok(Connection { retained: Some(retained.clone()), ..upgrade(drivers, config)? })
 }
 
-fn virtqueue_driver(link: &Arc<dyn Link>, index: usize, config: &GuestConfig) -> virtqueue::Driver {
+fn virtqueue_driver(link: &Arc<dyn Link>, index: usize, config: &GuestConfig) -> virtqueue::VirtqueueTransport {
     let park = WaitConfig { policy: Policy::Park, ..config.wait };
-    virtqueue::Driver::new(link.clone(), index, if index == 0 { park } else { config.wait })
+    virtqueue::VirtqueueTransport::new(link.clone(), index, if index == 0 { park } else { config.wait })
 }
 
 /// Rings for the request queues, where they are wanted and the host knows them.
-fn upgrade(drivers: Vec<virtqueue::Driver>, config: &GuestConfig) -> Result<Connection, Error> {
+fn upgrade(drivers: Vec<virtqueue::VirtqueueTransport>, config: &GuestConfig) -> Result<Connection, Error> {
     let count = drivers.len() - 1;
     let transports = drivers.into_iter().enumerate().map(|(i, driver)| match config.transport {
-        Kind::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpu(i - 1, count)),
+        TransportKind::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpu(i - 1, count)),
         _ => Ok(Box::new(driver.settled()) as Box<dyn Transport>),
     });
     let mut queues = transports.collect::<Result<Vec<_>, _>>()?;
-    Ok(Connection { control: queues.remove(0), queues, kept: None })
+    Ok(Connection { hiprio: queues.remove(0), queues, retained: None })
 }
 
 fn connect_socket(config: &GuestConfig, opened: &Opened) -> Result<Connection, Error> {
     let token = socket::new_token()?;
-    let control = socket::connect(config, control_geometry(config.geometry), None, opened)?.join(&token)?;
+    let control = socket::connect(config, hiprio_geometry(config.geometry), None, opened)?.join(&token)?;
     let queues = (0..config.queues).map(|_| socket::connect(config, config.geometry, None, opened)?.join(&token));
     let queues = queues.collect::<Result<Vec<_>, _>>()?;
     let regions = std::iter::once(&control).chain(&queues).map(|driver| driver.memory().clone()).collect();
     let queues = queues.into_iter().map(|driver| driver as Box<dyn Transport>).collect();
-    Ok(Connection { control, queues, kept: Some(Kept::Streamed(regions)) })
+    Ok(Connection { hiprio: control, queues, retained: Some(RetainedMemory::Private(regions)) })
 }
 
 fn connect_socket_again(
     config: &GuestConfig,
     regions: &[Arc<Region>],
     opened: &Opened,
-    greet: impl FnOnce(&mut dyn Transport) -> Result<(), Error>,
+    handshake: impl FnOnce(&mut dyn Transport) -> Result<(), Error>,
 ) -> Result<Connection, Error> {
-    let [of_control, of_first, of_others @ ..] = regions else {
+    let [of_hiprio, of_first, of_others @ ..] = regions else {
         return Err(Error::Protocol("no memory to go on with"));
     };
     let token = socket::new_token()?;
     let connect =
         |geometry, region: &Arc<Region>| socket::connect(config, geometry, Some(region.clone()), opened)?.join(&token);
-    let control = connect(control_geometry(config.geometry), of_control)?;
+    let control = connect(hiprio_geometry(config.geometry), of_hiprio)?;
     // The first words lie in memory of their own; by a queue that stays: a host forgets all with its last connection.
     let mut first = socket::connect(config, config.geometry, None, opened)?.join(&token)?;
-    greet(first.as_mut())?;
+    handshake(first.as_mut())?;
     let mut queues: Vec<Box<dyn Transport>> = vec![Box::new(first.with_memory(of_first.clone()))];
     for region in of_others {
         queues.push(connect(config.geometry, region)?);
     }
-    Ok(Connection { control, queues, kept: Some(Kept::Streamed(regions.to_vec())) })
+    Ok(Connection { hiprio: control, queues, retained: Some(RetainedMemory::Private(regions.to_vec())) })
 }
 
 #[cfg(test)]

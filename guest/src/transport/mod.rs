@@ -1,6 +1,6 @@
 //! The driver side of a transport: what a FUSE channel or a benchmark needs.
 
-use crate::message::{reply_header, OUT_HEADER};
+use crate::fuse::message::{reply_header, OUT_HEADER};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::os::fd::BorrowedFd;
@@ -8,7 +8,6 @@ use tunnelfs_ring::{Counters, Eventfd, CQE_INLINE_BYTES};
 
 pub mod ring;
 pub mod socket;
-pub(crate) mod split;
 pub mod virtqueue;
 
 /// An answered request.
@@ -82,7 +81,7 @@ pub trait Transport: Send {
     fn fd(&self) -> BorrowedFd<'_>;
 
     /// The descriptor that hangs up when the host goes.
-    fn alive(&self) -> BorrowedFd<'_>;
+    fn hangup_fd(&self) -> BorrowedFd<'_>;
 
     /// Waits by the policy until a completion may be there.
     ///
@@ -100,7 +99,7 @@ pub trait Transport: Send {
         if self.spin(&mut || false) {
             return Ok(());
         }
-        let slept = if self.announce_sleep() { sleep_on(self.fd(), self.alive(), limit) } else { Ok(()) };
+        let slept = if self.announce_sleep() { sleep_on(self.fd(), self.hangup_fd(), limit) } else { Ok(()) };
         self.silence();
         self.awake();
         slept
@@ -118,10 +117,10 @@ pub trait Transport: Send {
     }
 }
 
-/// Sleeps until `bell` rings.
+/// Sleeps until `call_fd` rings.
 ///
 /// # Errors
-/// [`Error::HostGone`] when `alive` hangs up first.
+/// [`Error::HostGone`] when `hangup_fd` hangs up first.
 fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>, limit: PollTimeout) -> Result<(), Error> {
     let mut fds = [PollFd::new(bell, PollFlags::POLLIN), PollFd::new(alive, PollFlags::POLLIN)];
     match poll(&mut fds, limit) {

@@ -1,8 +1,8 @@
 //! Driver side of the ring.
 
 use super::{call, Completion, Transport};
+use crate::fuse::message::{reply_header, request, OUT_HEADER};
 use crate::link::Link;
-use crate::message::{reply_header, request, OUT_HEADER};
 use crate::transport::virtqueue;
 use crate::Error;
 use std::os::fd::BorrowedFd;
@@ -13,7 +13,7 @@ use tunnelfs_ring::{
 };
 
 /// A request queue whose messages travel through a ring.
-pub struct Driver {
+pub struct RingTransport {
     queue: DriverQueue,
     in_flight: Vec<Option<u32>>,
     parker: Parker,
@@ -26,13 +26,13 @@ pub struct Driver {
 /// # Errors
 /// [`Error`] when the host cannot be asked.
 pub fn upgrade(
-    mut plain: virtqueue::Driver,
+    mut plain: virtqueue::VirtqueueTransport,
     wait: WaitConfig,
     cpu: Option<usize>,
 ) -> Result<Box<dyn Transport>, Error> {
     let (link, index) = (plain.link().clone(), plain.index());
     let memory = link.memory(index);
-    let cpu = cpu.filter(|_| link.same_cpus()).map_or(CPU_UNKNOWN, |cpu| cpu as u32);
+    let cpu = cpu.filter(|_| link.shares_cpus()).map_or(CPU_UNKNOWN, |cpu| cpu as u32);
     let Some(setup) = set_up(&*link, index, cpu) else { return Ok(Box::new(plain.settled())) };
     let message = setup.to_bytes();
     let (fixed, runs) = message.split_at(RingSetup::FIXED_BYTES);
@@ -50,7 +50,7 @@ pub fn upgrade(
     // SAFETY: the link keeps the zeroed, page-aligned memory mapped.
     let queue = unsafe { DriverQueue::new(memory.control, memory.geometry)? };
     let in_flight = vec![None; memory.geometry.slots as usize];
-    Ok(Box::new(Driver { queue, in_flight, parker: Parker::new(wait), link, index }))
+    Ok(Box::new(RingTransport { queue, in_flight, parker: Parker::new(wait), link, index }))
 }
 
 /// The set-up message of a queue, where the device can reach all of it.
@@ -66,7 +66,7 @@ fn set_up(link: &dyn Link, index: usize, cpu: u32) -> Option<RingSetup> {
     Some(RingSetup { features: 0, geometry, control, cpu, runs })
 }
 
-impl Transport for Driver {
+impl Transport for RingTransport {
     fn name(&self) -> &'static str {
         "ring"
     }
@@ -128,23 +128,23 @@ impl Transport for Driver {
     }
 
     fn announce_sleep(&mut self) -> bool {
-        self.link.sleeps(self.index, true);
+        self.link.set_waiting(self.index, true);
         self.queue.own_wakeup.set();
         !self.queue.cq.ready()
     }
 
     fn awake(&mut self) {
         self.queue.own_wakeup.clear();
-        self.link.sleeps(self.index, false);
+        self.link.set_waiting(self.index, false);
         self.parker.unparked();
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.link.bell(self.index)
+        self.link.call_fd(self.index)
     }
 
-    fn alive(&self) -> BorrowedFd<'_> {
-        self.link.alive()
+    fn hangup_fd(&self) -> BorrowedFd<'_> {
+        self.link.hangup_fd()
     }
 
     fn wait_counters(&self) -> Counters {

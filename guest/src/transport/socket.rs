@@ -2,10 +2,10 @@
 //! each payload byte crosses the socket: copied, and counted.
 
 use super::{Completion, Transport};
-use crate::deadline::Opened;
 use crate::fuse::abi::{has_reply, request_opcode};
+use crate::fuse::message::{reply_header, request, OUT_HEADER};
 use crate::link::GuestConfig;
-use crate::message::{reply_header, request, OUT_HEADER};
+use crate::timeout::Opened;
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::collections::{HashMap, VecDeque};
@@ -13,10 +13,11 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use tunnelfs_ring::{Counters, Geometry, Parker, Region, WaitConfig, CQE_INLINE_BYTES, JOIN_TOKEN_BYTES, OP_JOIN};
+use tunnelfs_fuse_abi::control::{JOIN_TOKEN_BYTES, OP_JOIN};
+use tunnelfs_ring::{Counters, Geometry, Parker, Region, WaitConfig, CQE_INLINE_BYTES};
 
 /// A request queue over a stream socket.
-pub struct Driver {
+pub struct SocketTransport {
     stream: UnixStream,
     memory: Arc<Region>,
     geometry: Geometry,
@@ -55,11 +56,11 @@ struct Payload {
 pub(crate) fn connect(
     config: &GuestConfig,
     geometry: Geometry,
-    kept: Option<Arc<Region>>,
+    retained: Option<Arc<Region>>,
     opened: &Opened,
-) -> Result<Box<Driver>, Error> {
+) -> Result<Box<SocketTransport>, Error> {
     let stream = opened.connect(&config.socket_path)?;
-    Ok(Box::new(Driver::new(stream, config.wait, geometry, kept)?))
+    Ok(Box::new(SocketTransport::new(stream, config.wait, geometry, retained)?))
 }
 
 /// Random bytes that the connections of one guest have in common.
@@ -75,7 +76,7 @@ pub fn new_token() -> Result<Token, Error> {
     Ok(token)
 }
 
-impl Driver {
+impl SocketTransport {
     /// A queue over a connection; its slots may be those of one that has gone.
     ///
     /// # Errors
@@ -84,13 +85,13 @@ impl Driver {
         stream: UnixStream,
         wait: WaitConfig,
         geometry: Geometry,
-        kept: Option<Arc<Region>>,
-    ) -> Result<Driver, Error> {
-        let memory = match kept {
-            Some(kept) => kept,
+        retained: Option<Arc<Region>>,
+    ) -> Result<SocketTransport, Error> {
+        let memory = match retained {
+            Some(retained) => retained,
             None => Arc::new(Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?),
         };
-        Ok(Driver {
+        Ok(SocketTransport {
             stream,
             memory,
             geometry,
@@ -121,8 +122,8 @@ impl Driver {
     }
 
     /// With other slots, while nothing is under way.
-    pub fn with_memory(self, memory: Arc<Region>) -> Driver {
-        Driver { memory, ..self }
+    pub fn with_memory(self, memory: Arc<Region>) -> SocketTransport {
+        SocketTransport { memory, ..self }
     }
 
     fn readable(stream: &UnixStream) -> bool {
@@ -155,7 +156,7 @@ fn moved(n: isize) -> Result<Option<usize>, Error> {
     }
 }
 
-impl Driver {
+impl SocketTransport {
     /// Sends bytes. While the host does not take them its replies are read, for it may be waiting for that: two sides
     /// that only write wait for each other.
     ///
@@ -261,7 +262,7 @@ impl Driver {
     }
 }
 
-impl Transport for Driver {
+impl Transport for SocketTransport {
     fn name(&self) -> &'static str {
         "socket"
     }
@@ -333,7 +334,7 @@ impl Transport for Driver {
         self.stream.as_fd()
     }
 
-    fn alive(&self) -> BorrowedFd<'_> {
+    fn hangup_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
 
@@ -350,7 +351,7 @@ impl Transport for Driver {
 mod tests {
     use super::*;
     use crate::fuse::abi::opcode;
-    use crate::message::request;
+    use crate::fuse::message::request;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
     use std::sync::mpsc;
@@ -360,7 +361,7 @@ mod tests {
     const SIZE: usize = 4096;
 
     /// A driver of `slots` slots, and the host's end of its stream.
-    fn pair(slots: u32) -> (Box<Driver>, UnixStream) {
+    fn pair(slots: u32) -> (Box<SocketTransport>, UnixStream) {
         let dir = tempfile::tempdir().unwrap();
         let mut config = GuestConfig::from(&Settings::default());
         config.socket_path = dir.path().join("socket");
@@ -370,7 +371,7 @@ mod tests {
         (driver, listener.accept().unwrap().0)
     }
 
-    fn reap(driver: &mut Driver) -> Completion {
+    fn reap(driver: &mut SocketTransport) -> Completion {
         loop {
             if let Some(done) = driver.reap().unwrap() {
                 return done;

@@ -3,10 +3,10 @@
 //!
 //! Slot n has descriptors 4n to 4n+3 for good, and its own headers.
 
-use super::split::{Descriptor, SplitQueue, NEXT, WRITE};
 use super::{Completion, Transport};
-use crate::link::{Link, SCRATCH};
-use crate::message::{reply_header, OUT_HEADER};
+use crate::fuse::message::{reply_header, OUT_HEADER};
+use crate::link::{Link, SETUP_BUFFER};
+use crate::split_queue::{Descriptor, SplitQueue, NEXT, WRITE};
 use crate::Error;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub(crate) fn memory_bytes(size: u16) -> usize {
 }
 
 /// A request queue over a virtqueue.
-pub struct Driver {
+pub struct VirtqueueTransport {
     queue: SplitQueue,
     headers: *mut Headers,
     /// Reply room of what was submitted, privately: by slot.
@@ -44,9 +44,9 @@ pub struct Driver {
 }
 
 // SAFETY: the headers lie in the link's memory, and only this driver uses them on this side.
-unsafe impl Send for Driver {}
+unsafe impl Send for VirtqueueTransport {}
 
-impl Driver {
+impl VirtqueueTransport {
     /// Takes over virtqueue `index` of a link.
     pub fn new(link: Arc<dyn Link>, index: usize, wait: WaitConfig) -> Self {
         let memory = link.memory(index);
@@ -54,7 +54,7 @@ impl Driver {
         let queue = unsafe { SplitQueue::new(memory.virtqueue, memory.size, link.event_idx()) };
         let headers = memory.virtqueue.wrapping_add(SplitQueue::bytes(memory.size)).cast();
         let slots = memory.geometry.slots.min(u32::from(memory.size / PER_SLOT));
-        Driver {
+        VirtqueueTransport {
             queue,
             headers,
             in_flight: vec![None; slots as usize],
@@ -67,12 +67,12 @@ impl Driver {
 
     /// For the set-up alone: the slots are left as they are.
     pub(crate) fn beside_the_slots(self) -> Self {
-        Driver { beside: true, ..self }
+        VirtqueueTransport { beside: true, ..self }
     }
 
     /// The set-up is over.
     pub(crate) fn settled(self) -> Self {
-        Driver { beside: false, ..self }
+        VirtqueueTransport { beside: false, ..self }
     }
 
     pub(super) fn link(&self) -> &Arc<dyn Link> {
@@ -96,7 +96,7 @@ impl Driver {
     }
 }
 
-impl Transport for Driver {
+impl Transport for VirtqueueTransport {
     fn name(&self) -> &'static str {
         "virtqueue"
     }
@@ -108,7 +108,7 @@ impl Transport for Driver {
     fn slot(&self, slot: u32) -> (*mut u8, usize) {
         let memory = self.link.memory(self.index);
         if self.beside {
-            return (memory.scratch, SCRATCH);
+            return (memory.scratch, SETUP_BUFFER);
         }
         memory.slot(slot)
     }
@@ -141,7 +141,7 @@ impl Transport for Driver {
                 (payload, reply_max as usize, true),
             ],
         )?;
-        if self.queue.publish(chain) {
+        if self.queue.push_avail(chain) {
             self.parker.counters.kicks += 1;
             self.link.kick(self.index)?;
         }
@@ -149,7 +149,7 @@ impl Transport for Driver {
     }
 
     fn reap(&mut self) -> Result<Option<Completion>, Error> {
-        let Some(chain) = self.queue.pop() else { return Ok(None) };
+        let Some(chain) = self.queue.pop_used() else { return Ok(None) };
         let slot = chain / u32::from(PER_SLOT);
         let known = self.in_flight.get_mut(slot as usize).filter(|_| chain % u32::from(PER_SLOT) == 0);
         let room = known.and_then(Option::take);
@@ -171,23 +171,23 @@ impl Transport for Driver {
     }
 
     fn announce_sleep(&mut self) -> bool {
-        self.link.sleeps(self.index, true);
-        self.queue.want_call(true);
+        self.link.set_waiting(self.index, true);
+        self.queue.set_notifications(true);
         !self.queue.ready()
     }
 
     fn awake(&mut self) {
-        self.queue.want_call(false);
-        self.link.sleeps(self.index, false);
+        self.queue.set_notifications(false);
+        self.link.set_waiting(self.index, false);
         self.parker.unparked();
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.link.bell(self.index)
+        self.link.call_fd(self.index)
     }
 
-    fn alive(&self) -> BorrowedFd<'_> {
-        self.link.alive()
+    fn hangup_fd(&self) -> BorrowedFd<'_> {
+        self.link.hangup_fd()
     }
 
     fn wait_counters(&self) -> Counters {

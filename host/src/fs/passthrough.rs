@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tunnelfs_fuse_abi::flags::{self, init};
 use tunnelfs_fuse_abi::*;
-use tunnelfs_settings::{Cache, FileHandles, Offer};
+use tunnelfs_settings::{Cache, FileHandles, Negotiation};
 
 /// How the directory is served.
 pub struct Config {
@@ -52,7 +52,7 @@ pub struct Config {
     /// Programs' O_NOATIME reaches the file.
     pub keep_noatime: bool,
     /// POSIX ACLs.
-    pub posix_acl: Offer,
+    pub posix_acl: Negotiation,
     /// Locks hold on this machine too.
     pub shared_locks: bool,
     /// Whether inodes may be kept by file handles.
@@ -336,9 +336,9 @@ impl Passthrough {
         ask(init::SECURITY_CTX, config.xattrs.as_ref().is_some_and(Xattrs::renames));
         let needs = init::POSIX_ACL | init::SETXATTR_EXT;
         match config.posix_acl {
-            Offer::Never => {}
-            Offer::Auto if capable & needs != needs => {}
-            Offer::Always if capable & needs != needs => {
+            Negotiation::Never => {}
+            Negotiation::Auto if capable & needs != needs => {}
+            Negotiation::Always if capable & needs != needs => {
                 tracing::error!("the guest's kernel has no POSIX ACLs, which host.posix_acl = \"always\" needs");
                 return Err(errno(libc::EPROTO));
             }

@@ -9,7 +9,7 @@ use std::path::Path;
 use tempfile::TempDir;
 use tunnelfs_fuse_abi::flags::{fattr, init};
 use tunnelfs_fuse_abi::*;
-use tunnelfs_settings::{Cache, FileHandles, Offer};
+use tunnelfs_settings::{Cache, FileHandles, Negotiation};
 use virtiofsd::soft_idmap::IdMap;
 
 const ROOT: Context = Context { uid: 0, gid: 0, pid: 1, unique: 0 };
@@ -30,7 +30,7 @@ fn config(dir: &Path) -> Config {
         mmap: true,
         killpriv: true,
         keep_noatime: false,
-        posix_acl: Offer::Never,
+        posix_acl: Negotiation::Never,
         shared_locks: false,
         handles: FileHandles::Prefer,
         xattrs: None,

@@ -4,6 +4,7 @@
 //! (zerocopy's derives check it), and its size is asserted. Numbers are in the byte order of the machine.
 
 pub mod changes;
+pub mod control;
 pub mod flags;
 mod opcode;
 mod structs;

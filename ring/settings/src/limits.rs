@@ -1,6 +1,6 @@
 //! What the values may be. A value that is accepted here neither panics nor means something else later.
 
-use crate::schema::{Kind, Settings, MAX_QUEUES};
+use crate::schema::{Settings, TransportKind, MAX_QUEUES};
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -135,7 +135,7 @@ fn open_files(wanted: u64) -> Checked {
 /// Checks that the shared memory can be had.
 pub(crate) fn memory(s: &Settings) -> Checked {
     let t = &s.transport;
-    if t.kind == Kind::Socket || t.geometry().check().is_err() {
+    if t.kind == TransportKind::Socket || t.geometry().check().is_err() {
         return Ok(());
     }
     let wanted = t.queue_count() * t.geometry().bytes();

@@ -22,7 +22,7 @@ pub struct Settings {
 /// What carries messages between guest and host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum TransportKind {
     /// Shared-memory rings; virtqueues with a peer that does not know them.
     #[default]
     Ring,
@@ -37,7 +37,7 @@ pub enum Kind {
 #[serde(default, deny_unknown_fields)]
 pub struct Transport {
     /// Which one.
-    pub kind: Kind,
+    pub kind: TransportKind,
     /// The UNIX socket that a host listens on and a guest connects to.
     pub socket_path: PathBuf,
     /// Request queues, 0 for one on each CPU.
@@ -59,7 +59,7 @@ pub struct Transport {
 impl Default for Transport {
     fn default() -> Self {
         Transport {
-            kind: Kind::Ring,
+            kind: TransportKind::Ring,
             socket_path: "/run/tunnelfs.sock".into(),
             queues: 0,
             entries: 64,
@@ -141,7 +141,7 @@ pub enum KeepOwners {
 /// Whether a feature is offered to the guest (virtiofsd's `--posix-acl`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Offer {
+pub enum Negotiation {
     /// No.
     #[default]
     Never,
@@ -194,7 +194,7 @@ pub struct Host {
     pub writeback: bool,
     pub xattr: bool,
     pub xattrmap: String,
-    pub posix_acl: Offer,
+    pub posix_acl: Negotiation,
     pub announce_submounts: bool,
     pub locks: LockScope,
     pub owners: KeepOwners,
@@ -228,7 +228,7 @@ impl Default for Host {
             writeback: false,
             xattr: false,
             xattrmap: String::new(),
-            posix_acl: Offer::default(),
+            posix_acl: Negotiation::default(),
             announce_submounts: true,
             locks: LockScope::default(),
             owners: KeepOwners::default(),

@@ -1,6 +1,6 @@
 //! The file, the command line and the annotated example.
 
-use tunnelfs_settings::{args, load, Cache, Kind, Loader, Settings, OPTIONS};
+use tunnelfs_settings::{args, load, Cache, Loader, Settings, TransportKind, OPTIONS};
 
 const ALL: &[&str] = &["transport", "wait", "host"];
 
@@ -37,9 +37,9 @@ fn the_example_has_every_key_with_its_default() {
 fn the_command_line_goes_over_the_file_over_the_default() {
     let s = from("[transport]\nentries = 128\nslots = 8\n[host]\ncache = \"never\"", &["--slots", "16"]).unwrap();
     assert_eq!((s.transport.entries, s.transport.slots, s.transport.slot_size), (128, 16, 1 << 20));
-    assert_eq!((s.host.cache, s.transport.kind), (Cache::Never, Kind::Ring));
+    assert_eq!((s.host.cache, s.transport.kind), (Cache::Never, TransportKind::Ring));
     let s = from("", &["--cpus", "0,0", "--no-readdirplus", "--transport", "socket"]).unwrap();
-    assert_eq!((&s.host.cpus[..], s.host.readdirplus, s.transport.kind), (&[0, 0][..], false, Kind::Socket));
+    assert_eq!((&s.host.cpus[..], s.host.readdirplus, s.transport.kind), (&[0, 0][..], false, TransportKind::Socket));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::function::{capabilities, Capability, Function, MASTER, MEMORY};
 use super::interrupts::Interrupts;
 use super::memory::Pinned;
 use crate::link::QueueMemory;
-use crate::transport::split::SplitQueue;
+use crate::split_queue::SplitQueue;
 use crate::Error;
 use memmap2::MmapRaw;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! A PCI function as user space gets it: config space, BARs and interrupts,
 //! the same whether uio or vfio gives them.
 
-use super::vfio::Vectors;
+use super::vfio::MsixVectors;
 use crate::Error;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::sys::uio::{pread, pwrite};
@@ -20,7 +20,7 @@ const VENDOR: u8 = 0x09;
 
 /// A part of a file that can be read, written or mapped.
 #[derive(Clone)]
-pub struct Window {
+pub struct FileRegion {
     pub file: Arc<File>,
     pub offset: u64,
     pub bytes: u64,
@@ -28,18 +28,18 @@ pub struct Window {
 
 /// An opened function.
 pub struct Function {
-    pub config: Window,
-    pub bars: Vec<Option<Window>>,
+    pub config: FileRegion,
+    pub bars: Vec<Option<FileRegion>>,
     /// How it interrupts, before the queues are there.
-    pub interrupts: Wiring,
+    pub interrupts: IrqSource,
 }
 
 /// What there is to be wired up.
-pub enum Wiring {
+pub enum IrqSource {
     /// INTx: the uio device, which counts interrupts.
     Uio(Arc<File>),
     /// MSI-X.
-    Vfio(Vectors),
+    Vfio(MsixVectors),
 }
 
 /// A vendor-specific capability of virtio (`struct virtio_pci_cap`, virtio 1.2, 4.1.4).
@@ -82,7 +82,7 @@ pub fn capabilities(read: &dyn Fn(i64, &mut [u8]) -> std::io::Result<()>) -> std
     Ok(found)
 }
 
-impl Window {
+impl FileRegion {
     /// Reads bytes of it.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The bells of a device's queues, and word of the device's end.
 
 use super::device::Registers;
-use super::function::{Function, Window, Wiring, INTX_OFF};
+use super::function::{FileRegion, Function, IrqSource, INTX_OFF};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::fs::File;
@@ -38,13 +38,13 @@ impl Interrupts {
         let stop = Arc::new(Eventfd::new()?);
         let rings = (0..count).map(|_| Eventfd::new()).collect::<Result<Vec<_>, _>>()?;
         let (watched, line) = match &function.interrupts {
-            Wiring::Uio(file) => {
+            IrqSource::Uio(file) => {
                 // A killed predecessor may have left it masked.
                 function.config.command(0, INTX_OFF)?;
                 let line = CacheLine { isr, config: function.config.clone(), file: file.clone() };
                 (file.try_clone()?.into(), Some(line))
             }
-            Wiring::Vfio(vectors) => {
+            IrqSource::Vfio(vectors) => {
                 let request = Eventfd::new()?;
                 vectors.route(&rings, &request)?;
                 (request, None)
@@ -64,17 +64,17 @@ impl Interrupts {
     }
 
     /// A queue's bell.
-    pub fn bell(&self, queue: usize) -> BorrowedFd<'_> {
+    pub fn call_fd(&self, queue: usize) -> BorrowedFd<'_> {
         self.bells[queue].rings.as_fd()
     }
 
     /// Hangs up when the device has gone.
-    pub fn alive(&self) -> BorrowedFd<'_> {
+    pub fn hangup_fd(&self) -> BorrowedFd<'_> {
         self.alive.as_fd()
     }
 
     /// Whether somebody waits for a bell.
-    pub fn sleeps(&self, queue: usize, asleep: bool) {
+    pub fn set_waiting(&self, queue: usize, asleep: bool) {
         // The sleeper's fence follows: see `Link::sleeps`.
         self.bells[queue].asleep.store(asleep, Ordering::Relaxed);
     }
@@ -92,7 +92,7 @@ impl Drop for Interrupts {
 /// The INTx line, which all queues share.
 struct CacheLine {
     isr: Registers,
-    config: Window,
+    config: FileRegion,
     file: Arc<File>,
 }
 
@@ -173,18 +173,18 @@ mod tests {
         let isr = Registers::new(Arc::new(MmapOptions::new().map_raw(&page).unwrap()), 64, 1);
         let space = tempfile::tempfile().unwrap();
         space.set_len(256).unwrap();
-        let config = Window { file: Arc::new(space), offset: 0, bytes: 256 };
+        let config = FileRegion { file: Arc::new(space), offset: 0, bytes: 256 };
         let (line, raise) = nix::unistd::pipe().unwrap();
-        let uio = Wiring::Uio(Arc::new(File::from(line)));
+        let uio = IrqSource::Uio(Arc::new(File::from(line)));
         let function = Function { config, bars: Vec::new(), interrupts: uio };
         let interrupts = Interrupts::new(&function, 1, isr).unwrap();
         drop(function);
-        interrupts.sleeps(0, true);
+        interrupts.set_waiting(0, true);
         for _ in 0..3 {
             File::from(raise.try_clone().unwrap()).write_all(&[1, 0, 0, 0]).unwrap();
-            let mut bell = [PollFd::new(interrupts.bell(0), PollFlags::POLLIN)];
+            let mut bell = [PollFd::new(interrupts.call_fd(0), PollFlags::POLLIN)];
             assert_eq!(poll(&mut bell, PollTimeout::from(20_000u16)).unwrap(), 1, "an interrupt rings the sleeper");
-            tunnelfs_ring::Eventfd::drain(interrupts.bell(0));
+            tunnelfs_ring::Eventfd::drain(interrupts.call_fd(0));
         }
         drop(interrupts);
     }

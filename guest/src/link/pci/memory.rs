@@ -17,7 +17,7 @@ pub const HUGE_PAGE: usize = 2 << 20;
 const MOST: usize = 1 << 30;
 
 /// A piece that is contiguous for the device too.
-struct Piece {
+struct Segment {
     /// Offsets in the memory.
     start: usize,
     end: usize,
@@ -28,7 +28,7 @@ struct Piece {
 pub struct Pinned {
     base: *mut u8,
     bytes: usize,
-    pieces: Vec<Piece>,
+    pieces: Vec<Segment>,
     huge: bool,
     /// Holds the pages in place.
     pin: IoUring,
@@ -62,12 +62,12 @@ impl Pinned {
         };
         let base = (map.0 as usize).next_multiple_of(HUGE_PAGE) as *mut u8;
         let mut pinned = Pinned { base, bytes, pieces: Vec::new(), huge, pin, map };
-        pinned.settle()?;
-        pinned.pieces = pinned.find_pieces()?;
+        pinned.pin()?;
+        pinned.pieces = pinned.find_segments()?;
         Ok(pinned)
     }
 
-    fn settle(&self) -> Result<(), Error> {
+    fn pin(&self) -> Result<(), Error> {
         let advise = |advice| {
             // SAFETY: the mapping is ours, and nothing lies in it yet.
             unsafe { libc::madvise(self.map.0, self.map.1, advice) }
@@ -97,9 +97,9 @@ impl Pinned {
         })
     }
 
-    fn find_pieces(&self) -> Result<Vec<Piece>, Error> {
+    fn find_segments(&self) -> Result<Vec<Segment>, Error> {
         // Source: the kernel's Documentation/admin-guide/mm/pagemap.rst.
-        let (mut pieces, mut entries) = (Vec::<Piece>::new(), vec![0; self.bytes / PAGE * 8]);
+        let (mut pieces, mut entries) = (Vec::<Segment>::new(), vec![0; self.bytes / PAGE * 8]);
         File::open("/proc/self/pagemap")?.read_exact_at(&mut entries, (self.base as usize / PAGE * 8) as u64)?;
         for (start, entry) in (0..).step_by(PAGE).zip(entries.chunks_exact(8)) {
             let entry = u64::from_ne_bytes(entry.try_into().expect("eight bytes"));
@@ -110,7 +110,7 @@ impl Pinned {
             let (address, end) = (frame * PAGE as u64, start + PAGE);
             match pieces.last_mut() {
                 Some(last) if last.address + (last.end - last.start) as u64 == address => last.end = end,
-                _ => pieces.push(Piece { start, end, address }),
+                _ => pieces.push(Segment { start, end, address }),
             }
         }
         Ok(pieces)
@@ -121,13 +121,13 @@ impl Pinned {
         self.base
     }
 
-    fn piece(&self, offset: usize) -> Option<&Piece> {
+    fn piece(&self, offset: usize) -> Option<&Segment> {
         let after = self.pieces.partition_point(|piece| piece.end <= offset);
         self.pieces.get(after)
     }
 
     /// The end of the piece that an offset lies in.
-    pub fn piece_end(&self, offset: usize) -> Option<usize> {
+    pub fn segment_end(&self, offset: usize) -> Option<usize> {
         self.piece(offset).map(|piece| piece.end)
     }
 

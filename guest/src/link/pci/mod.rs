@@ -15,9 +15,9 @@ mod sysfs;
 mod uio;
 mod vfio;
 
-pub use sysfs::{Target, Which};
+pub use sysfs::{DeviceId, Target};
 
-use super::{geometries, Carver, GuestConfig, Link, QueueMemory};
+use super::{geometries, GuestConfig, Link, QueueMemory, RegionAllocator};
 use crate::Error;
 use device::Device;
 use interrupts::Interrupts;
@@ -51,23 +51,23 @@ impl Link for Pci {
         Ok(())
     }
 
-    fn bell(&self, virtqueue: usize) -> BorrowedFd<'_> {
-        self.interrupts.bell(virtqueue)
+    fn call_fd(&self, virtqueue: usize) -> BorrowedFd<'_> {
+        self.interrupts.call_fd(virtqueue)
     }
 
-    fn sleeps(&self, virtqueue: usize, asleep: bool) {
-        self.interrupts.sleeps(virtqueue, asleep);
+    fn set_waiting(&self, virtqueue: usize, asleep: bool) {
+        self.interrupts.set_waiting(virtqueue, asleep);
     }
 
-    fn alive(&self) -> BorrowedFd<'_> {
-        self.interrupts.alive()
+    fn hangup_fd(&self) -> BorrowedFd<'_> {
+        self.interrupts.hangup_fd()
     }
 
     fn event_idx(&self) -> bool {
         self.device.event_idx()
     }
 
-    fn same_cpus(&self) -> bool {
+    fn shares_cpus(&self) -> bool {
         false
     }
 }
@@ -86,9 +86,9 @@ pub(super) fn open(config: &GuestConfig, target: &Target) -> Result<(Arc<dyn Lin
     let mut device = Device::reset(function)?;
     let count = config.queues.min(device.request_queues());
     let geometries = geometries(config, count);
-    let memory = Pinned::new(Carver::measure(&geometries, memory::HUGE_PAGE))?;
-    let end = |at| memory.piece_end(at);
-    let mut carver = Carver::new(memory.base(), &end);
+    let memory = Pinned::new(RegionAllocator::measure(&geometries, memory::HUGE_PAGE))?;
+    let end = |at| memory.segment_end(at);
+    let mut carver = RegionAllocator::new(memory.base(), &end);
     let mut queues = Vec::with_capacity(count + 1);
     for (i, &geometry) in geometries.iter().enumerate() {
         queues.push(QueueMemory::new(&mut carver, geometry, device.queue_size(i as u16)?)?);

@@ -19,24 +19,24 @@ const TAG_BYTES: usize = 36;
 #[derive(Clone, Debug)]
 pub struct Target {
     /// Which one.
-    pub which: Which,
+    pub which: DeviceId,
     /// The kernel driver that opens it to user space.
     pub driver: PciDriver,
 }
 
 /// Which device.
 #[derive(Clone, Debug)]
-pub enum Which {
+pub enum DeviceId {
     /// By its PCI address, such as `0000:00:03.0` (or `00:03.0`).
     Address(String),
     /// By its virtio-fs tag.
     Tag(String),
 }
 
-impl std::fmt::Display for Which {
+impl std::fmt::Display for DeviceId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Which::Address(text) | Which::Tag(text) => f.write_str(text),
+            DeviceId::Address(text) | DeviceId::Tag(text) => f.write_str(text),
         }
     }
 }
@@ -46,8 +46,8 @@ impl Target {
     pub fn of(mount: &Mount) -> Option<Target> {
         let which = match (mount.pci.as_str(), mount.tag.as_str()) {
             ("", "") => return None,
-            ("", tag) => Which::Tag(tag.into()),
-            (address, _) => Which::Address(address.into()),
+            ("", tag) => DeviceId::Tag(tag.into()),
+            (address, _) => DeviceId::Address(address.into()),
         };
         Some(Target { which, driver: mount.pci_driver })
     }
@@ -61,16 +61,16 @@ pub struct Device(PathBuf);
 ///
 /// # Errors
 /// [`Error::Setup`] lists what is there instead.
-pub fn find(which: &Which) -> Result<Device, Error> {
+pub fn find(which: &DeviceId) -> Result<Device, Error> {
     let all = all().map_err(|e| Error::Setup(format!("{DEVICES}: {e}; is this a VM with PCI, and sysfs mounted?")))?;
     let wanted = |d: &&Device| match which {
-        Which::Address(address) => d.name() == *address || d.name().strip_prefix("0000:") == Some(address),
-        Which::Tag(tag) => d.tag().is_ok_and(|t| t == *tag),
+        DeviceId::Address(address) => d.name() == *address || d.name().strip_prefix("0000:") == Some(address),
+        DeviceId::Tag(tag) => d.tag().is_ok_and(|t| t == *tag),
     };
     all.iter().find(wanted).cloned().ok_or_else(|| {
         let what = match which {
-            Which::Address(address) => format!("no virtio-fs device at {address}"),
-            Which::Tag(tag) => format!("no virtio-fs device with the tag `{tag}`"),
+            DeviceId::Address(address) => format!("no virtio-fs device at {address}"),
+            DeviceId::Tag(tag) => format!("no virtio-fs device with the tag `{tag}`"),
         };
         let tag = |d: &Device| d.tag().unwrap_or_else(|e| format!("tag unknown: {e}; give its address"));
         let there: Vec<_> = all.iter().map(|d| format!("{} ({})", d.name(), tag(d))).collect();

@@ -1,6 +1,6 @@
 //! `uio_pci_generic`: needs no IOMMU, gives the INTx line. BARs and config space are sysfs's.
 
-use super::function::{Function, Window, Wiring};
+use super::function::{FileRegion, Function, IrqSource};
 use super::sysfs::Device;
 use crate::Error;
 use std::fs::{self, File};
@@ -13,19 +13,19 @@ use std::time::{Duration, Instant};
 /// # Errors
 /// [`Error::Setup`] names the file.
 pub fn open(device: &Device) -> Result<Function, Error> {
-    let window = |name: &str| -> Result<Window, Error> {
+    let window = |name: &str| -> Result<FileRegion, Error> {
         let path = device.path(name);
         let file = File::options().read(true).write(true).open(&path);
         let file = file.map_err(|e| Error::Setup(format!("{}: {e}; it takes root", path.display())))?;
         let bytes = file.metadata()?.len();
-        Ok(Window { file: Arc::new(file), offset: 0, bytes })
+        Ok(FileRegion { file: Arc::new(file), offset: 0, bytes })
     };
     let bars = (0..6).map(|i| Some(format!("resource{i}")).filter(|f| device.path(f).exists()));
     let bars = bars.map(|file| file.map(|f| window(&f)).transpose()).collect::<Result<_, _>>()?;
     let node = node(device)?;
     let file = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&node);
     let file = file.map_err(|e| Error::Setup(format!("{}: {e}; it takes root", node.display())))?;
-    Ok(Function { config: window("config")?, bars, interrupts: Wiring::Uio(Arc::new(file)) })
+    Ok(Function { config: window("config")?, bars, interrupts: IrqSource::Uio(Arc::new(file)) })
 }
 
 /// The node in /dev, which comes a moment after the driver is bound.

@@ -4,7 +4,7 @@
 //!
 //! Source: linux/vfio.h and the kernel's Documentation/driver-api/vfio.rst.
 
-use super::function::{Function, Window, Wiring};
+use super::function::{FileRegion, Function, IrqSource};
 use super::sysfs::Device;
 use crate::Error;
 use std::ffi::CString;
@@ -37,23 +37,23 @@ pub fn open(device: &Device) -> Result<Function, Error> {
         let mut info = vfio_region_info { argsz: size_of::<vfio_region_info>() as u32, index, ..Default::default() };
         // SAFETY: the structure says its own size.
         unsafe { ioctl::device_get_region_info(file.as_raw_fd(), &mut info) }?;
-        Ok(Window { file: file.clone(), offset: info.offset, bytes: info.size })
+        Ok(FileRegion { file: file.clone(), offset: info.offset, bytes: info.size })
     };
     let config = window(VFIO_PCI_CONFIG_REGION_INDEX).map_err(told)?;
     let bars = (VFIO_PCI_BAR0_REGION_INDEX..=VFIO_PCI_BAR5_REGION_INDEX)
         .map(|i| window(i).map(|w| Some(w).filter(|w| w.bytes > 0)));
     let bars = bars.collect::<io::Result<_>>().map_err(told)?;
-    Ok(Function { config, bars, interrupts: Wiring::Vfio(Vectors { device: file, _keep: keep }) })
+    Ok(Function { config, bars, interrupts: IrqSource::Vfio(MsixVectors { device: file, _keep: keep }) })
 }
 
 /// The device's interrupts, to be routed to eventfds.
-pub struct Vectors {
+pub struct MsixVectors {
     device: Arc<File>,
     /// The container and the group.
     _keep: [File; 2],
 }
 
-impl Vectors {
+impl MsixVectors {
     /// Routes the MSI-X vectors, one a queue; `request` is signalled when the device is to be given up.
     ///
     /// # Errors

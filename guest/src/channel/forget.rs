@@ -1,10 +1,10 @@
 //! FORGET and RELEASE: the kernel gives nodes and handles back, and a later host has other numbers for them.
 
-use super::queue::{Flight, Queue};
+use super::pending::{PendingQueue, PendingRequest};
 use super::session::Session;
 use crate::fuse::abi::opcode::*;
-use crate::resume::nodes::Known;
-use crate::resume::wire::BODY;
+use crate::fuse::message::BODY;
+use crate::reconnect::inodes::HostInode;
 use crate::Error;
 
 /// Bytes of `struct fuse_batch_forget_in`, and of each node behind it.
@@ -12,57 +12,57 @@ const BATCH: usize = 8;
 const FORGET_ONE: usize = 16;
 
 /// What the kernel's FORGET or RELEASE comes to.
-pub(super) enum GivenBack {
+pub(super) enum ForgetAction {
     /// The host is not to hear of it.
-    Nothing,
+    Drop,
     /// The request goes to the host; it has the host's numbers.
-    Request,
+    Forward,
     /// The host is to forget these in its stead.
-    Nodes(Vec<Known>),
+    InodeTable(Vec<HostInode>),
 }
 
 impl Session {
     /// The kernel gives nodes or a handle back: takes them off the tables.
-    pub(super) fn give_back(&mut self, flight: &mut Flight, place: (*mut u8, usize)) -> GivenBack {
-        let going = |yes| if yes { GivenBack::Request } else { GivenBack::Nothing };
-        if let Some(time) = flight.noted {
-            return going(time == self.time && !flight.again);
+    pub(super) fn apply_forget(&mut self, request: &mut PendingRequest, place: (*mut u8, usize)) -> ForgetAction {
+        let going = |yes| if yes { ForgetAction::Forward } else { ForgetAction::Drop };
+        if let Some(time) = request.forgotten_on {
+            return going(time == self.host_id && !request.replay);
         }
-        flight.noted = Some(self.time);
-        self.cache.release(&flight.head);
-        let mut tables = self.resume.tables.write();
-        if matches!(flight.opcode, RELEASE | RELEASEDIR) {
-            if self.time == 0 {
-                return going(tables.released(&flight.head[..flight.head_len]));
+        request.forgotten_on = Some(self.host_id);
+        self.cache.release(&request.head);
+        let mut tables = self.reconnect.tables.write();
+        if matches!(request.opcode, RELEASE | RELEASEDIR) {
+            if self.host_id == 0 {
+                return going(tables.released(&request.head[..request.head_len]));
             }
-            let mut theirs = flight.head;
-            let known = tables.translate(&mut theirs[..flight.head_len]).is_none();
-            let held = tables.released(&flight.head[..flight.head_len]);
-            flight.head = theirs;
+            let mut theirs = request.head;
+            let known = tables.translate(&mut theirs[..request.head_len]).is_none();
+            let held = tables.released(&request.head[..request.head_len]);
+            request.head = theirs;
             return going(known && held);
         }
-        let known = tables.forget(&flight.head, &forgotten(flight, place));
-        match self.time {
+        let known = tables.forget(&request.head, &forgotten(request, place));
+        match self.host_id {
             0 => going(!known.is_empty()),
-            _ => GivenBack::Nodes(known),
+            _ => ForgetAction::InodeTable(known),
         }
     }
 }
 
 /// The body of a FORGET or BATCH_FORGET, privately.
-fn forgotten(flight: &Flight, (at, size): (*mut u8, usize)) -> Vec<u8> {
-    let mut body = flight.head[BODY..flight.head_len.max(BODY)].to_vec();
-    let (in_head, bytes) = (body.len(), size.min(flight.payload_len as usize));
+fn forgotten(request: &PendingRequest, (at, size): (*mut u8, usize)) -> Vec<u8> {
+    let mut body = request.head[BODY..request.head_len.max(BODY)].to_vec();
+    let (in_head, bytes) = (body.len(), size.min(request.payload_len as usize));
     body.resize(in_head + bytes, 0);
     // SAFETY: the slot is ours, and that large.
     unsafe { std::ptr::copy_nonoverlapping(at, body[in_head..].as_mut_ptr(), bytes) };
     body
 }
 
-impl Queue {
+impl PendingQueue {
     /// Has the host forget `known`. What the kernel forgets with one request, and what is owed beside that, can be more
     /// than a slot holds: all but the last part goes at once, the last in the request's stead. `false`: there is none.
-    pub(super) fn forget(&mut self, slot: u32, known: Vec<Known>) -> Result<bool, Error> {
+    pub(super) fn forget(&mut self, slot: u32, known: Vec<HostInode>) -> Result<bool, Error> {
         let (at, size) = self.transport.slot(slot);
         let mut parts = known.chunks((size / FORGET_ONE).max(1)).peekable();
         while let Some(part) = parts.next() {
@@ -76,9 +76,9 @@ impl Queue {
             let head = self.own_head(slot, BATCH_FORGET, 0, &body, list.len());
             if parts.peek().is_some() {
                 self.wait_for(slot, &head, list.len() as u32)?;
-            } else if let Some(flight) = &mut self.flights[slot as usize] {
-                flight.head[..head.len()].copy_from_slice(&head);
-                (flight.head_len, flight.payload_len) = (head.len(), list.len() as u32);
+            } else if let Some(request) = &mut self.requests[slot as usize] {
+                request.head[..head.len()].copy_from_slice(&head);
+                (request.head_len, request.payload_len) = (head.len(), list.len() as u32);
             }
         }
         Ok(!known.is_empty())
@@ -88,11 +88,11 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::Kept;
-    use crate::message::{request, OUT_HEADER};
-    use crate::resume::wire::tests::entry;
-    use crate::resume::wire::{u64_at, Entry, ROOT};
-    use crate::resume::Resume;
+    use crate::fuse::message::tests::entry;
+    use crate::fuse::message::{request, OUT_HEADER};
+    use crate::fuse::message::{u64_at, Entry, ROOT};
+    use crate::link::RetainedMemory;
+    use crate::reconnect::Reconnect;
     use crate::stats::QueueStats;
     use crate::transport::{Completion, Transport};
     use parking_lot::Mutex;
@@ -148,7 +148,7 @@ mod tests {
         fn fd(&self) -> BorrowedFd<'_> {
             self.fd.as_fd()
         }
-        fn alive(&self) -> BorrowedFd<'_> {
+        fn hangup_fd(&self) -> BorrowedFd<'_> {
             self.fd.as_fd()
         }
         fn wait_counters(&self) -> Counters {
@@ -165,62 +165,62 @@ mod tests {
     }
 
     /// A queue of the host of `time`.
-    fn queue(host: Box<Listener>, resume: &Arc<Resume>, time: u64) -> Queue {
-        let mut session = Session::new(resume.clone(), 0, 1, Kept::Streamed(Vec::new()));
-        session.time = time;
-        Queue::new(host, Arc::new(QueueStats::new(1)), Some(session))
+    fn queue(host: Box<Listener>, reconnect: &Arc<Reconnect>, time: u64) -> PendingQueue {
+        let mut session = Session::new(reconnect.clone(), 0, 1, RetainedMemory::Private(Vec::new()));
+        session.host_id = time;
+        PendingQueue::new(host, Arc::new(QueueStats::new(1)), Some(session))
     }
 
     /// It rested while there was no host, and takes the next one: when that one goes it is waited for.
     #[test]
     fn a_queue_that_is_back_without_a_host_is_not_at_rest() {
-        let (resume, told) = (Arc::new(Resume::new(1)), Messages::default());
-        let mut queue = queue(listener(&told), &resume, 0);
-        resume.handover.leave();
-        queue.lose().unwrap();
-        queue.rest();
-        assert!(resume.handover.let_go());
-        queue.rested().unwrap();
-        resume.handover.arrive(1, vec![listener(&told)]);
+        let (reconnect, told) = (Arc::new(Reconnect::new(1)), Messages::default());
+        let mut queue = queue(listener(&told), &reconnect, 0);
+        reconnect.handover.host_lost();
+        queue.detach_host().unwrap();
+        queue.enter_idle();
+        assert!(reconnect.handover.all_detached());
+        queue.leave_idle().unwrap();
+        reconnect.handover.host_ready(1, vec![listener(&told)]);
         assert!(queue.reap().unwrap().is_none());
-        resume.handover.leave();
-        assert!(!resume.handover.let_go());
+        reconnect.handover.host_lost();
+        assert!(!reconnect.handover.all_detached());
     }
 
     #[test]
     fn what_one_slot_does_not_hold_is_forgotten_too() {
         // More than two slots of nodes, which this host has all looked up.
         let count = 600;
-        let resume = Arc::new(Resume::new(1));
+        let reconnect = Arc::new(Reconnect::new(1));
         {
-            let mut tables = resume.tables.write();
-            tables.nodes.advance(true);
+            let mut tables = reconnect.tables.write();
+            tables.nodes.next_host(true);
             for node in 0..count {
                 let found = Entry::read(&entry(1_000 + node, 5_000 + node, libc::S_IFREG, 1)).unwrap();
-                tables.nodes.arrive(ROOT, Some(format!("f{node}").as_bytes()), &found);
+                tables.nodes.insert(ROOT, Some(format!("f{node}").as_bytes()), &found);
             }
         }
         let numbers: Vec<_> = (0..count)
-            .map(|node| resume.tables.read().nodes.child(ROOT, format!("f{node}").as_bytes()).unwrap())
+            .map(|node| reconnect.tables.read().nodes.child(ROOT, format!("f{node}").as_bytes()).unwrap())
             .collect();
         let told = Messages::default();
         let host = listener(&told);
         let slot = host.slot;
-        let mut queue = queue(host, &resume, 1);
+        let mut queue = queue(host, &reconnect, 1);
         // What one request brings, and what the tables owe beside it, as for directories that only held names.
-        let known = resume.tables.write().forget(&request(FORGET, numbers[0], 1, &[], 0), &1u64.to_ne_bytes());
+        let known = reconnect.tables.write().forget(&request(FORGET, numbers[0], 1, &[], 0), &1u64.to_ne_bytes());
         assert_eq!(known.len(), 1);
         let mut known = known;
         for &number in &numbers[1..] {
-            known.extend(resume.tables.write().nodes.forget(number, 1));
+            known.extend(reconnect.tables.write().nodes.forget(number, 1));
         }
         assert_eq!(known.len(), count as usize);
         let head = request(BATCH_FORGET, 0, 1, &[0; BATCH], 0);
-        queue.flights[0] = Some(Flight::new(&head, 0));
+        queue.requests[0] = Some(PendingRequest::new(&head, 0));
         assert!(queue.forget(0, known).unwrap());
         // The last part is the request's own.
-        let flight = queue.flights[0].as_ref().unwrap();
-        let last = (flight.head[..flight.head_len].to_vec(), flight.payload_len as usize);
+        let request = queue.requests[0].as_ref().unwrap();
+        let last = (request.head[..request.head_len].to_vec(), request.payload_len as usize);
         // SAFETY: the slot has that many bytes.
         let last_list = unsafe { std::slice::from_raw_parts(slot, last.1) }.to_vec();
         let mut all = told.lock().clone();

@@ -82,7 +82,7 @@ impl SplitQueue {
     }
 
     /// Gives a chain to the device; whether it wants to be kicked.
-    pub fn publish(&mut self, head: u16) -> bool {
+    pub fn push_avail(&mut self, head: u16) -> bool {
         let at = self.place(self.published);
         self.field(0, 4 + 2 * at).store(head, Ordering::Relaxed);
         let (old, new) = (self.published, self.published.wrapping_add(1));
@@ -103,7 +103,7 @@ impl SplitQueue {
     }
 
     /// Takes back a used chain: its head, as the device says.
-    pub fn pop(&mut self) -> Option<u32> {
+    pub fn pop_used(&mut self) -> Option<u32> {
         if !self.ready() {
             return None;
         }
@@ -115,7 +115,7 @@ impl SplitQueue {
     }
 
     /// Asks to be called, or not, when the device uses a chain. Look once more after asking.
-    pub fn want_call(&mut self, wanted: bool) {
+    pub fn set_notifications(&mut self, wanted: bool) {
         if self.event_idx {
             // One that lies behind is passed only after the positions have wrapped.
             let event = if wanted { self.taken } else { self.taken.wrapping_sub(1) };
@@ -152,12 +152,12 @@ mod tests {
         let mut queue = unsafe { SplitQueue::new(memory.0.as_mut_ptr(), 4, true) };
         for n in 0..70_000u32 {
             let wanted = n % 3 == 0;
-            queue.want_call(wanted);
+            queue.set_notifications(wanted);
             // Nobody has moved the device's event: it was to be kicked for the first chain of each round only.
-            assert_eq!(queue.publish(n as u16 % 4), n % 65_536 == 0);
-            assert!(!queue.ready() && queue.pop().is_none());
+            assert_eq!(queue.push_avail(n as u16 % 4), n % 65_536 == 0);
+            assert!(!queue.ready() && queue.pop_used().is_none());
             assert_eq!(complete(&queue, n % 4, n as u16), wanted);
-            assert_eq!(queue.pop(), Some(n % 4));
+            assert_eq!(queue.pop_used(), Some(n % 4));
         }
     }
 }

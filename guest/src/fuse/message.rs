@@ -1,9 +1,31 @@
-//! Where FUSE messages have the numbers that a host gives out: nodes and handles.
+//! FUSE messages: their headers, their names, and where they have the numbers that a host gives out, nodes and handles.
 //!
 //! Source: the structures of `linux/fuse.h`; offsets are from a message's start.
 
 use crate::fuse::abi::{opcode::*, u32_at};
-use crate::message::IN_HEADER;
+
+pub use crate::fuse::abi::{IN_HEADER, OUT_HEADER};
+
+/// A request's first bytes: `fuse_in_header` (as the calling user) and `body`;
+/// `payload` more bytes follow elsewhere.
+pub fn request(opcode: u32, nodeid: u64, unique: u64, body: &[u8], payload: usize) -> Vec<u8> {
+    let mut head = Vec::with_capacity(IN_HEADER + body.len());
+    head.extend_from_slice(&((IN_HEADER + body.len() + payload) as u32).to_ne_bytes());
+    head.extend_from_slice(&opcode.to_ne_bytes());
+    head.extend_from_slice(&unique.to_ne_bytes());
+    head.extend_from_slice(&nodeid.to_ne_bytes());
+    for id in [nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw(), std::process::id(), 0] {
+        head.extend_from_slice(&id.to_ne_bytes());
+    }
+    head.extend_from_slice(body);
+    head
+}
+
+/// A reply's `len` and `error` fields.
+pub fn reply_header(head: &[u8]) -> (usize, i32) {
+    let word = |at: usize| <[u8; 4]>::try_from(&head[at..at + 4]).expect("four bytes");
+    (u32::from_ne_bytes(word(0)) as usize, i32::from_ne_bytes(word(4)))
+}
 
 /// `fuse_in_header.nodeid`.
 pub const NODE: usize = 16;
@@ -11,8 +33,9 @@ pub const NODE: usize = 16;
 pub const BODY: usize = IN_HEADER;
 /// The root's node.
 pub const ROOT: u64 = 1;
-/// Bytes of `struct fuse_entry_out`, and of `struct fuse_open_out`.
+/// Bytes of `struct fuse_entry_out`.
 pub const ENTRY: usize = 128;
+/// Bytes of `struct fuse_open_out`.
 pub const OPENED: usize = 16;
 /// Bytes of `struct fuse_dirent` before the name.
 const DIRENT: usize = 24;
@@ -58,7 +81,7 @@ pub fn handles(opcode: u32, head: &[u8]) -> &'static [(usize, usize)] {
 }
 
 /// Bytes between a request's header and its names.
-pub fn before_names(opcode: u32) -> usize {
+pub fn fixed_body_len(opcode: u32) -> usize {
     match opcode {
         MKNOD | CREATE | TMPFILE | RENAME2 => 16,
         MKDIR | LINK | RENAME => 8,
@@ -67,13 +90,13 @@ pub fn before_names(opcode: u32) -> usize {
 }
 
 /// A name as a request has it, ended by a NUL, and what follows.
-pub fn split_name(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+pub fn next_name(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.iter().position(|&b| b == 0)?;
-    Some((&bytes[..end], &bytes[end + 1..])).filter(|(name, _)| is_name(name))
+    Some((&bytes[..end], &bytes[end + 1..])).filter(|(name, _)| is_valid_name(name))
 }
 
 /// Whether it names an entry of a directory.
-pub fn is_name(name: &[u8]) -> bool {
+pub fn is_valid_name(name: &[u8]) -> bool {
     (1..=NAME_MAX).contains(&name.len()) && !name.contains(&b'/') && !matches!(name, b"." | b"..")
 }
 
@@ -82,13 +105,16 @@ pub fn is_name(name: &[u8]) -> bool {
 pub struct Entry {
     /// The host's number.
     pub node: u64,
+    /// Which file it is.
     pub identity: Identity,
+    /// `fuse_attr.nlink`.
     pub links: u32,
 }
 
 /// What tells one file of a host from another, whatever its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
+    /// `fuse_attr.ino`.
     pub ino: u64,
     /// The type's bits of its mode.
     pub kind: u32,
@@ -115,12 +141,12 @@ impl Entry {
 }
 
 /// The entries of a READDIRPLUS reply that bring a node: where each starts, what it is, and its name.
-pub fn entries(reply: &[u8]) -> Vec<(usize, Entry, &[u8])> {
+pub fn direntplus_entries(reply: &[u8]) -> Vec<(usize, Entry, &[u8])> {
     let (mut found, mut at) = (Vec::new(), 0);
     while let Some(rest) = reply.get(at..).filter(|rest| rest.len() >= ENTRY + DIRENT) {
         let length = u32_at(rest, ENTRY + 16) as usize;
         let Some(name) = rest.get(ENTRY + DIRENT..).and_then(|names| names.get(..length)) else { break };
-        if let Some(entry) = Entry::read(rest).filter(|_| is_name(name)) {
+        if let Some(entry) = Entry::read(rest).filter(|_| is_valid_name(name)) {
             found.push((at, entry, name));
         }
         at += (ENTRY + DIRENT + length).next_multiple_of(8);
@@ -129,7 +155,7 @@ pub fn entries(reply: &[u8]) -> Vec<(usize, Entry, &[u8])> {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A `fuse_entry_out`.
@@ -158,7 +184,7 @@ pub mod tests {
             [direntplus(0, 9, b"."), direntplus(7, 70, b"a"), direntplus(8, 80, b"bcd"), direntplus(9, 90, b"..")];
         let listing = listing.concat();
         let found: Vec<_> =
-            entries(&listing).iter().map(|(at, e, name)| (*at, e.node, e.identity.ino, *name)).collect();
+            direntplus_entries(&listing).iter().map(|(at, e, name)| (*at, e.node, e.identity.ino, *name)).collect();
         assert_eq!(found, [(160, 7, 70, &b"a"[..]), (320, 8, 80, b"bcd")]);
     }
 
@@ -166,22 +192,22 @@ pub mod tests {
     fn listings_that_cannot_be_end_where_they_stop_making_sense() {
         let good = direntplus(7, 70, b"a");
         for cut in 0..good.len() - 7 {
-            assert!(entries(&good[..cut]).is_empty(), "{cut}");
+            assert!(direntplus_entries(&good[..cut]).is_empty(), "{cut}");
         }
         let mut long = good.clone();
         long[ENTRY + 16..ENTRY + 20].copy_from_slice(&u32::MAX.to_ne_bytes());
-        assert!(entries(&long).is_empty());
+        assert!(direntplus_entries(&long).is_empty());
         for name in [&b"a/b"[..], b"", b"..", &[b'x'; 256]] {
             let listing = [direntplus(7, 70, name), good.clone()].concat();
-            assert_eq!(entries(&listing).len(), 1);
+            assert_eq!(direntplus_entries(&listing).len(), 1);
         }
     }
 
     #[test]
     fn names_of_requests() {
-        assert_eq!(split_name(b"a\0b\0"), Some((&b"a"[..], &b"b\0"[..])));
+        assert_eq!(next_name(b"a\0b\0"), Some((&b"a"[..], &b"b\0"[..])));
         for bad in [&b""[..], b"a", b"\0", b"..\0", b"a/b\0"] {
-            assert_eq!(split_name(bad), None);
+            assert_eq!(next_name(bad), None);
         }
     }
 }

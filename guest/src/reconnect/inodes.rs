@@ -2,7 +2,7 @@
 //! names and what it is. The kernel's numbers are the first host's; what a
 //! later host calls the same file is found out when it is used.
 
-use super::wire::{Entry, Identity, ROOT};
+use crate::fuse::message::{Entry, Identity, ROOT};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ const MAX_NAMES: usize = 16;
 
 /// A host's number for a node, and how often it has given it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct HostInode {
     pub node: u64,
     pub lookups: u64,
 }
@@ -24,7 +24,7 @@ pub struct Known {
 type Name = Arc<[u8]>;
 
 #[derive(Debug)]
-struct Node {
+struct Inode {
     identity: Identity,
     links: u32,
     /// Directory and name, the newest at the end; none: deleted, or never had one.
@@ -34,52 +34,52 @@ struct Node {
     lookups: u64,
     handles: u64,
     /// Of the host of this time.
-    known: Option<(u64, Known)>,
+    known: Option<(u64, HostInode)>,
     /// How many names this time's host has not had, from the newest on.
-    failed: (u64, usize),
+    tried_names: (u64, usize),
 }
 
 /// What must be asked of the host before a node can be used.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Missing {
+pub enum Unresolved {
     /// Look `name` up in the host's node `parent`: is it `child`?
-    Name { parent: u64, child: u64, name: Name },
+    Lookup { parent: u64, child: u64, name: Name },
     /// Nothing: the file is gone.
-    Gone,
+    Stale,
 }
 
 /// All nodes. `time` counts hosts: at time 0 theirs are the kernel's numbers.
 #[derive(Debug, Default)]
-pub struct Nodes {
-    time: u64,
-    all: HashMap<u64, Node>,
+pub struct InodeTable {
+    host_id: u64,
+    all: HashMap<u64, Inode>,
     /// The host's numbers to ours, after time 0.
     of_host: HashMap<u64, u64>,
     /// Files that have been seen with several links, by inode number.
     linked: HashMap<u64, Vec<u64>>,
     /// Whether this time's host has the same root.
-    lost_root: bool,
+    root_changed: bool,
     next: u64,
     /// What was looked up on the way to others, and is not needed any more: to be forgotten with the next.
-    owed: Vec<Known>,
+    owed: Vec<HostInode>,
 }
 
-impl Nodes {
+impl InodeTable {
     /// Another host, with the same root or not.
-    pub fn advance(&mut self, same_root: bool) {
-        self.time += 1;
+    pub fn next_host(&mut self, same_root: bool) {
+        self.host_id += 1;
         self.of_host.clear();
         self.owed.clear();
-        self.lost_root = !same_root;
+        self.root_changed = !same_root;
     }
 
-    pub fn time(&self) -> u64 {
-        self.time
+    pub fn host_id(&self) -> u64 {
+        self.host_id
     }
 
     /// The host's number for a node, or what must be done for it.
-    pub fn translate(&self, node: u64) -> Result<u64, Missing> {
-        if self.time == 0 || node == 0 {
+    pub fn translate(&self, node: u64) -> Result<u64, Unresolved> {
+        if self.host_id == 0 || node == 0 {
             return Ok(node);
         }
         self.live(node).ok_or_else(|| self.missing(node))
@@ -87,14 +87,14 @@ impl Nodes {
 
     fn live(&self, node: u64) -> Option<u64> {
         if node == ROOT {
-            return (!self.lost_root).then_some(ROOT);
+            return (!self.root_changed).then_some(ROOT);
         }
-        self.all.get(&node)?.known(self.time).map(|known| known.node)
+        self.all.get(&node)?.known(self.host_id).map(|known| known.node)
     }
 
     /// The first name to look up on the way to `child`: of it, or of a directory above it, the newest names first.
     /// Each node is visited once.
-    fn missing(&self, child: u64) -> Missing {
+    fn missing(&self, child: u64) -> Unresolved {
         let mut visited = HashSet::from([child]);
         let mut path = vec![(child, self.untried(child))];
         let mut looks = 0;
@@ -104,7 +104,7 @@ impl Nodes {
                 continue;
             };
             if let Some(parent) = self.live(*parent) {
-                return Missing::Name { parent, child: *child, name: name.clone() };
+                return Unresolved::Lookup { parent, child: *child, name: name.clone() };
             }
             looks += 1;
             if looks == MAX_LOOKS {
@@ -114,26 +114,26 @@ impl Nodes {
                 path.push((*parent, self.untried(*parent)));
             }
         }
-        Missing::Gone
+        Unresolved::Stale
     }
 
     /// A node's names that this time's host has not been asked for, from the newest on.
     fn untried(&self, node: u64) -> impl Iterator<Item = &(u64, Name)> {
         let node = self.all.get(&node);
-        let failed = node.map_or(0, |n| if n.failed.0 == self.time { n.failed.1 } else { 0 });
-        node.into_iter().flat_map(|n| n.names.iter().rev()).skip(failed)
+        let tried_names = node.map_or(0, |n| if n.tried_names.0 == self.host_id { n.tried_names.1 } else { 0 });
+        node.into_iter().flat_map(|n| n.names.iter().rev()).skip(tried_names)
     }
 
     /// The host has answered a look-up of one of `child`'s names; whether it is that file. If not, the host's node is
     /// the caller's to forget.
-    pub fn found(&mut self, child: u64, name: &[u8], entry: Option<&Entry>) -> bool {
-        let time = self.time;
+    pub fn resolved(&mut self, child: u64, name: &[u8], entry: Option<&Entry>) -> bool {
+        let time = self.host_id;
         let Some(node) = self.all.get_mut(&child) else { return false };
         let Some(entry) = entry.filter(|e| e.identity == node.identity && e.node != ROOT) else {
-            let failed = if node.failed.0 == time { node.failed.1 } else { 0 };
+            let tried_names = if node.tried_names.0 == time { node.tried_names.1 } else { 0 };
             // Another queue may have asked for the same name.
-            if node.names.iter().rev().nth(failed).is_some_and(|(_, n)| **n == *name) {
-                node.failed = (time, failed + 1);
+            if node.names.iter().rev().nth(tried_names).is_some_and(|(_, n)| **n == *name) {
+                node.tried_names = (time, tried_names + 1);
             }
             return false;
         };
@@ -144,32 +144,32 @@ impl Nodes {
     }
 
     /// The host has given its number out once more, for nobody: whether its node is one that we have, and will forget.
-    pub fn absorb(&mut self, host: u64) -> bool {
-        let time = self.time;
+    pub fn count_lookup(&mut self, host: u64) -> bool {
+        let time = self.host_id;
         let node = self.of_host.get(&host).and_then(|node| self.all.get_mut(node));
         node.is_some_and(|node| node.count(time, host))
     }
 
     /// A file that may be the one of this entry, by another name: to be looked up first.
-    pub fn kin(&self, entry: &Entry) -> Option<u64> {
-        if self.time == 0 || self.of_host.contains_key(&entry.node) {
+    pub fn alias(&self, entry: &Entry) -> Option<u64> {
+        if self.host_id == 0 || self.of_host.contains_key(&entry.node) {
             return None;
         }
         let like = |node: &&u64| {
             let found = self.all.get(*node).filter(|n| n.identity == entry.identity);
-            found.is_some_and(|n| n.known(self.time).is_none()) && self.missing(**node) != Missing::Gone
+            found.is_some_and(|n| n.known(self.host_id).is_none()) && self.missing(**node) != Unresolved::Stale
         };
         self.linked.get(&entry.identity.ino)?.iter().find(like).copied()
     }
 
     /// The kernel is about to learn of an entry of `parent`: its number for it.
-    pub fn arrive(&mut self, parent: u64, name: Option<&[u8]>, entry: &Entry) -> u64 {
+    pub fn insert(&mut self, parent: u64, name: Option<&[u8]>, entry: &Entry) -> u64 {
         if entry.node == ROOT {
             return ROOT;
         }
-        let number = if self.time == 0 { entry.node } else { self.number(parent, name, entry) };
-        let time = self.time;
-        let node = self.all.entry(number).or_insert_with(|| Node::new(entry));
+        let number = if self.host_id == 0 { entry.node } else { self.number(parent, name, entry) };
+        let time = self.host_id;
+        let node = self.all.entry(number).or_insert_with(|| Inode::new(entry));
         if node.identity != entry.identity {
             // The host has used its number again.
             node.identity = entry.identity;
@@ -182,14 +182,14 @@ impl Nodes {
         }
         let is_dir = entry.identity.kind == libc::S_IFDIR;
         if entry.links > 1 && !is_dir {
-            let kin = self.linked.entry(entry.identity.ino).or_default();
-            if kin.len() < MAX_KIN && !kin.contains(&number) {
-                kin.push(number);
+            let alias = self.linked.entry(entry.identity.ino).or_default();
+            if alias.len() < MAX_KIN && !alias.contains(&number) {
+                alias.push(number);
             }
         }
         if let Some(name) = name {
             let only = is_dir || entry.links < 2;
-            self.name(number, parent, name, only);
+            self.link(number, parent, name, only);
         }
         number
     }
@@ -200,7 +200,7 @@ impl Nodes {
             return number;
         }
         let same_name = name.and_then(|name| self.all.get(&parent)?.children.get(name)).filter(|n| is(n));
-        if let Some(&number) = same_name.filter(|n| self.all[n].known(self.time).is_none()) {
+        if let Some(&number) = same_name.filter(|n| self.all[n].known(self.host_id).is_none()) {
             return number;
         }
         loop {
@@ -214,9 +214,9 @@ impl Nodes {
     }
 
     /// A node has a name; `only` this one, or one more.
-    fn name(&mut self, number: u64, parent: u64, name: &[u8], only: bool) {
+    fn link(&mut self, number: u64, parent: u64, name: &[u8], only: bool) {
         let holds_name = |nodes: &Self, number: &u64| nodes.all.get(number).map(|n| n.identity);
-        let directory = self.all.entry(parent).or_insert_with(Node::unknown);
+        let directory = self.all.entry(parent).or_insert_with(Inode::unknown);
         let name: Name = match directory.children.get_key_value(name) {
             Some((name, _)) => name.clone(),
             None => name.into(),
@@ -225,7 +225,7 @@ impl Nodes {
         if let Some(before) = before.filter(|&before| before != number) {
             // A node that the kernel has forgotten, but not what lies below, keeps its name for that.
             if holds_name(self, &before) != holds_name(self, &number) {
-                self.unname(before, parent, &name);
+                self.unlink(before, parent, &name);
             }
         }
         let Some(node) = self.all.get_mut(&number) else { return };
@@ -237,17 +237,17 @@ impl Nodes {
         node.names.retain(|(p, n)| *p != parent || *n != name);
         gone.retain(|(p, n)| *p != parent || *n != name);
         node.names.push((parent, name));
-        node.failed.1 = 0;
+        node.tried_names.1 = 0;
         for (parent, name) in gone {
             self.forget_child(parent, &name, number);
         }
     }
 
     /// Takes a name off a node.
-    fn unname(&mut self, number: u64, parent: u64, name: &[u8]) {
+    fn unlink(&mut self, number: u64, parent: u64, name: &[u8]) {
         if let Some(node) = self.all.get_mut(&number) {
             node.names.retain(|(p, n)| *p != parent || **n != *name);
-            node.failed.1 = 0;
+            node.tried_names.1 = 0;
         }
     }
 
@@ -264,7 +264,7 @@ impl Nodes {
     pub fn removed(&mut self, parent: u64, name: &[u8]) {
         let child = self.all.get_mut(&parent).and_then(|directory| directory.children.remove(name));
         if let Some(child) = child {
-            self.unname(child, parent, name);
+            self.unlink(child, parent, name);
             self.drop_unused(child);
         }
     }
@@ -278,19 +278,19 @@ impl Nodes {
         self.removed(to.0, to.1);
         self.removed(from.0, from.1);
         if let Some(moved) = moved {
-            self.name(moved, to.0, to.1, false);
+            self.link(moved, to.0, to.1, false);
         }
         if let Some(other) = other.filter(|_| exchange) {
-            self.name(other, from.0, from.1, false);
+            self.link(other, from.0, from.1, false);
         }
     }
 
     /// It may have.
-    pub fn perhaps_renamed(&mut self, from: (u64, &[u8]), to: (u64, &[u8])) {
+    pub fn maybe_renamed(&mut self, from: (u64, &[u8]), to: (u64, &[u8])) {
         let node = self.child(from.0, from.1).and_then(|moved| self.all.get_mut(&moved));
         if let Some(node) = node.filter(|node| node.names.len() < MAX_NAMES) {
             node.names.push((to.0, to.1.into()));
-            node.failed.1 = 0;
+            node.tried_names.1 = 0;
         }
     }
 
@@ -305,15 +305,15 @@ impl Nodes {
     }
 
     /// The kernel has forgotten a node, so often. What the host is to forget for it: at time 0 what the kernel says.
-    pub fn forget(&mut self, number: u64, count: u64) -> Option<Known> {
-        let time = self.time;
+    pub fn forget(&mut self, number: u64, count: u64) -> Option<HostInode> {
+        let time = self.host_id;
         let Some(node) = self.all.get_mut(&number).filter(|_| number != ROOT) else {
-            return (time == 0).then_some(Known { node: number, lookups: count });
+            return (time == 0).then_some(HostInode { node: number, lookups: count });
         };
         node.lookups = node.lookups.saturating_sub(count);
         if time == 0 {
             self.drop_unused(number);
-            return Some(Known { node: number, lookups: count });
+            return Some(HostInode { node: number, lookups: count });
         }
         let known = node.known(time).filter(|_| node.lookups == 0);
         if let Some(known) = known {
@@ -327,7 +327,7 @@ impl Nodes {
     }
 
     /// What the host is to forget beside that.
-    pub fn owed(&mut self) -> Vec<Known> {
+    pub fn pending_forgets(&mut self) -> Vec<HostInode> {
         std::mem::take(&mut self.owed)
     }
 
@@ -348,20 +348,20 @@ impl Nodes {
     fn drop_unused(&mut self, number: u64) {
         let mut left = vec![number];
         while let Some(number) = left.pop() {
-            let unused = |n: &Node| n.lookups == 0 && n.handles == 0 && n.children.is_empty();
+            let unused = |n: &Inode| n.lookups == 0 && n.handles == 0 && n.children.is_empty();
             if number == ROOT || !self.all.get(&number).is_some_and(unused) {
                 continue;
             }
             let Some(node) = self.all.remove(&number) else { continue };
-            if let Some(known) = node.known(self.time) {
+            if let Some(known) = node.known(self.host_id) {
                 self.owed.push(known);
                 if self.of_host.get(&known.node) == Some(&number) {
                     self.of_host.remove(&known.node);
                 }
             }
-            if let Some(kin) = self.linked.get_mut(&node.identity.ino) {
-                kin.retain(|&n| n != number);
-                if kin.is_empty() {
+            if let Some(alias) = self.linked.get_mut(&node.identity.ino) {
+                alias.retain(|&n| n != number);
+                if alias.is_empty() {
                     self.linked.remove(&node.identity.ino);
                 }
             }
@@ -381,9 +381,9 @@ impl Nodes {
     }
 }
 
-impl Node {
-    fn new(entry: &Entry) -> Node {
-        Node {
+impl Inode {
+    fn new(entry: &Entry) -> Inode {
+        Inode {
             identity: entry.identity,
             links: entry.links,
             names: Vec::new(),
@@ -391,23 +391,23 @@ impl Node {
             lookups: 0,
             handles: 0,
             known: None,
-            failed: (0, 0),
+            tried_names: (0, 0),
         }
     }
 
     /// A directory that nobody has told of: the root, or a hostile host's.
-    fn unknown() -> Node {
+    fn unknown() -> Inode {
         let identity = Identity { ino: 0, kind: libc::S_IFDIR, rdev: 0 };
-        Node::new(&Entry { node: 0, identity, links: 1 })
+        Inode::new(&Entry { node: 0, identity, links: 1 })
     }
 
-    fn known(&self, time: u64) -> Option<Known> {
+    fn known(&self, time: u64) -> Option<HostInode> {
         self.known.filter(|(when, _)| *when == time).map(|(_, known)| known)
     }
 
     /// The host has given its number for this node out once more; `false` when it had another one before.
     fn count(&mut self, time: u64, host: u64) -> bool {
-        let mut known = self.known(time).unwrap_or(Known { node: host, lookups: 0 });
+        let mut known = self.known(time).unwrap_or(HostInode { node: host, lookups: 0 });
         known.lookups += 1;
         if known.node != host {
             return false;
@@ -418,7 +418,7 @@ impl Node {
 }
 
 #[cfg(test)]
-#[path = "nodes_hostile.rs"]
+#[path = "inodes_hostile.rs"]
 mod hostile;
 
 #[cfg(test)]
@@ -438,25 +438,25 @@ mod tests {
     }
 
     /// `d` is 2, `d/f` is 3; then another host comes.
-    fn after_a_host() -> Nodes {
-        let mut nodes = Nodes::default();
-        assert_eq!(nodes.arrive(ROOT, Some(b"d"), &dir(2, 20)), 2);
-        assert_eq!(nodes.arrive(2, Some(b"f"), &file(3, 30)), 3);
+    fn after_a_host() -> InodeTable {
+        let mut nodes = InodeTable::default();
+        assert_eq!(nodes.insert(ROOT, Some(b"d"), &dir(2, 20)), 2);
+        assert_eq!(nodes.insert(2, Some(b"f"), &file(3, 30)), 3);
         assert_eq!((nodes.translate(2), nodes.translate(99)), (Ok(2), Ok(99)));
-        nodes.advance(true);
+        nodes.next_host(true);
         nodes
     }
 
     /// Answers questions from a list of (parent, name, entry) until a node is known, or gone.
-    fn walk(nodes: &mut Nodes, node: u64, host: &[(u64, &str, Entry)]) -> Option<u64> {
+    fn walk(nodes: &mut InodeTable, node: u64, host: &[(u64, &str, Entry)]) -> Option<u64> {
         for _ in 0..100 {
             let (parent, child, name) = match nodes.translate(node) {
                 Ok(host) => return Some(host),
-                Err(Missing::Gone) => return None,
-                Err(Missing::Name { parent, child, name }) => (parent, child, name),
+                Err(Unresolved::Stale) => return None,
+                Err(Unresolved::Lookup { parent, child, name }) => (parent, child, name),
             };
             let entry = host.iter().find(|(p, n, _)| *p == parent && n.as_bytes() == &*name).map(|(_, _, e)| *e);
-            nodes.found(child, &name, entry.as_ref());
+            nodes.resolved(child, &name, entry.as_ref());
         }
         panic!("it goes on for ever");
     }
@@ -466,11 +466,11 @@ mod tests {
         let mut nodes = after_a_host();
         assert_eq!(nodes.translate(ROOT), Ok(ROOT));
         assert_eq!(nodes.translate(0), Ok(0));
-        assert_eq!(nodes.translate(2), Err(Missing::Name { parent: ROOT, child: 2, name: b"d"[..].into() }));
+        assert_eq!(nodes.translate(2), Err(Unresolved::Lookup { parent: ROOT, child: 2, name: b"d"[..].into() }));
         assert_eq!(walk(&mut nodes, 3, &[(ROOT, "d", dir(7, 20)), (7, "f", file(9, 30))]), Some(9));
         assert_eq!(nodes.translate(2), Ok(7));
         // The host of the third time numbers anew.
-        nodes.advance(true);
+        nodes.next_host(true);
         assert_eq!(walk(&mut nodes, 3, &[(ROOT, "d", dir(3, 20)), (3, "f", file(2, 30))]), Some(2));
     }
 
@@ -487,33 +487,33 @@ mod tests {
             assert_eq!(walk(&mut after_a_host(), 3, answers), None, "{answers:?}");
         }
         let mut nodes = after_a_host();
-        nodes.advance(false);
-        assert_eq!((nodes.translate(ROOT), nodes.translate(3)), (Err(Missing::Gone), Err(Missing::Gone)));
+        nodes.next_host(false);
+        assert_eq!((nodes.translate(ROOT), nodes.translate(3)), (Err(Unresolved::Stale), Err(Unresolved::Stale)));
     }
 
     #[test]
     fn what_is_deleted_stays_stale_and_what_is_renamed_is_found() {
-        let mut nodes = Nodes::default();
+        let mut nodes = InodeTable::default();
         for (name, node) in [(&b"a"[..], 2), (b"b", 3), (b"c", 4)] {
-            nodes.arrive(ROOT, Some(name), &file(node, node * 10));
+            nodes.insert(ROOT, Some(name), &file(node, node * 10));
         }
         nodes.removed(ROOT, b"a");
         nodes.renamed((ROOT, b"b"), (ROOT, b"c"), false);
-        nodes.advance(true);
+        nodes.next_host(true);
         let host = [(ROOT, "a", file(5, 20)), (ROOT, "c", file(6, 30))];
         assert_eq!([2, 3, 4].map(|n| walk(&mut nodes, n, &host)), [None, Some(6), None]);
     }
 
     #[test]
     fn names_that_change_places_and_names_in_doubt() {
-        let mut nodes = Nodes::default();
+        let mut nodes = InodeTable::default();
         for (name, node) in [(&b"a"[..], 2), (b"b", 3), (b"c", 4)] {
-            nodes.arrive(ROOT, Some(name), &file(node, node * 10));
+            nodes.insert(ROOT, Some(name), &file(node, node * 10));
         }
         nodes.renamed((ROOT, b"a"), (ROOT, b"b"), true);
-        nodes.perhaps_renamed((ROOT, b"c"), (ROOT, b"d"));
+        nodes.maybe_renamed((ROOT, b"c"), (ROOT, b"d"));
         for (now, other) in [("c", "d"), ("d", "c")] {
-            nodes.advance(true);
+            nodes.next_host(true);
             let host = [
                 (ROOT, "a", file(5, 30)),
                 (ROOT, "b", file(6, 20)),
@@ -526,56 +526,56 @@ mod tests {
 
     #[test]
     fn a_file_of_two_names_has_one_number() {
-        let mut nodes = Nodes::default();
-        nodes.arrive(ROOT, Some(b"a"), &linked(2, 20));
-        nodes.advance(true);
+        let mut nodes = InodeTable::default();
+        nodes.insert(ROOT, Some(b"a"), &linked(2, 20));
+        nodes.next_host(true);
         // The other name comes first: whoever asks is told to look the first one up.
         let other = linked(8, 20);
-        assert_eq!(nodes.kin(&other), Some(2));
+        assert_eq!(nodes.alias(&other), Some(2));
         assert_eq!(walk(&mut nodes, 2, &[(ROOT, "a", linked(8, 20))]), Some(8));
-        assert_eq!(nodes.kin(&other), None);
-        assert_eq!(nodes.arrive(ROOT, Some(b"b"), &other), 2);
+        assert_eq!(nodes.alias(&other), None);
+        assert_eq!(nodes.insert(ROOT, Some(b"b"), &other), 2);
         // One of its names is gone: the other one does.
         nodes.removed(ROOT, b"b");
-        nodes.advance(true);
+        nodes.next_host(true);
         assert_eq!(walk(&mut nodes, 2, &[(ROOT, "a", linked(1_000, 20))]), Some(1_000));
     }
 
     #[test]
     fn new_files_get_numbers_that_nobody_has() {
         let mut nodes = after_a_host();
-        let new = nodes.arrive(ROOT, Some(b"n"), &file(3, 50));
+        let new = nodes.insert(ROOT, Some(b"n"), &file(3, 50));
         assert!(![2, 3].contains(&new));
         assert_eq!(nodes.translate(new), Ok(3));
         // Known by its name, it keeps its number.
-        assert_eq!(nodes.arrive(ROOT, Some(b"d"), &dir(4, 20)), 2);
-        assert_eq!(nodes.arrive(ROOT, Some(b"n"), &file(3, 50)), new);
+        assert_eq!(nodes.insert(ROOT, Some(b"d"), &dir(4, 20)), 2);
+        assert_eq!(nodes.insert(ROOT, Some(b"n"), &file(3, 50)), new);
         // As many as the host has given out.
         assert_eq!(nodes.forget(new, 1), None);
-        assert_eq!(nodes.forget(new, 1), Some(Known { node: 3, lookups: 2 }));
+        assert_eq!(nodes.forget(new, 1), Some(HostInode { node: 3, lookups: 2 }));
         assert_eq!(nodes.forget(new, 1), None);
-        assert_ne!(nodes.arrive(ROOT, Some(b"n"), &file(3, 50)), new);
+        assert_ne!(nodes.insert(ROOT, Some(b"n"), &file(3, 50)), new);
     }
 
     #[test]
     fn what_the_kernel_forgets_is_forgotten() {
-        let mut nodes = Nodes::default();
-        nodes.arrive(ROOT, Some(b"d"), &dir(2, 20));
-        nodes.arrive(2, Some(b"e"), &dir(3, 30));
-        nodes.arrive(3, Some(b"f"), &file(4, 40));
-        assert_eq!(nodes.forget(2, 1), Some(Known { node: 2, lookups: 1 }));
-        assert_eq!(nodes.forget(3, 1), Some(Known { node: 3, lookups: 1 }));
+        let mut nodes = InodeTable::default();
+        nodes.insert(ROOT, Some(b"d"), &dir(2, 20));
+        nodes.insert(2, Some(b"e"), &dir(3, 30));
+        nodes.insert(3, Some(b"f"), &file(4, 40));
+        assert_eq!(nodes.forget(2, 1), Some(HostInode { node: 2, lookups: 1 }));
+        assert_eq!(nodes.forget(3, 1), Some(HostInode { node: 3, lookups: 1 }));
         // The path is still needed.
-        nodes.advance(true);
+        nodes.next_host(true);
         let host = [(ROOT, "d", dir(7, 20)), (7, "e", dir(8, 30)), (8, "f", file(9, 40))];
         assert_eq!(walk(&mut nodes, 4, &host), Some(9));
-        assert_eq!(nodes.forget(4, 1), Some(Known { node: 9, lookups: 1 }));
-        assert_eq!(nodes.owed(), [8, 7].map(|node| Known { node, lookups: 1 }));
+        assert_eq!(nodes.forget(4, 1), Some(HostInode { node: 9, lookups: 1 }));
+        assert_eq!(nodes.pending_forgets(), [8, 7].map(|node| HostInode { node, lookups: 1 }));
         assert_eq!(nodes.len(), 1, "the root");
-        let numbers = [(); 3].map(|()| nodes.arrive(ROOT, Some(b"x"), &file(50, 5)));
+        let numbers = [(); 3].map(|()| nodes.insert(ROOT, Some(b"x"), &file(50, 5)));
         assert_eq!(numbers, [numbers[0]; 3]);
         nodes.forget(1 << 60, 1);
-        nodes.advance(true);
+        nodes.next_host(true);
         nodes.forget(numbers[0], u64::MAX);
         assert_eq!(nodes.len(), 1);
     }

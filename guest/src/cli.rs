@@ -75,7 +75,7 @@ struct HelperArgs {
 }
 
 /// What is asked for.
-pub struct Request {
+pub struct MountCommand {
     pub config: MountConfig,
     pub foreground: bool,
     /// Of a daemon; if empty, the system's log.
@@ -90,7 +90,7 @@ pub struct Request {
 ///
 /// # Errors
 /// Names the setting or word that cannot be.
-pub fn request() -> Result<Request, Error> {
+pub fn request() -> Result<MountCommand, Error> {
     let name = std::env::args().next().unwrap_or_default();
     // The second one is looked for when something is mounted already: `mount -o remount`.
     if ["mount.tunnelfs", "mount.fuse.tunnelfs"].iter().any(|helper| Path::new(&name).ends_with(helper)) {
@@ -100,29 +100,29 @@ pub fn request() -> Result<Request, Error> {
     }
 }
 
-fn program() -> Result<Request, Error> {
+fn program() -> Result<MountCommand, Error> {
     let command = Program::command().mut_subcommand("mount", |mount| mount.args(args(SECTIONS)));
     let matches = command.get_matches();
     let Command::Mount(args) = Program::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()).command;
     let matches = matches.subcommand_matches("mount").expect("there is no other");
     let request = request_for(load(SECTIONS, matches)?, &args.mount_point, &args.options, false)?;
-    Ok(Request { foreground: args.foreground, ..request })
+    Ok(MountCommand { foreground: args.foreground, ..request })
 }
 
-fn helper(args: HelperArgs) -> Result<Request, Error> {
+fn helper(args: HelperArgs) -> Result<MountCommand, Error> {
     let mut words = args.options;
     words.push(source_word(&args.source));
     let remount = words.iter().any(|w| w == "remount");
     // mount(8) passes all that it finds in /proc/mounts, `user_id` and the like, which the kernel leaves as it is.
     let sloppy = args.sloppy || remount;
     let request = request_for(Loader::new(None)?, &args.mount_point, &words, sloppy)?;
-    Ok(Request { fake: args.fake, remount, ..request })
+    Ok(MountCommand { fake: args.fake, remount, ..request })
 }
 
-fn request_for(mut loader: Loader, point: &Path, words: &[String], sloppy: bool) -> Result<Request, Error> {
+fn request_for(mut loader: Loader, point: &Path, words: &[String], sloppy: bool) -> Result<MountCommand, Error> {
     let mut options = MountOptions::default();
     for word in words {
-        if !loader.mount_word(SECTIONS, word)? && !options.word(word) && !sloppy {
+        if !loader.mount_word(SECTIONS, word)? && !options.mount_option(word) && !sloppy {
             return Err(Error::Setup(format!("-o {word}: neither a setting of TunnelFS nor an option of mount(8)")));
         }
     }
@@ -139,7 +139,7 @@ fn request_for(mut loader: Loader, point: &Path, words: &[String], sloppy: bool)
         none if none.as_os_str().is_empty() => none.clone(),
         file => std::path::absolute(file)?,
     };
-    Ok(Request { config, foreground: false, log_file, fake: false, remount: false })
+    Ok(MountCommand { config, foreground: false, log_file, fake: false, remount: false })
 }
 
 /// What mount(8)'s first argument means: a path is a host's socket, a PCI address or a tag a VM's device.

@@ -1,9 +1,9 @@
 //! `/dev/fuse`: one `readv` scatters a request into its header and a slot, one
 //! `writev` gathers the reply from there. No payload is copied in user space.
 
-use super::queue::{Answer, Queue, CALLER_CHECK};
+use super::pending::{PendingQueue, Reply, CALLER_CHECK};
 use crate::fuse::abi::{opcode, request_len};
-use crate::message::{request, IN_HEADER, OUT_HEADER};
+use crate::fuse::message::{request, IN_HEADER, OUT_HEADER};
 use crate::Error;
 use libc::iovec;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -14,8 +14,9 @@ use tunnelfs_ring::SlotPool;
 
 /// Header and operation structure of WRITE: behind them the data starts, in the slot.
 const HEAD: usize = IN_HEADER + 40;
-/// While requests have come singly, each so many answers one look is taken whether more wait.
-const LOOK_EVERY: u32 = 8;
+/// At queue depth 1, probe for a second request only after every 8th reply: a failed `readv` per request costs more than it
+/// finds.
+const PROBE_EVERY: u32 = 8;
 
 /// Which of a worker's two descriptors a request came by: its reply must go the same way.
 const BLOCKING: usize = 0;
@@ -23,57 +24,67 @@ const NONBLOCKING: usize = 1;
 
 pub struct Channel {
     devices: [OwnedFd; 2],
-    queue: Queue,
+    queue: PendingQueue,
     slots: SlotPool,
     /// Slots that no request of the kernel's may take: one, for [`Self::interrupt_next`]. 0 where there is only one slot,
     /// or where all requests are ones that nobody waits for.
     reserved: usize,
     /// Requests to be interrupted, by their `unique`.
     signalled: Vec<u64>,
-    came_by: Vec<usize>,
+    reply_fds: Vec<usize>,
     /// Whether the last look beside requests under way has found another.
-    busy: bool,
-    since_look: u32,
+    expect_more: bool,
+    since_probe: u32,
     /// How long to leave the kernel and the host alone after each request.
-    rest: Option<Duration>,
+    batch_delay: Option<Duration>,
 }
 
-enum Taken {
+enum ReadOutcome {
     Request,
     Nothing,
     Unmounted,
 }
 
 impl Channel {
-    pub fn new(devices: [OwnedFd; 2], queue: Queue, rest: Option<Duration>) -> Self {
+    pub fn new(devices: [OwnedFd; 2], queue: PendingQueue, batch_delay: Option<Duration>) -> Self {
         let count = queue.transport.slots();
-        let (slots, came_by) = (SlotPool::new(count), vec![BLOCKING; count as usize]);
-        let reserved = usize::from(count > 1 && rest.is_none());
+        let (slots, reply_fds) = (SlotPool::new(count), vec![BLOCKING; count as usize]);
+        let reserved = usize::from(count > 1 && batch_delay.is_none());
         let signalled = Vec::new();
-        Channel { devices, queue, slots, reserved, signalled, came_by, busy: false, since_look: 0, rest }
+        Channel {
+            devices,
+            queue,
+            slots,
+            reserved,
+            signalled,
+            reply_fds,
+            expect_more: false,
+            since_probe: 0,
+            batch_delay,
+        }
     }
 
     /// Serves until the file system is unmounted.
     pub fn run(mut self) -> Result<(), Error> {
         loop {
-            let idle = self.queue.under_way() == 0;
-            if idle || self.look_for_more() {
-                match self.take(if idle { BLOCKING } else { NONBLOCKING })? {
-                    Taken::Unmounted => return Ok(()),
-                    Taken::Request => {
-                        self.busy = !idle;
+            let idle = self.queue.pending() == 0;
+            if idle || self.should_probe() {
+                match self.read_request(if idle { BLOCKING } else { NONBLOCKING })? {
+                    ReadOutcome::Unmounted => return Ok(()),
+                    ReadOutcome::Request => {
+                        self.expect_more = !idle;
                         // The answer is there afterwards, without a call that nobody is in a hurry for.
-                        self.rest.inspect(|&rest| std::thread::sleep(rest));
+                        self.batch_delay.inspect(|&batch_delay| std::thread::sleep(batch_delay));
                     }
-                    Taken::Nothing => self.busy = false,
+                    ReadOutcome::Nothing => self.expect_more = false,
                 }
             }
             while let Some(answer) = self.queue.reap()? {
                 self.reply(&answer)?;
-                self.since_look += 1;
+                self.since_probe += 1;
             }
             self.interrupt_next()?;
-            if self.queue.under_way() > 0 && (!self.busy || !self.has_room()) && !self.wait()? {
+            if self.queue.pending() > 0 && (!self.expect_more || !self.has_room()) && !self.wait()? {
                 return Ok(());
             }
         }
@@ -84,20 +95,20 @@ impl Channel {
         self.slots.available() > self.reserved
     }
 
-    fn look_for_more(&mut self) -> bool {
-        let look = self.has_room() && (self.busy || self.since_look >= LOOK_EVERY);
+    fn should_probe(&mut self) -> bool {
+        let look = self.has_room() && (self.expect_more || self.since_probe >= PROBE_EVERY);
         if look {
-            self.since_look = 0;
+            self.since_probe = 0;
         }
         look
     }
 
     /// Reads a request into a free slot and submits it.
-    fn take(&mut self, by: usize) -> Result<Taken, Error> {
+    fn read_request(&mut self, by: usize) -> Result<ReadOutcome, Error> {
         if !self.has_room() {
-            return Ok(Taken::Nothing);
+            return Ok(ReadOutcome::Nothing);
         }
-        let Some(slot) = self.slots.alloc() else { return Ok(Taken::Nothing) };
+        let Some(slot) = self.slots.alloc() else { return Ok(ReadOutcome::Nothing) };
         let mut head = [0u8; HEAD];
         let (ptr, size) = self.queue.transport.slot(slot);
         let parts = [
@@ -105,41 +116,43 @@ impl Channel {
             iovec { iov_base: ptr.cast(), iov_len: size },
         ];
         if by == BLOCKING {
-            self.queue.rest();
+            self.queue.enter_idle();
         }
         // SAFETY: both buffers are ours: `head`, and a free slot.
         let n = unsafe { libc::readv(self.devices[by].as_raw_fd(), parts.as_ptr(), parts.len() as i32) };
         let error = io::Error::last_os_error();
         if by == BLOCKING {
-            self.queue.rested()?;
+            self.queue.leave_idle()?;
         }
-        let taken = match usize::try_from(n) {
-            Ok(n) => self.request(slot, by, &head, n)?,
+        let outcome = match usize::try_from(n) {
+            Ok(n) => self.on_request(slot, by, &head, n)?,
             Err(_) => match error {
-                e if e.raw_os_error() == Some(libc::ENODEV) => Taken::Unmounted,
+                e if e.raw_os_error() == Some(libc::ENODEV) => ReadOutcome::Unmounted,
                 // EAGAIN: nothing there; ENOENT: taken back before it was read.
-                e if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOENT)) => Taken::Nothing,
+                e if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOENT)) => {
+                    ReadOutcome::Nothing
+                }
                 e => return Err(e.into()),
             },
         };
-        if !matches!(taken, Taken::Request) {
+        if !matches!(outcome, ReadOutcome::Request) {
             self.slots.free(slot);
         }
-        Ok(taken)
+        Ok(outcome)
     }
 
-    fn request(&mut self, slot: u32, by: usize, head: &[u8; HEAD], n: usize) -> Result<Taken, Error> {
+    fn on_request(&mut self, slot: u32, by: usize, head: &[u8; HEAD], n: usize) -> Result<ReadOutcome, Error> {
         if n < IN_HEADER || request_len(head) != n {
             return Err(Error::Protocol("the kernel's request has another length than it says"));
         }
-        self.came_by[slot as usize] = by;
-        self.queue.send(slot, &head[..n.min(HEAD)], n.saturating_sub(HEAD) as u32)?;
-        Ok(Taken::Request)
+        self.reply_fds[slot as usize] = by;
+        self.queue.submit(slot, &head[..n.min(HEAD)], n.saturating_sub(HEAD) as u32)?;
+        Ok(ReadOutcome::Request)
     }
 
-    fn reply(&mut self, answer: &Answer) -> Result<(), Error> {
+    fn reply(&mut self, answer: &Reply) -> Result<(), Error> {
         self.slots.free(answer.slot);
-        if answer.wants_none() {
+        if answer.expects_no_reply() {
             return Ok(());
         }
         let (ptr, _) = self.queue.transport.slot(answer.slot);
@@ -149,14 +162,14 @@ impl Channel {
             iovec { iov_base: inline.as_ptr().cast_mut().cast(), iov_len: inline.len() },
             iovec { iov_base: ptr.cast(), iov_len: answer.payload_len() },
         ];
-        let device = self.devices[self.came_by[answer.slot as usize]].as_raw_fd();
+        let device = self.devices[self.reply_fds[answer.slot as usize]].as_raw_fd();
         // SAFETY: the header and inline bytes are `answer`'s, the payload lies in a slot that is ours again.
         let n = unsafe { libc::writev(device, parts.as_ptr(), parts.len() as i32) };
         if n >= 0 {
             return Ok(());
         }
         match io::Error::last_os_error() {
-            // The request was interrupted, or its mount has gone: `take` will be told.
+            // The request was interrupted, or its mount has gone: `read_request` will be told.
             e if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
             // The kernel refuses a reply that does not fit the question: the caller still gets an error.
             e if e.raw_os_error() == Some(libc::EINVAL) => self.refuse(answer, device),
@@ -164,7 +177,7 @@ impl Channel {
         }
     }
 
-    fn refuse(&self, answer: &Answer, device: i32) -> Result<(), Error> {
+    fn refuse(&self, answer: &Reply, device: i32) -> Result<(), Error> {
         let header = answer.error_header(-libc::EIO);
         // SAFETY: the bytes are this function's own.
         let n = unsafe { libc::write(device, header.as_ptr().cast(), header.len()) };
@@ -184,7 +197,7 @@ impl Channel {
             // As the kernel numbers its INTERRUPTs: the request's own number and FUSE_INT_REQ_BIT.
             Some(unique) => {
                 let head = request(opcode::INTERRUPT, 0, unique | 1, &unique.to_ne_bytes(), 0);
-                self.queue.send(slot, &head, 0)
+                self.queue.submit(slot, &head, 0)
             }
             None => Ok(()),
         }
@@ -215,7 +228,7 @@ impl Channel {
             let mut fds = [
                 PollFd::new(self.devices[NONBLOCKING].as_fd(), kernel),
                 PollFd::new(transport.fd(), PollFlags::POLLIN),
-                PollFd::new(transport.alive(), PollFlags::empty()),
+                PollFd::new(transport.hangup_fd(), PollFlags::empty()),
             ];
             let events = match poll(&mut fds, limit) {
                 Ok(events) => events,
@@ -223,10 +236,10 @@ impl Channel {
                 Err(e) => return Err(io::Error::from(e).into()),
             };
             let hung_up = fds[2].any() == Some(true) && fds[1].any() != Some(true);
-            self.busy = fds[0].any() == Some(true);
+            self.expect_more = fds[0].any() == Some(true);
             ended = fds[0].revents().is_some_and(|r| r.contains(PollFlags::POLLERR));
             if hung_up {
-                self.queue.lose()?;
+                self.queue.detach_host()?;
                 return Ok(!ended);
             }
             if events == 0 {

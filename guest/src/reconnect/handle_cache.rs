@@ -4,9 +4,9 @@
 //! An entry counts for one host only. While that host lives it stays right: the kernel holds a node while it has a
 //! handle of it open, and a handle's number is not given out again (`Tables::opened`).
 
-use super::wire::{put_u64, u64_at, BODY, NODE};
 use crate::fuse::abi::opcode::{READ, RELEASE, WRITE};
 use crate::fuse::abi::request_opcode;
+use crate::fuse::message::{put_u64, u64_at, BODY, NODE};
 
 /// Direct-mapped; 8 KiB a queue.
 const ENTRIES: usize = 256;
@@ -86,7 +86,7 @@ impl HandleCache {
 mod tests {
     use super::*;
     use crate::fuse::abi::opcode::{FSYNC, GETATTR};
-    use crate::message::request;
+    use crate::fuse::message::request;
 
     fn ask(opcode: u32, node: u64, handle: u64) -> Vec<u8> {
         request(opcode, node, 1, &handle.to_ne_bytes(), 0)

@@ -1,25 +1,25 @@
-//! Nodes and handles together: a request's numbers on their way out, a reply's on their way in.
+//! Inodes and handles together: a request's numbers on their way out, a reply's on their way in.
 
-use super::nodes::{Known, Missing, Nodes};
-use super::wire::{self, put_u64, u64_at, Entry, BODY, ENTRY, NODE, OPENED};
+use super::inodes::{HostInode, InodeTable, Unresolved};
 use crate::fuse::abi::opcode::*;
 use crate::fuse::abi::{request_opcode, u32_at};
+use crate::fuse::message::{self, put_u64, u64_at, Entry, BODY, ENTRY, NODE, OPENED};
 use std::collections::HashMap;
 use tunnelfs_ring::SQE_INLINE_BYTES;
 
 /// Flags of an open(2) that would do something once more.
-const ONCE: u32 = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY) as u32;
+const ONE_SHOT_FLAGS: u32 = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY) as u32;
 /// `O_TMPFILE` without `O_DIRECTORY`.
 const TMPFILE_BIT: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32;
 
 /// Who has opened a file: `uid`, `gid` and `pid` of `fuse_in_header`.
-pub type Opener = [u8; 12];
+pub type Credentials = [u8; 12];
 
 #[derive(Clone, Copy, Debug)]
 struct Handle {
     flags: u32,
     is_dir: bool,
-    opener: Opener,
+    opener: Credentials,
     /// How often the kernel has been given the number.
     count: u32,
     known: Option<(u64, u64)>,
@@ -27,43 +27,45 @@ struct Handle {
 
 /// What must be done before a request can go out.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Needed {
+pub enum Prerequisite {
     /// Look a node up.
-    Node(Missing),
+    Lookup(Unresolved),
     /// Open the host's node `host`.
-    Handle { node: u64, handle: u64, host: u64, flags: u32, is_dir: bool, opener: Opener },
+    Open { node: u64, handle: u64, host: u64, flags: u32, is_dir: bool, opener: Credentials },
 }
 
 /// Everything that a later host has to be told.
 #[derive(Debug, Default)]
-pub struct Tables {
-    pub nodes: Nodes,
+pub struct Translator {
+    pub nodes: InodeTable,
     handles: HashMap<(u64, u64), Handle>,
     next: u64,
 }
 
-impl Tables {
+impl Translator {
     /// Puts the host's numbers into a request's first bytes; `None`: all that is needed for that is done.
-    pub fn translate(&self, head: &mut [u8]) -> Option<Needed> {
+    pub fn translate(&self, head: &mut [u8]) -> Option<Prerequisite> {
         let opcode = request_opcode(head);
         let mut copy = [0; SQE_INLINE_BYTES];
         let before = &mut copy[..head.len().min(SQE_INLINE_BYTES)];
         before.copy_from_slice(&head[..before.len()]);
         let before = &*before;
-        for at in [Some(NODE), wire::other_node(opcode)].into_iter().flatten() {
+        for at in [Some(NODE), message::other_node(opcode)].into_iter().flatten() {
             match self.nodes.translate(u64_at(before, at)) {
                 Ok(host) => put_u64(head, at, host),
-                Err(missing) => return Some(Needed::Node(missing)),
+                Err(missing) => return Some(Prerequisite::Lookup(missing)),
             }
         }
-        for &(at, of) in wire::handles(opcode, before) {
+        for &(at, of) in message::handles(opcode, before) {
             let (node, handle) = (u64_at(before, of), u64_at(before, at));
-            let Some(open) = self.handles.get(&(node, handle)) else { return Some(Needed::Node(Missing::Gone)) };
-            match open.known.filter(|(time, _)| *time == self.nodes.time()) {
+            let Some(open) = self.handles.get(&(node, handle)) else {
+                return Some(Prerequisite::Lookup(Unresolved::Stale));
+            };
+            match open.known.filter(|(time, _)| *time == self.nodes.host_id()) {
                 Some((_, host)) => put_u64(head, at, host),
                 None => {
                     let Handle { flags, is_dir, opener, .. } = *open;
-                    return Some(Needed::Handle { node, handle, host: u64_at(head, of), flags, is_dir, opener });
+                    return Some(Prerequisite::Open { node, handle, host: u64_at(head, of), flags, is_dir, opener });
                 }
             }
         }
@@ -72,7 +74,7 @@ impl Tables {
 
     /// The host has opened a handle once more; `false`: it is open already, the host's is the caller's to release.
     pub fn reopened(&mut self, node: u64, handle: u64, host: u64) -> bool {
-        let time = self.nodes.time();
+        let time = self.nodes.host_id();
         match self.handles.get_mut(&(node, handle)) {
             Some(open) if open.known.is_none_or(|(when, _)| when != time) => {
                 open.known = Some((time, host));
@@ -85,8 +87,8 @@ impl Tables {
     /// The kernel closes a handle; whether the host has it open.
     pub fn released(&mut self, head: &[u8]) -> bool {
         let key = (u64_at(head, NODE), u64_at(head, BODY));
-        let Some(open) = self.handles.get_mut(&key) else { return self.nodes.time() == 0 };
-        let held = self.nodes.time() == 0 || open.known.is_some_and(|(when, _)| when == self.nodes.time());
+        let Some(open) = self.handles.get_mut(&key) else { return self.nodes.host_id() == 0 };
+        let held = self.nodes.host_id() == 0 || open.known.is_some_and(|(when, _)| when == self.nodes.host_id());
         open.count -= 1;
         if open.count == 0 {
             self.handles.remove(&key);
@@ -96,13 +98,13 @@ impl Tables {
     }
 
     /// What the host is to forget after the kernel has; `body` is what follows the request's header.
-    pub fn forget(&mut self, head: &[u8], body: &[u8]) -> Vec<Known> {
+    pub fn forget(&mut self, head: &[u8], body: &[u8]) -> Vec<HostInode> {
         let mut known = self.forget_what_it_says(head, body);
-        known.append(&mut self.nodes.owed());
+        known.append(&mut self.nodes.pending_forgets());
         known
     }
 
-    fn forget_what_it_says(&mut self, head: &[u8], body: &[u8]) -> Vec<Known> {
+    fn forget_what_it_says(&mut self, head: &[u8], body: &[u8]) -> Vec<HostInode> {
         if request_opcode(head) == FORGET {
             return self.nodes.forget(u64_at(head, NODE), u64_at(body, 0)).into_iter().collect();
         }
@@ -118,8 +120,8 @@ impl Tables {
         match opcode {
             LOOKUP | MKNOD | MKDIR | SYMLINK | LINK | CREATE | TMPFILE => {
                 let Some(entry) = Entry::read(reply) else { return };
-                let name = wire::split_name(names).map(|(name, _)| name).filter(|_| opcode != TMPFILE);
-                let node = self.nodes.arrive(parent, name, &entry);
+                let name = message::next_name(names).map(|(name, _)| name).filter(|_| opcode != TMPFILE);
+                let node = self.nodes.insert(parent, name, &entry);
                 put_u64(reply, 0, node);
                 if matches!(opcode, CREATE | TMPFILE) {
                     self.opened(head, node, reply.get_mut(ENTRY..).unwrap_or_default());
@@ -127,14 +129,16 @@ impl Tables {
             }
             OPEN | OPENDIR => self.opened(head, parent, reply),
             READDIRPLUS => {
-                let entries: Vec<_> =
-                    wire::entries(reply).into_iter().map(|(at, e, name)| (at, e, name.to_vec())).collect();
+                let entries: Vec<_> = message::direntplus_entries(reply)
+                    .into_iter()
+                    .map(|(at, e, name)| (at, e, name.to_vec()))
+                    .collect();
                 for (at, entry, name) in entries {
-                    put_u64(reply, at, self.nodes.arrive(parent, Some(&name), &entry));
+                    put_u64(reply, at, self.nodes.insert(parent, Some(&name), &entry));
                 }
             }
             UNLINK | RMDIR => {
-                if let Some((name, _)) = wire::split_name(names) {
+                if let Some((name, _)) = message::next_name(names) {
                     self.nodes.removed(parent, name);
                 }
             }
@@ -148,16 +152,16 @@ impl Tables {
     }
 
     /// A look-up has found nothing.
-    pub fn absent(&mut self, head: &[u8], names: &[u8]) {
-        if let Some((name, _)) = wire::split_name(names) {
+    pub fn record_enoent(&mut self, head: &[u8], names: &[u8]) {
+        if let Some((name, _)) = message::next_name(names) {
             self.nodes.removed(u64_at(head, NODE), name);
         }
     }
 
     /// A file has been renamed, or not: nobody can tell.
-    pub fn perhaps_renamed(&mut self, head: &[u8], names: &[u8]) {
+    pub fn maybe_renamed(&mut self, head: &[u8], names: &[u8]) {
         if let Some((from, to, false)) = rename(head, names) {
-            self.nodes.perhaps_renamed((u64_at(head, NODE), from), (u64_at(head, BODY), to));
+            self.nodes.maybe_renamed((u64_at(head, NODE), from), (u64_at(head, BODY), to));
         }
     }
 
@@ -165,7 +169,7 @@ impl Tables {
         if reply.len() < OPENED {
             return;
         }
-        let (host, time) = (u64_at(reply, 0), self.nodes.time());
+        let (host, time) = (u64_at(reply, 0), self.nodes.host_id());
         let mut number = host;
         while time > 0 && (number == host || self.handles.contains_key(&(node, number))) {
             self.next += 1;
@@ -175,7 +179,7 @@ impl Tables {
         let flags = u32_at(head, BODY);
         let flags = if request_opcode(head) == TMPFILE { flags & !TMPFILE_BIT } else { flags };
         let is_dir = request_opcode(head) == OPENDIR;
-        let new = Handle { flags: flags & !ONCE, is_dir, opener, count: 0, known: None };
+        let new = Handle { flags: flags & !ONE_SHOT_FLAGS, is_dir, opener, count: 0, known: None };
         let handle = self.handles.entry((node, number)).or_insert(new);
         if handle.count == 0 {
             self.nodes.opened(node);
@@ -188,8 +192,8 @@ impl Tables {
 
 /// The two names of a rename, and whether they change places.
 fn rename<'a>(head: &[u8], names: &'a [u8]) -> Option<(&'a [u8], &'a [u8], bool)> {
-    let (from, rest) = wire::split_name(names)?;
-    let (to, _) = wire::split_name(rest)?;
+    let (from, rest) = message::next_name(names)?;
+    let (to, _) = message::next_name(rest)?;
     let exchange = request_opcode(head) == RENAME2 && u32_at(head, BODY + 8) & libc::RENAME_EXCHANGE != 0;
     Some((from, to, exchange))
 }
@@ -197,9 +201,9 @@ fn rename<'a>(head: &[u8], names: &'a [u8]) -> Option<(&'a [u8], &'a [u8], bool)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::request;
-    use crate::resume::wire::tests::{direntplus, entry};
-    use crate::resume::wire::ROOT;
+    use crate::fuse::message::request;
+    use crate::fuse::message::tests::{direntplus, entry};
+    use crate::fuse::message::ROOT;
 
     const FLAGS: u32 = (libc::O_RDWR | libc::O_APPEND) as u32;
 
@@ -218,19 +222,19 @@ mod tests {
     }
 
     /// Node 2 is `f`, created and open as handle 7; then another host comes.
-    fn after_a_host() -> Tables {
-        let mut tables = Tables::default();
-        let create = ask(CREATE, ROOT, &[u64::from(FLAGS | ONCE), 0]);
+    fn after_a_host() -> Translator {
+        let mut tables = Translator::default();
+        let create = ask(CREATE, ROOT, &[u64::from(FLAGS | ONE_SHOT_FLAGS), 0]);
         let mut reply = [entry(2, 20, libc::S_IFREG, 1), open_out(7)].concat();
         let before = reply.clone();
         tables.reply(&create, b"f\0", &mut reply);
         assert_eq!(reply, before, "the first host's numbers are the kernel's");
-        tables.nodes.advance(true);
+        tables.nodes.next_host(true);
         tables
     }
 
-    fn find(tables: &mut Tables, host: u64) {
-        assert!(tables.nodes.found(2, b"f", Entry::read(&entry(host, 20, libc::S_IFREG, 1)).as_ref()));
+    fn find(tables: &mut Translator, host: u64) {
+        assert!(tables.nodes.resolved(2, b"f", Entry::read(&entry(host, 20, libc::S_IFREG, 1)).as_ref()));
     }
 
     #[test]
@@ -240,12 +244,12 @@ mod tests {
         let mut head = read.clone();
         assert!(matches!(
             tables.translate(&mut head),
-            Some(Needed::Node(Missing::Name { parent: ROOT, child: 2, .. }))
+            Some(Prerequisite::Lookup(Unresolved::Lookup { parent: ROOT, child: 2, .. }))
         ));
         find(&mut tables, 50);
         let mut head = read.clone();
         let needed = tables.translate(&mut head);
-        let Some(Needed::Handle { node: 2, handle: 7, host: 50, flags: FLAGS, is_dir: false, .. }) = needed else {
+        let Some(Prerequisite::Open { node: 2, handle: 7, host: 50, flags: FLAGS, is_dir: false, .. }) = needed else {
             panic!("{needed:?}");
         };
         assert!(tables.reopened(2, 7, 3));
@@ -255,7 +259,7 @@ mod tests {
         assert_eq!((u64_at(&head, NODE), u64_at(&head, BODY), &head[48..]), (50, 3, &read[48..]));
         assert!(tables.released(&ask(RELEASE, 2, &[7])));
         assert!(!tables.released(&ask(RELEASE, 2, &[7])));
-        assert_eq!(tables.translate(&mut read.clone()), Some(Needed::Node(Missing::Gone)));
+        assert_eq!(tables.translate(&mut read.clone()), Some(Prerequisite::Lookup(Unresolved::Stale)));
     }
 
     #[test]
@@ -294,14 +298,14 @@ mod tests {
             random
         };
         for time in 0..3 {
-            let mut tables = Tables::default();
-            (0..time).for_each(|_| tables.nodes.advance(true));
+            let mut tables = Translator::default();
+            (0..time).for_each(|_| tables.nodes.next_host(true));
             for _ in 0..30_000 {
                 let mut reply: Vec<u8> = (0..next() % 400).map(|_| (next() % 3) as u8).collect();
                 let names: Vec<u8> = (0..next() % 6).map(|_| b"a\0b./"[next() as usize % 5]).collect();
                 let head = ask(next() as u32 % 54, next() % 5, &[next() % 3, next() % 3, next() % 3, next() % 3]);
                 tables.reply(&head, &names, &mut reply);
-                tables.absent(&head, &names);
+                tables.record_enoent(&head, &names);
                 tables.translate(&mut head.clone());
                 tables.released(&head);
                 tables.forget(&head, &body(&[next() % 4, next() % 4, next() % 4]));

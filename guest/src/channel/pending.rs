@@ -1,11 +1,11 @@
 //! A transport with the bookkeeping that both channels need: what is under
 //! way, what must wait for room or for another host, and what the host may say about it.
 
-use super::session::{Ready, Session};
-use crate::fuse::abi::{has_reply, opcode, reply_header, reply_room, request_opcode, request_unique};
-use crate::message::OUT_HEADER;
-use crate::resume::absent::Absent;
-use crate::resume::wire::{u64_at, BODY};
+use super::session::{Prepared, Session};
+use crate::fuse::abi::{has_reply, opcode, reply_capacity, reply_header, request_opcode, request_unique};
+use crate::fuse::message::OUT_HEADER;
+use crate::fuse::message::{u64_at, BODY};
+use crate::reconnect::absent::Absent;
 use crate::stats::QueueStats;
 use crate::transport::{Completion, Transport};
 use crate::Error;
@@ -18,7 +18,7 @@ use tunnelfs_ring::{CQE_INLINE_BYTES, SQE_INLINE_BYTES};
 pub const CALLER_CHECK: Duration = Duration::from_millis(100);
 
 /// A request that the host has, or that waits for room.
-pub struct Flight {
+pub struct PendingRequest {
     pub unique: u64,
     pub opcode: u32,
     start: Instant,
@@ -29,15 +29,15 @@ pub struct Flight {
     /// The host has it.
     pub sent: bool,
     /// A host that has gone had it.
-    pub again: bool,
+    pub replay: bool,
     /// An INTERRUPT of ours has been sent for it.
     interrupted: bool,
     /// What it gives back has been taken off the tables, for the host of this time.
-    pub noted: Option<u64>,
+    pub forgotten_on: Option<u64>,
 }
 
 /// The host's answer to the request in `slot`, fit for the kernel.
-pub struct Answer {
+pub struct Reply {
     pub slot: u32,
     /// `fuse_out_header`, made here: the host's word is only taken for the error.
     pub header: [u8; OUT_HEADER],
@@ -45,15 +45,15 @@ pub struct Answer {
     completion: Completion,
 }
 
-impl Answer {
+impl Reply {
     /// Without a host.
-    fn own(slot: u32, flight: &Flight, error: i32) -> Answer {
+    fn own(slot: u32, request: &PendingRequest, error: i32) -> Reply {
         let completion = Completion { slot, head: [0; CQE_INLINE_BYTES], head_len: OUT_HEADER, payload_len: 0 };
-        Answer { slot, header: reply_header(OUT_HEADER, error, flight.unique), opcode: flight.opcode, completion }
+        Reply { slot, header: reply_header(OUT_HEADER, error, request.unique), opcode: request.opcode, completion }
     }
 
     /// Whether the kernel expects no reply (FORGET, INTERRUPT).
-    pub fn wants_none(&self) -> bool {
+    pub fn expects_no_reply(&self) -> bool {
         !has_reply(self.opcode)
     }
 
@@ -86,64 +86,64 @@ impl Answer {
 }
 
 /// One request queue to the host.
-pub struct Queue {
+pub struct PendingQueue {
     pub transport: Box<dyn Transport>,
-    pub flights: Vec<Option<Flight>>,
+    pub requests: Vec<Option<PendingRequest>>,
     /// Slots whose requests wait for room, or for a host.
-    waiting: VecDeque<u32>,
+    backlog: VecDeque<u32>,
     /// Completions that came while another one was waited for.
     pub stash: VecDeque<Completion>,
     /// Not fetched yet.
-    answers: VecDeque<Answer>,
-    under_way: usize,
+    local_replies: VecDeque<Reply>,
+    pending: usize,
     stats: Arc<QueueStats>,
     /// Where another host may take over.
     pub session: Option<Session>,
-    generation: u32,
+    transport_id: u32,
 }
 
-impl Queue {
+impl PendingQueue {
     pub fn new(transport: Box<dyn Transport>, stats: Arc<QueueStats>, session: Option<Session>) -> Self {
-        Queue {
-            flights: (0..transport.slots()).map(|_| None).collect(),
+        PendingQueue {
+            requests: (0..transport.slots()).map(|_| None).collect(),
             transport,
-            waiting: VecDeque::new(),
+            backlog: VecDeque::new(),
             stash: VecDeque::new(),
-            answers: VecDeque::new(),
-            under_way: 0,
+            local_replies: VecDeque::new(),
+            pending: 0,
             stats,
             session,
-            generation: 0,
+            transport_id: 0,
         }
     }
 
     /// Requests that wait for an answer.
-    pub fn under_way(&self) -> usize {
-        self.under_way
+    pub fn pending(&self) -> usize {
+        self.pending
     }
 
     /// Another number, another transport: its descriptors are new.
-    pub fn generation(&self) -> u32 {
-        self.generation
+    pub fn transport_id(&self) -> u32 {
+        self.transport_id
     }
 
     /// The thread is going to wait for the kernel alone, and holds nothing of the host's.
-    pub fn rest(&self) {
+    pub fn enter_idle(&self) {
         if let Some(session) = &self.session {
-            session.resume.handover.rest(session.seat);
+            session.reconnect.handover.enter_idle(session.queue_index);
         }
     }
 
     /// It is back.
     ///
     /// # Errors
-    /// As [`Self::lose`].
-    pub fn rested(&mut self) -> Result<(), Error> {
+    /// As [`Self::detach_host`].
+    pub fn leave_idle(&mut self) -> Result<(), Error> {
         let Some(session) = &self.session else { return Ok(()) };
         // Also without a host: whoever takes the next one must not count as at rest when that one goes.
-        let lost = session.resume.handover.rested(session.seat, session.time);
+        let lost = session.reconnect.handover.leave_idle(session.queue_index, session.host_id);
         if lost && !session.away {
-            self.lose()
+            self.detach_host()
         } else {
             Ok(())
         }
@@ -153,23 +153,23 @@ impl Queue {
     ///
     /// # Errors
     /// The transport's.
-    pub fn send(&mut self, slot: u32, head: &[u8], payload_len: u32) -> Result<(), Error> {
-        let flight = Flight::new(head, payload_len);
+    pub fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32) -> Result<(), Error> {
+        let request = PendingRequest::new(head, payload_len);
         if let Some(session) = &mut self.session {
-            session.keep(slot, &flight, self.transport.slot(slot));
+            session.save(slot, &request, self.transport.slot(slot));
         }
         // While there is no host, none is late.
         if !self.is_away() {
-            self.stats.begin(slot, flight.start);
+            self.stats.begin(slot, request.start);
         }
-        self.flights[slot as usize] = Some(flight);
-        self.under_way += 1;
+        self.requests[slot as usize] = Some(request);
+        self.pending += 1;
         if request_opcode(head) == opcode::INTERRUPT {
             return self.interrupt(slot, head);
         }
-        let before = self.generation;
-        if (!self.waiting.is_empty() || !self.submit(slot)?) && self.generation == before {
-            self.waiting.push_back(slot);
+        let before = self.transport_id;
+        if (!self.backlog.is_empty() || !self.try_submit(slot)?) && self.transport_id == before {
+            self.backlog.push_back(slot);
         }
         Ok(())
     }
@@ -178,18 +178,19 @@ impl Queue {
     fn interrupt(&mut self, slot: u32, head: &[u8]) -> Result<(), Error> {
         // `fuse_interrupt_in.unique`
         let target = u64_at(head, BODY);
-        let unsent = |&&slot: &&u32| self.flights[slot as usize].as_ref().is_some_and(|flight| flight.unique == target);
-        let unsent = self.waiting.iter().find(unsent).copied();
+        let unsent =
+            |&&slot: &&u32| self.requests[slot as usize].as_ref().is_some_and(|request| request.unique == target);
+        let unsent = self.backlog.iter().find(unsent).copied();
         // Without a host nothing is stuck there.
         if self.is_away() || unsent.is_some_and(|target| self.end_if_killed(target)) {
-            self.answer(slot, 0);
+            self.reply_locally(slot, 0);
             return Ok(());
         }
-        let before = self.generation;
+        let before = self.transport_id;
         match unsent {
             // The host must see the request first.
-            Some(_) => self.waiting.push_back(slot),
-            None if !self.submit(slot)? && self.generation == before => self.waiting.push_front(slot),
+            Some(_) => self.backlog.push_back(slot),
+            None if !self.try_submit(slot)? && self.transport_id == before => self.backlog.push_front(slot),
             None => {}
         }
         Ok(())
@@ -197,13 +198,13 @@ impl Queue {
 
     /// How long the channel may sleep before it must call [`Self::check_callers`]; `None`: as long as it likes.
     pub fn sleep_limit(&self) -> Option<Duration> {
-        (!self.waiting.is_empty()).then_some(CALLER_CHECK)
+        (!self.backlog.is_empty()).then_some(CALLER_CHECK)
     }
 
     /// Answers requests that wait for room, or for a host, and whose callers are being killed: the kernel cannot take
     /// them back.
     pub fn check_callers(&mut self) {
-        let waiting: Vec<u32> = self.waiting.iter().copied().collect();
+        let waiting: Vec<u32> = self.backlog.iter().copied().collect();
         waiting.into_iter().for_each(|slot| {
             self.end_if_killed(slot);
         });
@@ -211,65 +212,65 @@ impl Queue {
 
     /// Answers a request that the host does not have, if its caller is being killed. Returns whether it is.
     fn end_if_killed(&mut self, slot: u32) -> bool {
-        let killed = self.flights[slot as usize].as_ref().is_some_and(Flight::caller_is_killed);
+        let killed = self.requests[slot as usize].as_ref().is_some_and(PendingRequest::caller_has_sigkill);
         if killed {
-            self.waiting.retain(|&s| s != slot);
-            self.answer(slot, -libc::EINTR);
+            self.backlog.retain(|&s| s != slot);
+            self.reply_locally(slot, -libc::EINTR);
         }
         killed
     }
 
     /// The requests that the host has, whose callers have been sent a signal since. Each is returned once.
     pub fn signalled(&mut self) -> Vec<u64> {
-        let with_host = self.flights.iter_mut().flatten().filter(|flight| flight.sent && has_reply(flight.opcode));
-        let signalled = with_host.filter(|flight| !flight.interrupted && flight.caller_has_signal());
+        let with_host = self.requests.iter_mut().flatten().filter(|request| request.sent && has_reply(request.opcode));
+        let signalled = with_host.filter(|request| !request.interrupted && request.caller_has_signal());
         signalled
-            .map(|flight| {
-                flight.interrupted = true;
-                flight.unique
+            .map(|request| {
+                request.interrupted = true;
+                request.unique
             })
             .collect()
     }
 
     /// Whether the request in `slot` needs no more waiting: it is with the host, or answered.
-    fn submit(&mut self, slot: u32) -> Result<bool, Error> {
-        let Some(flight) = &self.flights[slot as usize] else { return Ok(true) };
-        let (mut head, mut payload_len) = (flight.head, flight.payload_len);
-        let mut head_len = flight.head_len;
+    fn try_submit(&mut self, slot: u32) -> Result<bool, Error> {
+        let Some(request) = &self.requests[slot as usize] else { return Ok(true) };
+        let (mut head, mut payload_len) = (request.head, request.payload_len);
+        let mut head_len = request.head_len;
         if let Some(session) = &self.session {
             if session.away {
                 return Ok(false);
             }
-            match self.make_ready(slot, &mut head, &mut head_len, &mut payload_len) {
-                Ok(Ready::Go) => {}
-                Ok(Ready::Answered(error)) => {
-                    self.answer(slot, error);
+            match self.prepare(slot, &mut head, &mut head_len, &mut payload_len) {
+                Ok(Prepared::Submit) => {}
+                Ok(Prepared::Reply(error)) => {
+                    self.reply_locally(slot, error);
                     return Ok(true);
                 }
-                Err(Error::HostGone) => return self.lose().map(|()| false),
+                Err(Error::HostGone) => return self.detach_host().map(|()| false),
                 Err(e) => return Err(e),
             }
         }
         let head = &head[..head_len];
-        let room = reply_room(head, self.transport.slot(slot).1);
+        let room = reply_capacity(head, self.transport.slot(slot).1);
         match self.transport.submit(slot, head, payload_len, room) {
             Ok(sent) => {
-                if let Some(flight) = &mut self.flights[slot as usize] {
-                    flight.sent = sent;
+                if let Some(request) = &mut self.requests[slot as usize] {
+                    request.sent = sent;
                 }
                 Ok(sent)
             }
-            Err(Error::HostGone) => self.lose().map(|()| false),
+            Err(Error::HostGone) => self.detach_host().map(|()| false),
             Err(e) => Err(e),
         }
     }
 
-    fn flush(&mut self) -> Result<(), Error> {
-        while let Some(slot) = self.waiting.pop_front() {
-            let before = self.generation;
-            if !self.submit(slot)? {
-                if self.generation == before {
-                    self.waiting.push_front(slot);
+    fn submit_backlog(&mut self) -> Result<(), Error> {
+        while let Some(slot) = self.backlog.pop_front() {
+            let before = self.transport_id;
+            if !self.try_submit(slot)? {
+                if self.transport_id == before {
+                    self.backlog.push_front(slot);
                 }
                 break;
             }
@@ -278,10 +279,10 @@ impl Queue {
     }
 
     /// Answers a request without the host.
-    fn answer(&mut self, slot: u32, error: i32) {
-        if let Some(flight) = self.flights[slot as usize].take() {
+    fn reply_locally(&mut self, slot: u32, error: i32) {
+        if let Some(request) = self.requests[slot as usize].take() {
             self.stats.end(slot);
-            self.answers.push_back(Answer::own(slot, &flight, error));
+            self.local_replies.push_back(Reply::own(slot, &request, error));
         }
     }
 
@@ -289,39 +290,39 @@ impl Queue {
     ///
     /// # Errors
     /// The transport's.
-    pub fn reap(&mut self) -> Result<Option<Answer>, Error> {
+    pub fn reap(&mut self) -> Result<Option<Reply>, Error> {
         if self.is_away() {
-            self.look_for_host()?;
+            self.poll_for_host()?;
         }
-        if self.answers.is_empty() {
+        if self.local_replies.is_empty() {
             match self.next_completion() {
                 Ok(None) => return Ok(None),
                 Ok(Some(answer)) => {
-                    self.under_way -= 1;
-                    self.flush()?;
+                    self.pending -= 1;
+                    self.submit_backlog()?;
                     return Ok(Some(answer));
                 }
-                Err(Error::HostGone) => self.lose()?,
+                Err(Error::HostGone) => self.detach_host()?,
                 Err(e) => return Err(e),
             }
         }
-        let answer = self.answers.pop_front();
-        self.under_way -= usize::from(answer.is_some());
+        let answer = self.local_replies.pop_front();
+        self.pending -= usize::from(answer.is_some());
         Ok(answer)
     }
 
-    fn next_completion(&mut self) -> Result<Option<Answer>, Error> {
+    fn next_completion(&mut self) -> Result<Option<Reply>, Error> {
         let completion = match self.stash.pop_front() {
             Some(stashed) => Some(stashed),
             None => self.transport.reap()?,
         };
-        completion.map(|completion| self.settle(completion)).transpose()
+        completion.map(|completion| self.complete(completion)).transpose()
     }
 
     /// A completion to its answer.
-    fn settle(&mut self, mut completion: Completion) -> Result<Answer, Error> {
+    fn complete(&mut self, mut completion: Completion) -> Result<Reply, Error> {
         let slot = completion.slot;
-        let sent = self.flights.get(slot as usize).and_then(Option::as_ref).is_some_and(|flight| flight.sent);
+        let sent = self.requests.get(slot as usize).and_then(Option::as_ref).is_some_and(|request| request.sent);
         if !sent {
             return Err(Error::Protocol("answer to a request that was not made"));
         }
@@ -331,14 +332,14 @@ impl Queue {
             _ => -libc::EIO,
         };
         if self.session.is_some() {
-            self.take_note(&mut completion, error)?;
+            self.translate_reply(&mut completion, error)?;
         }
-        let flight = self.flights[slot as usize].take().ok_or(Error::Protocol("answered twice"))?;
+        let request = self.requests[slot as usize].take().ok_or(Error::Protocol("answered twice"))?;
         self.stats.end(slot);
-        let took = flight.start.elapsed();
-        self.stats.record(flight.opcode, error, took, self.under_way, &*self.transport);
-        let header = reply_header(0, error, flight.unique);
-        let mut answer = Answer { slot, header, opcode: flight.opcode, completion };
+        let took = request.start.elapsed();
+        self.stats.record(request.opcode, error, took, self.pending, &*self.transport);
+        let header = reply_header(0, error, request.unique);
+        let mut answer = Reply { slot, header, opcode: request.opcode, completion };
         let len = OUT_HEADER + answer.inline().len() + answer.payload_len();
         answer.header[..4].copy_from_slice(&(len as u32).to_ne_bytes());
         Ok(answer)
@@ -348,41 +349,41 @@ impl Queue {
     ///
     /// # Errors
     /// [`Error::HostGone`] when there is to be none.
-    pub fn lose(&mut self) -> Result<(), Error> {
+    pub fn detach_host(&mut self) -> Result<(), Error> {
         let Some(session) = &mut self.session else { return Err(Error::HostGone) };
-        session.leaving = true;
+        session.draining = true;
         // What it still answered.
-        while self.flights.iter().flatten().any(|flight| flight.sent) {
+        while self.requests.iter().flatten().any(|request| request.sent) {
             match self.next_completion() {
-                Ok(Some(answer)) => self.answers.push_back(answer),
+                Ok(Some(answer)) => self.local_replies.push_back(answer),
                 _ => break,
             }
         }
         self.stash.clear();
         self.transport = Box::new(Absent::of(&*self.transport)?);
-        self.generation += 1;
+        self.transport_id += 1;
         // What they would end is not with the next host.
-        for slot in 0..self.flights.len() as u32 {
-            if self.flights[slot as usize].as_ref().is_some_and(|flight| flight.opcode == opcode::INTERRUPT) {
-                self.answer(slot, 0);
+        for slot in 0..self.requests.len() as u32 {
+            if self.requests[slot as usize].as_ref().is_some_and(|request| request.opcode == opcode::INTERRUPT) {
+                self.reply_locally(slot, 0);
             }
         }
         let mut waiting: Vec<_> =
-            (0..self.flights.len() as u32).filter(|&s| self.flights[s as usize].is_some()).collect();
-        waiting.sort_by_key(|&slot| self.flights[slot as usize].as_ref().map(|flight| flight.start));
+            (0..self.requests.len() as u32).filter(|&s| self.requests[s as usize].is_some()).collect();
+        waiting.sort_by_key(|&slot| self.requests[slot as usize].as_ref().map(|request| request.start));
         for &slot in &waiting {
             self.stats.end(slot);
             let place = self.transport.slot(slot);
-            if let Some(flight) = self.flights[slot as usize].as_mut().filter(|flight| flight.sent) {
-                (flight.sent, flight.again, flight.interrupted) = (false, true, false);
-                let flight = &*flight;
+            if let Some(request) = self.requests[slot as usize].as_mut().filter(|request| request.sent) {
+                (request.sent, request.replay, request.interrupted) = (false, true, false);
+                let request = &*request;
                 if let Some(session) = &self.session {
-                    session.restore(slot, flight, place);
+                    session.restore(slot, request, place);
                 }
             }
         }
-        self.waiting = waiting.into();
-        self.session_mut().park();
+        self.backlog = waiting.into();
+        self.session_mut().detach();
         Ok(())
     }
 
@@ -395,15 +396,15 @@ impl Queue {
         self.session.as_mut().expect("checked by the caller")
     }
 
-    fn look_for_host(&mut self) -> Result<(), Error> {
+    fn poll_for_host(&mut self) -> Result<(), Error> {
         if let Some(transport) = self.session_mut().look()? {
             self.transport = transport;
-            self.generation += 1;
+            self.transport_id += 1;
             // Their INTERRUPTs, if the kernel has sent any, went with the last host.
             self.check_callers();
             let now = Instant::now();
-            self.waiting.iter().for_each(|&slot| self.stats.begin(slot, now));
-            return self.flush();
+            self.backlog.iter().for_each(|&slot| self.stats.begin(slot, now));
+            return self.submit_backlog();
         }
         // A request cannot be taken back by the kernel once it is here: whoever is killed would wait on.
         if self.session_mut().time_to_look_at_callers() {
@@ -413,11 +414,11 @@ impl Queue {
     }
 }
 
-impl Flight {
-    pub fn new(head: &[u8], payload_len: u32) -> Flight {
+impl PendingRequest {
+    pub fn new(head: &[u8], payload_len: u32) -> PendingRequest {
         let mut copy = [0; SQE_INLINE_BYTES];
         copy[..head.len()].copy_from_slice(head);
-        Flight {
+        PendingRequest {
             unique: request_unique(head),
             opcode: request_opcode(head),
             start: Instant::now(),
@@ -425,9 +426,9 @@ impl Flight {
             head_len: head.len(),
             payload_len,
             sent: false,
-            again: false,
+            replay: false,
             interrupted: false,
-            noted: None,
+            forgotten_on: None,
         }
     }
 }

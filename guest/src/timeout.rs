@@ -1,5 +1,6 @@
-//! A host that does not answer must not hang the thread that mounts.
+//! A host that does not answer: neither the thread that mounts nor a program may wait for ever.
 
+use crate::stats::QueueStats;
 use crate::Error;
 use nix::sys::socket::{
     connect, setsockopt, shutdown, socket, sockopt, AddressFamily, Shutdown, SockFlag, SockType, UnixAddr,
@@ -10,7 +11,10 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, RecvTimeoutError};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Between two cuts, for connections that were made after the first.
@@ -52,7 +56,11 @@ impl Opened {
 ///
 /// # Errors
 /// Those of `work`, or that the host at `path` does not answer.
-pub fn within<T>(limit: Duration, path: &Path, work: impl FnOnce(&Opened) -> Result<T, Error>) -> Result<T, Error> {
+pub fn with_timeout<T>(
+    limit: Duration,
+    path: &Path,
+    work: impl FnOnce(&Opened) -> Result<T, Error>,
+) -> Result<T, Error> {
     let opened = Opened::default();
     let (working, done) = channel::<()>();
     std::thread::scope(|scope| {
@@ -78,6 +86,60 @@ pub fn within<T>(limit: Duration, path: &Path, work: impl FnOnce(&Opened) -> Res
     })
 }
 
+/// Looks at the requests under way; ended when dropped.
+pub struct Watchdog {
+    state: Arc<State>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct State {
+    over: AtomicBool,
+    late: AtomicBool,
+}
+
+impl Watchdog {
+    /// Calls `give_up` when any request of `queues` has waited for `timeout`.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub fn start(
+        timeout: Duration,
+        queues: Vec<Arc<QueueStats>>,
+        give_up: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<Watchdog> {
+        let state = Arc::new(State::default());
+        let watched = state.clone();
+        let work = move || {
+            while !watched.over.load(Ordering::Acquire) {
+                std::thread::park_timeout(timeout / 8);
+                if queues.iter().any(|q| q.longest_wait() >= timeout) {
+                    tracing::error!("the host has not answered for {timeout:?} (mount.timeout): giving it up");
+                    watched.late.store(true, Ordering::Release);
+                    return give_up();
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("watchdog".into()).spawn(work)?;
+        Ok(Watchdog { state, thread: Some(thread) })
+    }
+
+    /// Whether the host has been given up.
+    pub fn timed_out(&self) -> bool {
+        self.state.late.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.state.over.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,7 +154,7 @@ mod tests {
         let mut before = UnixStream::connect(&path).unwrap();
         let (mut theirs, _) = listener.accept().unwrap();
         let mut meanwhile = None;
-        let result = within(Duration::from_millis(50), &path, |opened| {
+        let result = with_timeout(Duration::from_millis(50), &path, |opened| {
             let mut ours = opened.connect(&path)?;
             // Another thread of the process connects to the same path.
             meanwhile = Some(UnixStream::connect(&path)?);
@@ -112,7 +174,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
-        let mut ours = within(Duration::from_secs(60), &path, |opened| opened.connect(&path)).unwrap();
+        let mut ours = with_timeout(Duration::from_secs(60), &path, |opened| opened.connect(&path)).unwrap();
         listener.accept().unwrap().0.write_all(b"x").unwrap();
         ours.read_exact(&mut [0]).unwrap();
     }

@@ -77,7 +77,7 @@ impl Transport for Absent {
         self.tick.as_fd()
     }
 
-    fn alive(&self) -> BorrowedFd<'_> {
+    fn hangup_fd(&self) -> BorrowedFd<'_> {
         self.tick.as_fd()
     }
 

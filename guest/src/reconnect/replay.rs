@@ -1,64 +1,64 @@
 //! What may be asked again after the host that was asked has died: it may have done it, or not.
 
 use crate::fuse::abi::{opcode::*, request_opcode, u32_at};
-use crate::resume::wire::{u64_at, BODY};
+use crate::fuse::message::{u64_at, BODY};
 
 /// FUSE_WRITE_CACHE: the kernel itself says where it goes.
 const WRITE_CACHE: u32 = 1;
 
 /// How to go on with a request that a dead host had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repeat {
+pub enum ReplayRule {
     /// Ask again: twice is once.
-    Again,
+    Safe,
     /// Nothing is left to be done: the host's death did it.
-    Done,
+    Skip,
     /// Ask again if what it makes is not there yet: its (last) name.
     IfAbsent,
     /// Ask again if what it takes away is still there: its first name.
     IfPresent,
     /// Ask again if the file ends no later than here.
-    IfEnds(u64),
+    IfSizeAtMost(u64),
     /// Nobody can tell whether it has happened.
-    Never,
+    Unsafe,
 }
 
 /// By the request's first bytes.
-pub fn how(head: &[u8]) -> Repeat {
+pub fn rule_for(head: &[u8]) -> ReplayRule {
     match request_opcode(head) {
         LOOKUP | GETATTR | SETATTR | READLINK | OPEN | READ | STATFS | FSYNC | GETXATTR | LISTXATTR | FLUSH
         | OPENDIR | READDIR | READDIRPLUS | FSYNCDIR | ACCESS | BMAP | POLL | LSEEK | COPY_FILE_RANGE
-        | COPY_FILE_RANGE_64 | SYNCFS | STATX | GETLK => Repeat::Again,
+        | COPY_FILE_RANGE_64 | SYNCFS | STATX | GETLK => ReplayRule::Safe,
         // A file without a name went with the host that had it.
-        TMPFILE => Repeat::Again,
+        TMPFILE => ReplayRule::Safe,
         WRITE => write(head),
         FALLOCATE => fallocate(u32_at(head, BODY + 24)),
-        CREATE if u32_at(head, BODY) & libc::O_EXCL as u32 == 0 => Repeat::Again,
-        CREATE | MKNOD | MKDIR | SYMLINK | LINK => Repeat::IfAbsent,
-        UNLINK | RMDIR | RENAME | RENAME2 => Repeat::IfPresent,
+        CREATE if u32_at(head, BODY) & libc::O_EXCL as u32 == 0 => ReplayRule::Safe,
+        CREATE | MKNOD | MKDIR | SYMLINK | LINK => ReplayRule::IfAbsent,
+        UNLINK | RMDIR | RENAME | RENAME2 => ReplayRule::IfPresent,
         // XATTR_CREATE and XATTR_REPLACE fail the second time.
-        SETXATTR if u32_at(head, BODY + 4) == 0 => Repeat::Again,
-        FORGET | BATCH_FORGET | RELEASE | RELEASEDIR | INTERRUPT | DESTROY => Repeat::Done,
-        _ => Repeat::Never,
+        SETXATTR if u32_at(head, BODY + 4) == 0 => ReplayRule::Safe,
+        FORGET | BATCH_FORGET | RELEASE | RELEASEDIR | INTERRUPT | DESTROY => ReplayRule::Skip,
+        _ => ReplayRule::Unsafe,
     }
 }
 
-fn write(head: &[u8]) -> Repeat {
+fn write(head: &[u8]) -> ReplayRule {
     let (offset, how, flags) = (u64_at(head, BODY + 8), u32_at(head, BODY + 20), u32_at(head, BODY + 32));
     if flags & libc::O_APPEND as u32 != 0 && how & WRITE_CACHE == 0 {
-        Repeat::IfEnds(offset)
+        ReplayRule::IfSizeAtMost(offset)
     } else {
-        Repeat::Again
+        ReplayRule::Safe
     }
 }
 
 /// All but those that move what lies behind.
-fn fallocate(mode: u32) -> Repeat {
+fn fallocate(mode: u32) -> ReplayRule {
     let moves = libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE;
     if mode & moves as u32 == 0 {
-        Repeat::Again
+        ReplayRule::Safe
     } else {
-        Repeat::Never
+        ReplayRule::Unsafe
     }
 }
 
@@ -79,21 +79,21 @@ mod tests {
     fn what_moves_or_makes_is_not_blindly_repeated() {
         let append = libc::O_APPEND as u32;
         for (request, expected) in [
-            (head(READ, &[]), Repeat::Again),
-            (head(WRITE, &[]), Repeat::Again),
-            (head(WRITE, &[(48, 4096), (72, append)]), Repeat::IfEnds(4096)),
-            (head(WRITE, &[(48, 4096), (60, WRITE_CACHE), (72, append)]), Repeat::Again),
-            (head(FALLOCATE, &[(64, 3)]), Repeat::Again),
-            (head(FALLOCATE, &[(64, 8)]), Repeat::Never),
-            (head(CREATE, &[(40, libc::O_CREAT as u32)]), Repeat::Again),
-            (head(CREATE, &[(40, (libc::O_CREAT | libc::O_EXCL) as u32)]), Repeat::IfAbsent),
-            (head(SETXATTR, &[]), Repeat::Again),
-            (head(SETXATTR, &[(44, 1)]), Repeat::Never),
-            (head(RENAME2, &[]), Repeat::IfPresent),
-            (head(REMOVE_XATTR, &[]), Repeat::Never),
-            (head(9999, &[]), Repeat::Never),
+            (head(READ, &[]), ReplayRule::Safe),
+            (head(WRITE, &[]), ReplayRule::Safe),
+            (head(WRITE, &[(48, 4096), (72, append)]), ReplayRule::IfSizeAtMost(4096)),
+            (head(WRITE, &[(48, 4096), (60, WRITE_CACHE), (72, append)]), ReplayRule::Safe),
+            (head(FALLOCATE, &[(64, 3)]), ReplayRule::Safe),
+            (head(FALLOCATE, &[(64, 8)]), ReplayRule::Unsafe),
+            (head(CREATE, &[(40, libc::O_CREAT as u32)]), ReplayRule::Safe),
+            (head(CREATE, &[(40, (libc::O_CREAT | libc::O_EXCL) as u32)]), ReplayRule::IfAbsent),
+            (head(SETXATTR, &[]), ReplayRule::Safe),
+            (head(SETXATTR, &[(44, 1)]), ReplayRule::Unsafe),
+            (head(RENAME2, &[]), ReplayRule::IfPresent),
+            (head(REMOVE_XATTR, &[]), ReplayRule::Unsafe),
+            (head(9999, &[]), ReplayRule::Unsafe),
         ] {
-            assert_eq!(how(&request), expected, "{}", name(request_opcode(&request)));
+            assert_eq!(rule_for(&request), expected, "{}", name(request_opcode(&request)));
         }
     }
 

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
     /// The minor number of its device: for FUSE, its directory in /sys/fs/fuse/connections.
-    pub number: u32,
+    pub minor: u32,
     /// Its type, for example `fuse.tunnelfs`.
     pub kind: String,
 }
 
 /// The topmost file system that is mounted on `point` itself.
-pub fn on(point: &Path) -> Option<Mounted> {
+pub fn topmost(point: &Path) -> Option<Mounted> {
     find(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, &resolve(point)?)
 }
 
@@ -34,8 +34,8 @@ fn find(mountinfo: &str, point: &Path) -> Option<Mounted> {
         if unescape(fields.get(4)?) != point {
             return None;
         }
-        let number = fields[2].split_once(':')?.1.parse().ok()?;
-        Some(Mounted { number, kind: kind.split(' ').next()?.into() })
+        let minor = fields[2].split_once(':')?.1.parse().ok()?;
+        Some(Mounted { minor, kind: kind.split(' ').next()?.into() })
     })
 }
 
@@ -62,10 +62,10 @@ mod tests {
                     36 22 0:45 / /mnt/a\\040b\\134c rw,nosuid shared:1 - fuse.tunnelfs /run/s rw\n\
                     37 22 0:46 / /mnt/x rw - tmpfs none rw\n\
                     38 37 0:47 / /mnt/x rw - fuse.tunnelfs /run/s rw\n";
-        let number = |point: &str| find(text, Path::new(point)).map(|m| m.number);
+        let number = |point: &str| find(text, Path::new(point)).map(|m| m.minor);
         assert_eq!(number("/mnt/a b\\c"), Some(45));
         assert_eq!(number("/mnt/x"), Some(47));
         assert_eq!((number("/mnt"), number("/mnt/a")), (None, None));
-        assert_eq!(find(text, Path::new("/")), Some(Mounted { number: 0, kind: "ext4".into() }));
+        assert_eq!(find(text, Path::new("/")), Some(Mounted { minor: 0, kind: "ext4".into() }));
     }
 }

@@ -8,7 +8,7 @@ mod sync {
 #[path = "handover.rs"]
 mod handover;
 
-use handover::{Handover, News};
+use handover::{Handover, HostPoll};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 
@@ -24,52 +24,52 @@ impl Shared {
     }
 
     /// Brings the next host.
-    fn replace(&self, time: u64, queues: usize) {
-        self.handover.leave();
-        while !self.handover.let_go() {
+    fn replace(&self, host_id: u64, queues: usize) {
+        self.handover.host_lost();
+        while !self.handover.all_detached() {
             loom::thread::yield_now();
         }
         // SAFETY: loom checks that nobody else is in it.
-        self.memory.with_mut(|memory| unsafe { *memory = time });
-        self.handover.arrive(time, vec![time; queues]);
+        self.memory.with_mut(|memory| unsafe { *memory = host_id });
+        self.handover.host_ready(host_id, vec![host_id; queues]);
     }
 }
 
 /// A queue's thread, as channel/queue.rs has it.
 struct Queue {
     shared: Arc<Shared>,
-    seat: usize,
-    time: u64,
+    queue: usize,
+    host_id: u64,
     away: bool,
 }
 
 impl Queue {
-    fn new(shared: Arc<Shared>, seat: usize) -> Queue {
-        Queue { shared, seat, time: 0, away: false }
+    fn new(shared: Arc<Shared>, queue: usize) -> Queue {
+        Queue { shared, queue, host_id: 0, away: false }
     }
 
     fn use_memory(&self) {
         // SAFETY: loom checks that nobody else is in it.
-        self.shared.memory.with(|memory| assert_eq!(unsafe { *memory }, self.time, "the memory is another host's"));
+        self.shared.memory.with(|memory| assert_eq!(unsafe { *memory }, self.host_id, "the memory is another host's"));
     }
 
     fn lose(&mut self) {
-        self.shared.handover.park(self.seat);
+        self.shared.handover.detach(self.queue);
         self.away = true;
     }
 
     fn look(&mut self) {
-        if let News::Host(time, next) = self.shared.handover.news(self.seat) {
-            assert_eq!(time, next);
-            (self.time, self.away) = (time, false);
+        if let HostPoll::Ready(host_id, next) = self.shared.handover.poll(self.queue) {
+            assert_eq!(host_id, next);
+            (self.host_id, self.away) = (host_id, false);
         }
     }
 
     /// Waits for the kernel.
-    fn rest(&mut self) {
-        self.shared.handover.rest(self.seat);
+    fn enter_idle(&mut self) {
+        self.shared.handover.enter_idle(self.queue);
         loom::thread::yield_now();
-        let lost = self.shared.handover.rested(self.seat, self.time);
+        let lost = self.shared.handover.leave_idle(self.queue, self.host_id);
         if lost && !self.away {
             self.lose();
         }
@@ -98,7 +98,7 @@ fn a_queue_that_rests_never_meets_the_next_host_unawares() {
             if !queue.away {
                 queue.use_memory();
             }
-            queue.rest();
+            queue.enter_idle();
         }
         queue.lose();
         bringer.join().unwrap();
@@ -112,18 +112,18 @@ fn a_queue_that_took_a_host_is_waited_for_when_that_one_goes() {
         let shared = Shared::new(1);
         let bringer = {
             let shared = shared.clone();
-            loom::thread::spawn(move || (1..=2).for_each(|time| shared.replace(time, 1)))
+            loom::thread::spawn(move || (1..=2).for_each(|host_id| shared.replace(host_id, 1)))
         };
         let mut queue = Queue::new(shared, 0);
         // It rests while it has no host, as one does that has nothing to ask.
         queue.lose();
-        queue.rest();
+        queue.enter_idle();
         queue.look();
         if !queue.away {
             queue.use_memory();
             queue.lose();
         }
-        queue.shared.handover.rest(0);
+        queue.shared.handover.enter_idle(0);
         bringer.join().unwrap();
     });
 }
@@ -134,11 +134,11 @@ fn giving_up_reaches_whoever_waits() {
         let shared = Shared::new(1);
         let ender = {
             let shared = shared.clone();
-            loom::thread::spawn(move || shared.handover.give_up())
+            loom::thread::spawn(move || shared.handover.close())
         };
-        shared.handover.park(0);
-        let over = matches!(shared.handover.news(0), News::Over);
+        shared.handover.detach(0);
+        let over = matches!(shared.handover.poll(0), HostPoll::Closed);
         ender.join().unwrap();
-        assert!(over || matches!(shared.handover.news(0), News::Over));
+        assert!(over || matches!(shared.handover.poll(0), HostPoll::Closed));
     });
 }

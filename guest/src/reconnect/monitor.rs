@@ -1,13 +1,13 @@
 //! The thread that sees a host go, and brings the next one.
 
-use super::wire::{Identity, ROOT};
-use super::{lacking, Resume};
-use crate::deadline;
+use super::{missing_options, Reconnect};
 use crate::fuse::abi::init_flag::INIT_EXT;
 use crate::fuse::abi::{opcode, u32_at};
-use crate::fuse::init::{self, Replay};
-use crate::link::{connect_again, Connection, GuestConfig, Kept};
-use crate::message::{request, IN_HEADER};
+use crate::fuse::init::{self, InitReplay};
+use crate::fuse::message::{request, IN_HEADER};
+use crate::fuse::message::{Identity, ROOT};
+use crate::link::{connect_again, Connection, GuestConfig, RetainedMemory};
+use crate::timeout;
 use crate::transport::{call_within, reply_bytes, Transport};
 use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -21,16 +21,16 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// Between two tries, when the host that listens has been refused: it is asked for its options again.
 const AFTER_REFUSAL: Duration = Duration::from_millis(500);
 /// How long a new host may take to take over.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// All that the next host is told.
-pub struct Watch {
+pub struct HostMonitor {
     /// Where hosts are.
     pub config: GuestConfig,
     /// The memory that they all get.
-    pub kept: Kept,
+    pub retained: RetainedMemory,
     /// What was agreed on with the first one.
-    pub init: Replay,
+    pub init: InitReplay,
     /// The shared directory, as far as the first host has told.
     pub root: Option<Identity>,
     /// The kernel's connection.
@@ -40,7 +40,7 @@ pub struct Watch {
     /// How long to wait for a host.
     pub limit: Duration,
     /// The queues.
-    pub resume: Arc<Resume>,
+    pub reconnect: Arc<Reconnect>,
 }
 
 /// Asks for the root's attributes.
@@ -55,19 +55,19 @@ pub fn root_of(host: &mut dyn Transport, limit: PollTimeout) -> Result<Option<Id
 }
 
 /// The queues' descriptors that hang up with the host.
-pub type Lifelines = Vec<OwnedFd>;
+pub type HangupFds = Vec<OwnedFd>;
 
 /// # Errors
 /// When the process has no descriptors left.
-pub fn lifelines<'a>(queues: impl Iterator<Item = &'a Box<dyn Transport>>) -> std::io::Result<Lifelines> {
-    queues.map(|queue| queue.alive().try_clone_to_owned()).collect()
+pub fn hangup_fds<'a>(queues: impl Iterator<Item = &'a Box<dyn Transport>>) -> std::io::Result<HangupFds> {
+    queues.map(|queue| queue.hangup_fd().try_clone_to_owned()).collect()
 }
 
-impl Watch {
+impl HostMonitor {
     /// Until the file system is unmounted, or no host comes: why.
-    pub fn run(self, mut alive: Lifelines) -> Option<Error> {
+    pub fn run(self, mut alive: HangupFds) -> Option<Error> {
         loop {
-            if !self.sees_it_go(&alive) {
+            if !self.wait_for_hangup(&alive) {
                 return None;
             }
             let gone = Instant::now();
@@ -80,8 +80,8 @@ impl Watch {
             for line in alive.drain(..) {
                 let _ = shutdown(line.as_raw_fd(), Shutdown::Both);
             }
-            self.resume.handover.leave();
-            while !self.resume.handover.let_go() {
+            self.reconnect.handover.host_lost();
+            while !self.reconnect.handover.all_detached() {
                 if self.unmounted_within(AGAIN / 4) {
                     return None;
                 }
@@ -90,7 +90,7 @@ impl Watch {
                 Ok(Some(next)) => next,
                 Ok(None) => return None,
                 Err(e) => {
-                    self.resume.handover.give_up();
+                    self.reconnect.handover.close();
                     return Some(e);
                 }
             };
@@ -99,7 +99,7 @@ impl Watch {
     }
 
     /// Sleeps until the host goes; `false`: the mount has ended.
-    fn sees_it_go(&self, alive: &Lifelines) -> bool {
+    fn wait_for_hangup(&self, alive: &HangupFds) -> bool {
         let mut fds: Vec<_> = alive.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::empty())).collect();
         fds.push(PollFd::new(self.device.as_fd(), PollFlags::empty()));
         loop {
@@ -117,11 +117,11 @@ impl Watch {
     }
 
     /// Waits for a host that can take over; `None`: the mount has ended.
-    fn next_host(&self, gone: Instant) -> Result<Option<Lifelines>, Error> {
+    fn next_host(&self, gone: Instant) -> Result<Option<HangupFds>, Error> {
         let mut refused = None;
         loop {
             let pause = match self.connect().and_then(|(connection, root)| self.hand_over(connection, root)) {
-                Ok(lifelines) => return Ok(Some(lifelines)),
+                Ok(hangup_fds) => return Ok(Some(hangup_fds)),
                 Err(Error::Refused(why)) => {
                     if refused.as_ref() != Some(&why) {
                         tracing::warn!("{}: waiting for another one", self.refusal(&why));
@@ -157,7 +157,7 @@ impl Watch {
         // `struct fuse_init_out`: `flags`, and `flags2` where FUSE_INIT_EXT says that it counts.
         let low = u64::from(u32_at(reply, 12));
         let high = if low & INIT_EXT != 0 { u64::from(u32_at(reply, 32)) } else { 0 };
-        let options = lacking::options(asked & !(low | high << 32));
+        let options = missing_options::options(asked & !(low | high << 32));
         self.init.check(reply).map_err(|why| match options {
             Some(options) => Error::Refused(format!("{why} (options that differ: {options})")),
             None => Error::Refused(why),
@@ -167,9 +167,9 @@ impl Watch {
     fn connect(&self) -> Result<(Connection, Option<Identity>), Error> {
         let mut root = None;
         let path = &self.config.socket_path;
-        let connection = deadline::within(PATIENCE, path, |opened| {
-            connect_again(&self.config, &self.kept, opened, |host| {
-                let limit = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+        let connection = timeout::with_timeout(CONNECT_TIMEOUT, path, |opened| {
+            connect_again(&self.config, &self.retained, opened, |host| {
+                let limit = PollTimeout::try_from(CONNECT_TIMEOUT).unwrap_or(PollTimeout::MAX);
                 let done = call_within(host, self.init.request(), 0, 4096, limit)?;
                 if done.error() != 0 {
                     let e = std::io::Error::from_raw_os_error(-done.error());
@@ -183,9 +183,9 @@ impl Watch {
         Ok((connection, root))
     }
 
-    fn hand_over(&self, connection: Connection, root: Option<Identity>) -> Result<Lifelines, Error> {
-        let Connection { control, mut queues, .. } = connection;
-        queues.push(control);
+    fn hand_over(&self, connection: Connection, root: Option<Identity>) -> Result<HangupFds, Error> {
+        let Connection { hiprio, mut queues, .. } = connection;
+        queues.push(hiprio);
         queues.truncate(self.slots.len());
         if !queues.iter().map(|queue| queue.slots()).eq(self.slots.iter().copied()) {
             return Err(Error::Refused("its queues have other sizes".into()));
@@ -194,8 +194,8 @@ impl Watch {
         if !same_root {
             tracing::error!("the new host shares another directory: what was open or known is stale (ESTALE)");
         }
-        let alive = lifelines(queues.iter())?;
-        self.resume.arrive(queues, same_root);
+        let alive = hangup_fds(queues.iter())?;
+        self.reconnect.host_ready(queues, same_root);
         Ok(alive)
     }
 }
