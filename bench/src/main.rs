@@ -48,6 +48,8 @@ enum Command {
     Mount(MountArgs),
     /// The best settings for a goal and a workload on this machine, as a tunnelfs.toml
     Tune(tune::TuneArgs),
+    /// A live mount's workload, for tune: operations, sizes, requests in flight and pauses
+    Record(tune::record::RecordArgs),
     /// A page and a Markdown file from recorded runs
     Report(page::ReportArgs),
     /// What has changed between two recorded runs, told from noise; exit status 1 when something is worse
@@ -189,6 +191,7 @@ fn dispatch(command: Command, several: &[ArgMatches]) -> io::Result<()> {
         Command::Throughput(args) => run(&args, Matrix::Throughput, all()?),
         Command::All(args) => run(&args, Matrix::All, all()?),
         Command::Tune(args) => tune::run(&args, scratch(None)?.path(), &only()?),
+        Command::Record(args) => tune::record::run(&args),
         Command::Report(args) => page::run(&args),
         Command::Compare(_) => Ok(()),
         Command::Mount(args) => run_mount(&args, &only()?),

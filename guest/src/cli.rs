@@ -37,7 +37,7 @@ enum Command {
 -o takes mount(8)'s own words, and all settings by their names in tunnelfs.toml or
 above: slots=64, wait=spin, cpus=0:1, huge_pages.
 
-SIGUSR1 prints statistics, SIGTERM and SIGINT unmount.")]
+SIGUSR1 prints statistics, SIGUSR2 starts and ends a recording for tunnelfs-bench record, SIGTERM and SIGINT unmount.")]
 struct MountArgs {
     /// Where to mount
     mount_point: PathBuf,

@@ -20,6 +20,9 @@ const OPEN: usize = 48;
 /// The shortest turn of a load.
 const SHORTEST: Duration = Duration::from_millis(8);
 
+/// Of each point and load, the rounds' figures.
+pub type Turns = BTreeMap<Point, Vec<Vec<(usize, Figures)>>>;
+
 /// How long all may take, and one turn of all loads on one point.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
@@ -40,8 +43,8 @@ pub struct Bencher<'a> {
     open: BTreeMap<Point, Session>,
     opened: usize,
     round: usize,
-    /// Each turn's figures, of each point and load.
-    pub figures: BTreeMap<Point, Vec<Vec<Figures>>>,
+    /// Each turn's figures, of each point and load, with the number of its round.
+    pub figures: Turns,
     bar: ProgressBar,
 }
 
@@ -150,7 +153,7 @@ impl Measure for Bencher<'_> {
                 costs[i] += self.goal.log_cost(&figures) * part.share / self.mix.shares();
                 let of = self.figures.entry(points[i].clone()).or_default();
                 of.resize(self.mix.parts.len(), Vec::new());
-                of[number].push(figures);
+                of[number].push((self.round, figures));
             }
         }
         Ok(costs.into_iter().map(f64::exp).collect())

@@ -4,6 +4,7 @@ mod bencher;
 mod goal;
 mod mix;
 mod outcome;
+pub mod record;
 pub mod search;
 mod space;
 

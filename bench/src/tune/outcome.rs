@@ -1,5 +1,6 @@
 //! What a search has come to: the commented `tunnelfs.toml`, the table of what was tried, and the trade-offs as pictures.
 
+use super::bencher::Turns;
 use super::goal::{Figures, Goal};
 use super::mix::Mix;
 use super::search::{Found, Point, Tried};
@@ -8,7 +9,6 @@ use crate::page::figures::{rate, three, time};
 use crate::page::html;
 use crate::page::svg::{scatter, Axis, Dots, Picture, GREY};
 use crate::record::Origin;
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// All that is told.
@@ -21,11 +21,14 @@ pub struct Outcome<'a> {
     pub mix: &'a Mix,
     /// What has come of it.
     pub found: Found,
-    /// Each turn's figures, of each point and load.
-    pub figures: BTreeMap<Point, Vec<Vec<Figures>>>,
+    /// Each turn's figures.
+    pub figures: Turns,
     /// Where.
     pub origin: Origin,
 }
+
+/// Where a point lies in a picture, by its settings and figures.
+type Pick<'a> = &'a dyn Fn(&Point, &Figures) -> Option<(f64, f64)>;
 
 /// Most rows of the table that people see.
 const ROWS: usize = 15;
@@ -36,37 +39,49 @@ impl Outcome<'_> {
         self.space.canonical(&point).unwrap_or(point)
     }
 
-    /// A point's medians of all rounds, as the geometric mean over the loads.
+    /// A point's figures, as geometric means over the loads: the defaults' medians, times the point's ratio to them in the
+    /// rounds that it took part in, so that points of quiet and of busy minutes can stand in one table.
     fn figures(&self, point: &Point) -> Option<Figures> {
-        let of = self.figures.get(point)?;
-        let mean = |value: fn(&Figures) -> f64| {
-            let log = |(turns, part): (&Vec<Figures>, &super::mix::Part)| {
-                let mut values: Vec<f64> = turns.iter().map(value).collect();
-                values.sort_by(f64::total_cmp);
-                values.get(values.len() / 2).copied().unwrap_or(1.0).max(1e-3).ln() * part.share / self.mix.shares()
+        let (own, base) = (self.figures.get(point)?, self.figures.get(&self.defaults())?);
+        let of = |value: fn(&Figures) -> f64| -> f64 {
+            let load = |number: usize| {
+                let middle = median(base.get(number)?.iter().map(|(_, f)| value(f)).collect())?;
+                let in_round = |round: &usize| base[number].iter().find(|(r, _)| r == round).map(|(_, f)| value(f));
+                let ratios = own.get(number)?.iter().filter_map(|(round, f)| Some(value(f) / in_round(round)?));
+                Some((middle * median(ratios.collect())?).max(1e-3).ln() * self.mix.parts[number].share)
             };
-            of.iter().zip(&self.mix.parts).map(log).sum::<f64>().exp()
+            (0..self.mix.parts.len()).filter_map(load).sum::<f64>() / self.mix.shares()
         };
+        let mean = |value| of(value).exp();
         Some(Figures { p50: mean(|f| f.p50), p99: mean(|f| f.p99), rate: mean(|f| f.rate), cpu: mean(|f| f.cpu) })
     }
 
     /// The result in one or two sentences.
     pub fn verdict(&self) -> String {
-        let Outcome { found, .. } = self;
-        let end = match found.settled {
+        format!("{} {}", self.choice(), self.ending())
+    }
+
+    /// Why the search has ended.
+    fn ending(&self) -> &'static str {
+        match self.found.settled {
             true => "Further tries cannot matter: no neighbour can be better by a per cent.",
             false => "The time was over before all neighbours were tried: more time may find more.",
-        };
+        }
+    }
+
+    /// What is best.
+    fn choice(&self) -> String {
+        let found = &self.found;
         match found.interval {
             Some(i) => format!(
                 "Better than the defaults: {}. It costs {:.3} of what they cost ({:.3} to {:.3} with 95 % confidence, \
-                 in rounds of its own). {end}",
+                 in rounds of its own).",
                 self.space.words(&found.best),
                 i.middle,
                 i.low,
                 i.high
             ),
-            None => format!("The defaults are best: nothing that was tried is better beyond doubt. {end}"),
+            None => format!("The defaults are best: nothing that was tried is better beyond doubt."),
         }
     }
 
@@ -153,9 +168,9 @@ impl Outcome<'_> {
 
     /// What was tried, as Markdown.
     pub fn table(&self) -> String {
-        let mut out = format!(
+        let mut out = String::from(
             "| settings | cost, defaults = 1 | interval | rounds | p50 | p99 | rate | CPU of one |\n\
-             |---|--:|--:|--:|--:|--:|--:|--:|\n"
+             |---|--:|--:|--:|--:|--:|--:|--:|\n",
         );
         for tried in self.ranked() {
             let figures = self.figures(&tried.point).unwrap_or_default();
@@ -192,7 +207,7 @@ impl Outcome<'_> {
     /// The trade-offs.
     fn pictures(&self) -> Vec<Picture> {
         let (best, defaults) = (self.found.best.clone(), self.defaults());
-        let kinds = |pick: &dyn Fn(&Point, &Figures) -> Option<(f64, f64)>| {
+        let kinds = |pick: Pick<'_>| {
             let mut all = vec![
                 Dots { name: "tried".into(), class: GREY, points: Vec::new() },
                 Dots { name: "the defaults".into(), class: 2, points: Vec::new() },
@@ -233,7 +248,7 @@ impl Outcome<'_> {
     pub fn page(&self) -> String {
         let words = [
             format!("{}, kernel {}, {}", self.origin.machine, self.origin.kernel, self.origin.date),
-            format!("Workload: {}. Goal: {}.", self.mix.name, self.goal.words()),
+            format!("Workload: {}. Goal: {}. {}", self.mix.name, self.goal.words(), self.ending()),
         ];
         let mut rows =
             vec![["settings", "cost", "interval", "rounds", "p50", "rate", "CPU of one"].map(String::from).to_vec()];
@@ -250,8 +265,13 @@ impl Outcome<'_> {
                 time(f.cpu),
             ]);
         }
-        html::plain("Settings for this machine", &words, &self.verdict(), &self.pictures(), &rows, &self.toml())
+        html::plain("Settings for this machine", &words, &self.choice(), &self.pictures(), &rows, &self.toml())
     }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 /// Lines of at most a hundred characters.
