@@ -1,6 +1,6 @@
 //! Builds file systems from settings: a [`Passthrough`] of the shared directory for each guest.
 
-use crate::fs::{Config, Ids, Owners, Passthrough, Xattrs};
+use crate::fs::{Budget, Config, Ids, Owners, Passthrough, Xattrs};
 use crate::sandbox::{invalid, parse_list, SharedDir};
 use std::fs::File;
 use std::io;
@@ -45,6 +45,9 @@ impl FsBuilder {
         let rules = self.rules()?;
         let wants_xattrs = host.xattr || rules.is_some() || host.posix_acl != Negotiation::Never;
         let timeout = timeout(host.cache);
+        let coherent = host.cache == Cache::Coherent;
+        // Each lease has a descriptor.
+        let leases = if coherent { files as usize / 8 } else { 0 };
         // With these modes nobody else changes the directory.
         let alone = matches!(host.cache, Cache::Metadata | Cache::Always);
         Passthrough::new(Config {
@@ -68,8 +71,22 @@ impl FsBuilder {
             ids: self.ids()?,
             // A quarter more of inodes' descriptors may be there for a while (see `Inodes`).
             inodes: (files / 5 * 2) as usize,
-            files: (files / 2) as usize,
+            files: (files / 2) as usize - leases,
+            coherence: coherent.then(|| self.coherence(guests, leases)),
         })
+    }
+
+    /// What a guest may take to be told of changes.
+    fn coherence(&self, guests: u64, leases: usize) -> Budget {
+        let mounts = match &self.dir.mounts {
+            Some(file) => file.try_clone(),
+            None => File::open("/proc/self/mountinfo"),
+        };
+        let mounts = mounts
+            .inspect_err(|e| tracing::warn!("mounts below the shared directory are not seen when they come: {e}"))
+            .ok()
+            .map(|file| (file, self.dir.root_dir.clone()));
+        Budget { marks: self.dir.marks / guests.max(1) as usize, leases, mounts }
     }
 
     fn rules(&self) -> io::Result<Option<XattrMap>> {
@@ -134,7 +151,8 @@ fn timeout(cache: Cache) -> Duration {
     const DAY: Duration = Duration::from_secs(86_400);
     match cache {
         Cache::Never => Duration::ZERO,
-        Cache::Auto => Duration::from_secs(1),
+        // Until the guest listens, and where nothing tells of changes.
+        Cache::Auto | Cache::Coherent => Duration::from_secs(1),
         Cache::Metadata | Cache::Always => DAY,
     }
 }
