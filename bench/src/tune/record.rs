@@ -205,7 +205,8 @@ fn convert(text: &str, name: &str) -> io::Result<Mix> {
         .ok()
         .filter(|r: &Recorded| r.kind == "recording")
         .ok_or_else(|| io::Error::other("the guest's recording cannot be read: it is of another version"))?;
-    let total = |queue: &Vec<Kind>| queue.iter().map(|k| k.requests).sum::<u64>();
+    let answered = |k: &&Kind| stands_for(k.opcode).is_some();
+    let total = |queue: &Vec<Kind>| queue.iter().filter(answered).map(|k| k.requests).sum::<u64>();
     let all: u64 = recorded.queues.iter().map(total).sum();
     // A queue that has next to nothing to do is no thread that asks.
     let threads = recorded.queues.iter().filter(|q| total(q) * 20 > all).count().max(1) as u32;
