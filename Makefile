@@ -1,5 +1,5 @@
 # Two commands do everything: `make bench` and `make test`.
-.PHONY: all deps deps-conformance conformance kills soak bench bench-full bench-calls bench-mount test check audit lint fuzz sanitize mutants install uninstall deb static vm vm-test vm-test-quick vm-boot-root vm-bench
+.PHONY: all record deps deps-conformance conformance kills soak bench bench-full bench-calls bench-mount bench-tree test check audit lint fuzz sanitize mutants install uninstall deb static vm vm-test vm-test-quick vm-boot-root vm-bench
 
 all: bench
 
@@ -32,33 +32,46 @@ deps-conformance: .deps/bin/pjdfstest .deps/bin/fsx
 .deps/bin/fsx: | .deps/conformance-packages
 	cargo install fsx --version 0.3.2 --locked --root .deps --quiet
 
+# Where runs go: nothing in git changes unless RESULTS=results, as `make record` has it.
+RESULTS ?= target/bench
+
 # The quick matrix, under a minute after building; needs no root.
 bench: deps
 	cargo build --release --workspace
-	./target/release/tunnelfs-bench all --quick --json results/quick.json --report results/quick.md
+	@mkdir -p $(RESULTS) target/bench
+	./target/release/tunnelfs-bench all --quick --json $(RESULTS)/quick.json --report $(RESULTS)/quick.md
+	./target/release/tunnelfs-bench report $(RESULTS)/quick.json --output target/bench/quick.html
 
 # The full matrix, about 10 minutes.
 bench-full: deps
 	cargo build --release --workspace
-	./target/release/tunnelfs-bench all --json results/full.json --report results/full.md
+	@mkdir -p $(RESULTS)
+	./target/release/tunnelfs-bench all --json $(RESULTS)/full.json --report $(RESULTS)/full.md
 
 # What each operation costs in the host, beside the bare system calls that it needs: half a minute after building.
 bench-calls: deps
 	cargo build --release --workspace
-	./target/release/tunnelfs-bench calls --directory /dev/shm --directory target --report results/calls.md
+	@mkdir -p $(RESULTS)
+	./target/release/tunnelfs-bench calls --directory /dev/shm --directory target --report $(RESULTS)/calls.md
 
 # Real mounts against others', about 13 minutes; needs root, /dev/fuse, and fio for all of its jobs.
 HP = .deps/bin/passthrough_hp --foreground --nopassthrough --nocache
 bench-mount: deps .deps/bin/passthrough_hp
 	cargo build --release --workspace
-	./target/release/tunnelfs-bench mount --json results/mount.json --report results/mount.md \
+	@mkdir -p $(RESULTS)
+	./target/release/tunnelfs-bench mount --json $(RESULTS)/mount.json --report $(RESULTS)/mount.md \
 	  --peer "hp-fuse=$(HP) {src} {mnt}" --peer "hp-uring=$(HP) -o io_uring,io_uring_q_depth=16 {src} {mnt}"
 
 # Programs on trees of small files, about a quarter of an hour; needs root, /dev/fuse, git and cc.
 bench-tree: deps .deps/bin/passthrough_hp
 	cargo build --release --workspace
-	./target/release/tunnelfs-bench tree --json results/tree.json --report results/tree.md \
+	@mkdir -p $(RESULTS)
+	./target/release/tunnelfs-bench tree --json $(RESULTS)/tree.json --report $(RESULTS)/tree.md \
 	  --peer "hp=.deps/bin/passthrough_hp --foreground --nopassthrough {src} {mnt}"
+
+# All runs that are kept in git, half an hour on a quiet machine: commit what it writes.
+record:
+	$(MAKE) RESULTS=results bench bench-full bench-calls bench-mount bench-tree
 
 # libfuse's fastest pass-through, as a peer.
 .deps/bin/passthrough_hp:
@@ -189,4 +202,5 @@ vm-boot-root: vm
 
 # Against the kernel's virtiofs and 9p, in one boot, about 14 minutes.
 vm-bench: vm
-	./bench/vm/bench.py --json results/vm.json --report results/vm.md
+	@mkdir -p $(RESULTS)
+	./bench/vm/bench.py --json $(RESULTS)/vm.json --report $(RESULTS)/vm.md

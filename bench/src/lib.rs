@@ -22,5 +22,6 @@ pub mod resources;
 pub mod session;
 pub mod target;
 pub mod tree;
+pub mod tune;
 pub mod variants;
 pub mod workload;

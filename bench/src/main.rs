@@ -10,7 +10,7 @@ use tunnelfs_bench::plan::{HostLocation, Load, Matrix, Op, Plan, TransportKind};
 use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
 use tunnelfs_bench::{
-    calls, compare, echo, idle, interrupt, limits, measure, page, report, target, variants, workload,
+    calls, compare, echo, idle, interrupt, limits, measure, page, report, target, tune, variants, workload,
 };
 use tunnelfs_bench::tree::{self, TreePlan};
 use tunnelfs_ring::Policy;
@@ -49,6 +49,10 @@ enum Command {
     Mount(MountArgs),
     /// tar, find, grep, git, cc and rm on trees of small files, ours and others' (needs root, /dev/fuse, git, cc)
     Tree(TreeArgs),
+    /// The best settings for a goal and a workload on this machine, as a tunnelfs.toml
+    Tune(tune::TuneArgs),
+    /// A live mount's workload, for tune: operations, sizes, requests in flight and pauses
+    Record(tune::record::RecordArgs),
     /// A page and a Markdown file from recorded runs
     Report(page::ReportArgs),
     /// What has changed between two recorded runs, told from noise; exit status 1 when something is worse
@@ -193,7 +197,7 @@ struct CallsArgs {
 }
 
 fn main() -> ExitCode {
-    let command = ["latency", "throughput", "all", "mount", "tree", "calls"]
+    let command = ["latency", "throughput", "all", "mount", "tree", "calls", "tune"]
         .into_iter()
         .fold(Args::command(), |c, name| c.mut_subcommand(name, |sub| sub.args(args(SECTIONS))));
     // A list in a setting is refused below where it makes no sense.
@@ -227,6 +231,8 @@ fn dispatch(command: Command, several: &[ArgMatches]) -> io::Result<()> {
         Command::Latency(args) => run(&args, Matrix::Latency, all()?),
         Command::Throughput(args) => run(&args, Matrix::Throughput, all()?),
         Command::All(args) => run(&args, Matrix::All, all()?),
+        Command::Tune(args) => tune::run(&args, scratch(None)?.path(), &only()?),
+        Command::Record(args) => tune::record::run(&args),
         Command::Report(args) => page::run(&args),
         Command::Compare(_) => Ok(()),
         Command::Mount(args) => run_mount(&args, &only()?),
@@ -263,13 +269,13 @@ fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Vec<Settings>) -> io::Re
     let files = if args.directory.is_some() { "Files in --directory" } else { "Files on tmpfs" };
     let origin = Origin::here("transports");
     let run = Run { origin, files: files.into(), config: settings.swap_remove(0), limits, rows, idle, echo };
-    println!("{}", report::summary(&run));
+    println!("{}", report::summary(&run)?);
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_vec_pretty(&run)?)?;
     }
     if let Some(path) = &args.report {
         let plots = page::draw(&run, path)?;
-        std::fs::write(path, report::page(&run, &plots))?;
+        std::fs::write(path, report::page(&run, &plots)?)?;
     }
     Ok(())
 }
@@ -286,7 +292,7 @@ fn run_mount(args: &MountArgs, settings: &Settings) -> io::Result<()> {
     plan.rounds = args.rounds.map_or(plan.rounds, |rounds| rounds as usize);
     let scratch = scratch(args.directory.as_deref())?;
     let run = mount::run(&plan, scratch.path(), settings)?;
-    let page = mount::page(&run);
+    let page = mount::page(&run)?;
     println!("{page}");
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_vec_pretty(&run)?)?;

@@ -1,6 +1,6 @@
 //! The matrix: which cases are measured.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tunnelfs_ring::Policy;
 
@@ -31,7 +31,7 @@ pub enum HostLocation {
 }
 
 /// One operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Op {
     /// Answered by the host's server with nothing done.

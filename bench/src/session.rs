@@ -24,6 +24,8 @@ pub struct Session {
     pub queues: Vec<Box<dyn Transport>>,
     /// The opened file.
     pub file: OpenFile,
+    /// The CPU of each queue's thread while a load runs; none: wherever the kernel likes.
+    pub pinned: Vec<usize>,
     host: Host,
 }
 
@@ -88,7 +90,7 @@ impl Session {
         let mut host = host?;
         let mut queues = connect_soon(&GuestConfig::from(&settings), &mut host)?;
         let file = open_file(|head| reply_word(queues[0].as_mut(), head)).map_err(io::Error::other)?;
-        Ok(Session { queues, file, host })
+        Ok(Session { queues, file, pinned: Vec::new(), host })
     }
 
     /// CPU time so far of the host's process, or of this one's threads, the guest's too, where the host is here.

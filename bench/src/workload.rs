@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use tunnelfs_fuse_abi::control::{OP_COPIED, OP_NOOP};
 use tunnelfs_guest::{fuse::message, Transport};
-use tunnelfs_ring::SlotPool;
+use tunnelfs_ring::{set_affinity, SlotPool};
 
 /// Bytes of the file that is read and written.
 pub const FILE_BYTES: u64 = 64 << 20;
@@ -193,15 +193,39 @@ struct Flight {
 /// # Errors
 /// The transport's, a negative answer, or wrong bytes.
 pub fn run(session: &mut Session, load: Load, time: Duration, sample: &mut Sample) -> io::Result<()> {
+    run_paused(session, load, Duration::ZERO, time, sample)
+}
+
+/// As [`run`], with a pause before each request, or before as many as are in flight together.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_paused(
+    session: &mut Session,
+    load: Load,
+    pause: Duration,
+    time: Duration,
+    sample: &mut Sample,
+) -> io::Result<()> {
+    let pinned = session.pinned.clone();
     let file = session.file;
     let host_copied_before = host_copied(session.queues[0].as_mut());
     let cpu_before = session.process_cpu();
     let queues = session.queues.get_mut(..load.queues as usize).ok_or_else(|| io::Error::other("too few queues"))?;
     let turns = match queues {
-        [only] => vec![drive(only.as_mut(), file, load, time)?],
+        [only] if pinned.is_empty() => vec![drive(only.as_mut(), file, load, pause, time)?],
         queues => std::thread::scope(|s| {
             let queues = queues.iter_mut();
-            let threads: Vec<_> = queues.map(|t| s.spawn(move || drive(t.as_mut(), file, load, time))).collect();
+            let threads: Vec<_> = queues
+                .enumerate()
+                .map(|(i, t)| {
+                    let cpu = pinned.get(i % pinned.len().max(1)).copied();
+                    s.spawn(move || {
+                        cpu.map_or(Ok(()), |cpu| set_affinity(&[cpu])).map_err(io::Error::other)?;
+                        drive(t.as_mut(), file, load, pause, time)
+                    })
+                })
+                .collect();
             threads.into_iter().map(|t| t.join().expect("no panic")).collect::<io::Result<_>>()
         })?,
     };
@@ -220,14 +244,20 @@ pub fn run(session: &mut Session, load: Load, time: Duration, sample: &mut Sampl
 }
 
 /// One queue's part of a load, by the calling thread.
-fn drive(t: &mut dyn Transport, file: OpenFile, load: Load, time: Duration) -> io::Result<Sample> {
+fn drive(t: &mut dyn Transport, file: OpenFile, load: Load, pause: Duration, time: Duration) -> io::Result<Sample> {
     let (mut sample, mut ops) = (Sample::default(), 0);
     let mut template = Template::new(load, file);
     let depth = load.depth.min(t.slots());
     let mut flights: Vec<Option<Flight>> = (0..depth).map(|_| None).collect();
     let mut slots = SlotPool::new(depth);
-    let (start, cpu, copied) = (Instant::now(), thread_cpu(), t.copied());
+    let (start, mut cpu, copied) = (Instant::now(), thread_cpu(), t.copied());
     loop {
+        if !pause.is_zero() && slots.available() == depth as usize && start.elapsed() < time {
+            // What a program does between its requests is not the file system's.
+            let before = thread_cpu();
+            wait_for(pause);
+            cpu += thread_cpu() - before;
+        }
         let stop = start.elapsed() >= time;
         while let Some(slot) = (!stop).then(|| slots.alloc()).flatten() {
             if !submit(t, &mut template, slot, &mut flights)? {
@@ -255,6 +285,17 @@ fn drive(t: &mut dyn Transport, file: OpenFile, load: Load, time: Duration) -> i
     sample.guest_cpu = thread_cpu() - cpu;
     sample.copied = t.copied() - copied;
     Ok(sample)
+}
+
+/// Pauses: short ones awake, since a sleep takes some 60 µs longer than it was told.
+fn wait_for(pause: Duration) {
+    let start = Instant::now();
+    if pause > Duration::from_micros(200) {
+        std::thread::sleep(pause - Duration::from_micros(60));
+    }
+    while start.elapsed() < pause {
+        std::hint::spin_loop();
+    }
 }
 
 fn submit(

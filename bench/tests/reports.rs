@@ -161,3 +161,47 @@ fn compare_tells_better_worse_and_the_same_by_its_exit_status() {
     assert_eq!(bench(&["compare", &before]).status.code(), Some(2), "one run alone");
     assert!(words(&bench(&["compare", "--help"])).contains("Exit status:"));
 }
+
+#[test]
+fn settings_as_lists_are_measured_by_turns_and_reported() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (json, text) = (path("run.json"), path("run.md"));
+    let mut args = vec!["throughput", "--quick", "--transport", "ring", "--policy", "auto", "--placement", "separate"];
+    args.extend(["--rw", "read", "--bs", "4k,1m", "--iodepth", "2,6", "--slots", "4,8", "--runtime", "15"]);
+    args.extend(["--json", &json, "--report", &text]);
+    let out = bench(&args);
+    assert!(out.status.success(), "{}", words(&out));
+    let run: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).expect("written")).expect("JSON");
+    let rows = run["rows"].as_array().expect("rows");
+    let asked = |row: &serde_json::Value| (row["slots"].as_u64(), row["depth"].as_u64(), row["in_flight"].as_u64());
+    for (slots, depth, in_flight) in [(4, 2, 2), (4, 6, 4), (8, 2, 2), (8, 6, 6)] {
+        let wanted = (Some(slots), Some(depth), Some(in_flight));
+        assert!(rows.iter().any(|r| asked(r) == wanted), "{slots} slots, depth {depth}: {rows:?}");
+    }
+    assert!(rows.iter().all(|r| r["rates"].as_array().is_some_and(|rates| rates.len() > 1)), "rounds are kept");
+    assert!(rows.iter().all(|r| r["curve_ns"].as_array().is_some_and(|c| c.len() == 15)), "curves are kept");
+    let text = std::fs::read_to_string(&text).expect("written");
+    let cells = text.lines().find(|l| l.starts_with("| READ 1 MiB depth 6 ")).expect("a row of 1 MiB");
+    assert!(cells.contains("B/s ±") && cells.contains("4 in flight"), "{cells}");
+    let (page, _) = report(&[Path::new(&json)]);
+    assert!(page.contains("Rate against ring size") && page.contains("Latency against load"));
+    // A run beside itself has not changed.
+    let out = bench(&["compare", &json, &json]);
+    assert_eq!(out.status.code(), Some(0), "{}", words(&out));
+    let out = bench(&["mount", "--slots", "4,8"]);
+    assert!(!out.status.success() && words(&out).contains("settings as lists are for"), "{}", words(&out));
+}
+
+#[test]
+fn make_bench_leaves_the_clone_clean() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for target in ["bench", "bench-full", "bench-calls", "bench-mount", "vm-bench"] {
+        // What it would do; what it needs is not made.
+        let out = Command::new("make").args(["-n", target]).current_dir(&root).output().expect("make");
+        assert!(words(&out).contains("target/bench/"), "{target}: {}", words(&out));
+        assert!(!words(&out).contains(" results/"), "{target}: {}", words(&out));
+    }
+    let out = Command::new("make").args(["-n", "record"]).current_dir(&root).output().expect("make");
+    assert!(words(&out).contains("RESULTS=results"), "{}", words(&out));
+}

@@ -192,7 +192,8 @@ def main(args):
 def gather(bench, args, counts, rates, rounds):
     rows = []
     for (way, op), runs in rates.items():
-        row = {"way": way, "op": op, "unit": runs[0]["unit"], "rounds": len(runs), "value": round(statistics.median(run["value"] for run in runs), 4)}
+        values = [round(run["value"], 4) for run in runs]
+        row = {"way": way, "op": op, "unit": runs[0]["unit"], "rounds": len(runs), "values": values, "value": round(statistics.median(run["value"] for run in runs), 4)}
         for key in ["interrupts_per_op", "kicks_per_op"]:
             row[key] = next((round(run[key], 4) for run in counts.get((way, op), [])), None)
         rows.append(row)
@@ -206,6 +207,11 @@ def gather(bench, args, counts, rates, rounds):
         "loads": [FIO.format(size=SIZE, seconds=args.seconds, words=words) for _, words, _ in JOBS] + [FILES.format(what=what) for what in META],
         "rows": rows,
     }
+
+
+def plain(value):
+    """Four digits that count, and no exponent."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def report(result):
@@ -223,7 +229,7 @@ def report(result):
         lines.append("")
 
     def rate(row, first):
-        text = f"{row['value']:.4g} {row['unit']}"
+        text = f"{plain(row['value'])} {row['unit']}"
         if not first or not first["value"] or not row["value"]:
             return text
         faster = row["value"] / first["value"]

@@ -7,6 +7,7 @@ pub mod fuse;
 pub mod link;
 pub mod mount;
 mod reconnect;
+pub mod recording;
 mod split_queue;
 pub mod stats;
 mod timeout;

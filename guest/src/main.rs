@@ -135,7 +135,7 @@ fn tell(mount: &Mount) -> String {
 /// Mounts, then serves until the file system is unmounted or a signal ends it.
 fn serve(config: &MountConfig, ready: impl FnOnce(&Mount)) -> Result<(), Error> {
     let mut wanted = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
         wanted.add(signal);
     }
     // Before any thread starts, so that all inherit it.
@@ -167,6 +167,9 @@ fn serve(config: &MountConfig, ready: impl FnOnce(&Mount)) -> Result<(), Error> 
         }
         match signals.read_signal() {
             Ok(Some(s)) if s.ssi_signo == Signal::SIGUSR1 as u32 => eprint!("{}", tell(&mount)),
+            Ok(Some(s)) if s.ssi_signo == Signal::SIGUSR2 as u32 => {
+                mount.record().unwrap_or_else(|e| tracing::warn!("the recording cannot be written: {e}"));
+            }
             // Whoever insists is not kept waiting for the last user: without us the kernel ends the connection.
             Ok(Some(_)) if unmounted => return Ok(()),
             Ok(Some(_)) => {

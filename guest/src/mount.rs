@@ -12,6 +12,7 @@ use crate::fuse::mountinfo;
 use crate::link::{connect_under, Connection, GuestConfig, RetainedMemory};
 use crate::reconnect::monitor::{hangup_fds, root_of, HangupFds, HostMonitor};
 use crate::reconnect::Reconnect;
+use crate::recording::{self, Recording};
 use crate::stats::{self, QueueStats};
 use crate::timeout;
 use crate::timeout::Watchdog;
@@ -303,6 +304,19 @@ impl Mount {
     /// The operations so far.
     pub fn statistics(&self) -> String {
         stats::render(self.policy, self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))
+    }
+
+    /// Starts to record what the mount is asked; once it has been started, ends it and leaves the recording in its file.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn record(&self) -> std::io::Result<()> {
+        let parts = || self.queues.iter().map(|(.., stats)| &stats.recording);
+        if parts().any(Recording::is_on) {
+            return recording::write(&recording::stop(parts()));
+        }
+        parts().for_each(Recording::start);
+        Ok(())
     }
 
     /// Unmounts; a busy mount is detached, and goes when its last user does.

@@ -1,6 +1,7 @@
 //! What a mount has done so far, for people: printed on SIGUSR1.
 
 use crate::fuse::abi::opcode;
+use crate::recording::Recording;
 use crate::transport::Transport;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
@@ -31,13 +32,15 @@ pub struct QueueStats {
     start: Instant,
     /// Of each slot: microseconds from `start` to its request, and one; 0 when none is under way.
     asked: Box<[AtomicU64]>,
+    /// For the benchmark's `record`.
+    pub recording: Recording,
 }
 
 impl QueueStats {
     /// For a queue of so many slots.
     pub fn new(slots: u32) -> Self {
         let asked = (0..slots).map(|_| AtomicU64::new(0)).collect();
-        QueueStats { counts: Mutex::default(), start: Instant::now(), asked }
+        QueueStats { counts: Mutex::default(), start: Instant::now(), asked, recording: Recording::default() }
     }
 
     /// A request in `slot` goes to the host.

@@ -32,6 +32,7 @@ pub fn ratios(run: &MountRun) -> Vec<Ratio> {
                 what: format!("{}: {} / {}", of.op, of.system, other.system),
                 value: of.ops_per_s / other.ops_per_s,
                 bound: Bound::AtLeast(limit),
+                why: why(of, other),
             });
         }
     };
@@ -48,6 +49,20 @@ pub fn ratios(run: &MountRun) -> Vec<Ratio> {
         add(ring, "ring-fuse", 1.0);
     }
     out
+}
+
+/// What lies between the two, in a clause.
+fn why(ring: &Row, other: &Row) -> String {
+    let (ours, theirs) = (ring.p50_ns as f64 / 1e3, other.p50_ns as f64 / 1e3);
+    let cpu = |row: &Row| (row.guest_cpu_ns_per_op + row.host_cpu_ns_per_op) / 1e3;
+    match other.placement {
+        "in-process" if cpu(other) > 0.0 => format!(
+            "it asks another process: p50 {ours:.1} µs against {theirs:.1}, CPU {:.1} µs against {:.1}",
+            cpu(ring),
+            cpu(other)
+        ),
+        _ => format!("p50 {ours:.1} µs against {theirs:.1}"),
+    }
 }
 
 fn find<'a>(run: &'a MountRun, system: &str, op: &str) -> Option<&'a Row> {

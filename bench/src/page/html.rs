@@ -24,22 +24,56 @@ code,pre{font:13px/1.5 ui-monospace,Consolas,monospace;overflow-wrap:anywhere;wh
 .table{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;width:100%}
 td,th{padding:5px 10px;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 td:first-child,th:first-child,td:nth-child(2),th:nth-child(2){text-align:left}
+.left td:nth-child(2),.left th:nth-child(2){text-align:right}.left td:first-child{white-space:normal}
 nav{margin-top:12px;font-size:.92rem}nav a{margin-right:16px;color:var(--c0)}
 @media (max-width:760px){main{padding:20px 14px 60px}.lead{grid-template-columns:minmax(0,1fr)}h1{font-size:1.35rem}
 .first{font-size:1.15rem}}
 @media print{body{background:#fff}figure{break-inside:avoid}}
 ";
 
-/// All runs; several of one kind also beside each other.
-pub fn page(runs: &[Recorded]) -> String {
-    let names = runs.iter().map(|r| r.name.as_str()).collect::<Vec<_>>().join(", ");
-    let mut out = format!(
+/// The beginning of a page, up to its text.
+fn head(title: &str) -> String {
+    format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>TunnelFS: {}</title>\
          <style>{}{LAYOUT}</style></head><body><main>",
-        escape(&names),
+        escape(title),
         style()
-    );
+    )
+}
+
+/// A page of words, one sentence that matters, pictures, a table (its first row is the heading), and a file's text.
+pub fn plain(
+    title: &str,
+    words: &[String],
+    first: &str,
+    pictures: &[Picture],
+    rows: &[Vec<String>],
+    text: &str,
+) -> String {
+    let soft: String = words.iter().map(|w| format!("<p>{}</p>", escape(w))).collect();
+    let figures: String = pictures.iter().map(figure).collect();
+    let row = |(i, cells): (usize, &Vec<String>)| {
+        let tag = if i == 0 { "<th>" } else { "<td>" };
+        let cells: String = cells.iter().map(|c| format!("{tag}{}", escape(c))).collect();
+        format!("<tr>{cells}</tr>")
+    };
+    let table: String = rows.iter().enumerate().map(row).collect();
+    format!(
+        "{}<header><h1>{}</h1>{soft}</header><p class=\"first\">{}</p><div class=\"grid\">{figures}</div><h2>What was \
+         tried</h2><div class=\"table\"><table class=\"left\">{table}</table></div><h2>The file</h2><pre>{}</pre>\
+         </main></body></html>\n",
+        head(title),
+        escape(title),
+        escape(first),
+        escape(text)
+    )
+}
+
+/// All runs; several of one kind also beside each other.
+pub fn page(runs: &[Recorded]) -> String {
+    let names = runs.iter().map(|r| r.name.as_str()).collect::<Vec<_>>().join(", ");
+    let mut out = head(&names);
     if runs.len() > 1 {
         out += "<nav>";
         for (i, run) in runs.iter().enumerate() {

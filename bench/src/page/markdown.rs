@@ -12,9 +12,7 @@ pub fn page(runs: &[Recorded]) -> String {
 
 fn one(run: &Recorded) -> String {
     let mut out = format!("# {}\n\n", run.name);
-    for finding in words::findings(run) {
-        let _ = writeln!(out, "- {finding}");
-    }
+    out += &findings(run);
     let _ = writeln!(out, "\n{}.", run.machine);
     if let Some(limits) = words::limits(run) {
         let _ = writeln!(out, "{limits}");
@@ -30,6 +28,41 @@ fn one(run: &Recorded) -> String {
     out
 }
 
+/// What matters first.
+pub fn findings(run: &Recorded) -> String {
+    words::findings(run).iter().map(|finding| format!("- {finding}\n")).collect()
+}
+
+/// The usual series in columns, a row for each load, each with the spread of its rounds.
+pub fn side_by_side(run: &Recorded) -> String {
+    let mut series: Vec<&str> = Vec::new();
+    for row in run.rows.iter().filter(|r| r.usual) {
+        if !series.contains(&row.series.as_str()) {
+            series.push(&row.series);
+        }
+    }
+    let mut out = format!(
+        "## Side by side\n\nOne request at a time: p50; many: operations a second; 1 MiB and more: bytes a second. ± is \
+         half of what the middle half of the rounds spans.\n\n| load | {} |\n|---|{}\n",
+        series.join(" | "),
+        "--:|".repeat(series.len())
+    );
+    for load in run.loads() {
+        let cell = |series: &&str| {
+            let row = run.usual(load).find(|r| r.series == **series);
+            row.map_or(String::new(), |r| [r.shown().text, spread(r), r.honest()].join(" ").trim_end().to_owned())
+        };
+        let _ = writeln!(out, "| {load} | {} |", series.iter().map(cell).collect::<Vec<_>>().join(" | "));
+    }
+    out
+}
+
+/// How far the rounds lie apart, of what is shown.
+fn spread(row: &Row) -> String {
+    let times = row.shown().lower && row.seconds.is_none();
+    words::spread(if times { &row.p50s } else { &row.rates }).map_or(String::new(), |s| format!("±{s:.1} %"))
+}
+
 /// A load's rows; the unusual ones only where there are no others.
 fn table(run: &Recorded, load: &str) -> String {
     let mut rows: Vec<&Row> = run.usual(load).collect();
@@ -43,14 +76,13 @@ fn table(run: &Recorded, load: &str) -> String {
     for row in rows {
         let shown = row.shown();
         let time = |ns: Option<f64>| ns.map_or(String::new(), figures::time);
-        let spread = words::spread(if shown.lower && row.seconds.is_none() { &row.p50s } else { &row.rates });
         let times = ours.as_ref().filter(|_| row.role != Role::Ours).and_then(|o| o.times(&shown));
         let _ = writeln!(
             out,
             "| {} | {} | {} | {} | {} | {} | {} | {} |",
             row.series,
             shown.text,
-            spread.map_or(String::new(), |s| format!("±{s:.1} %")),
+            spread(row),
             time(row.at(50.0)),
             time(row.at(99.0)),
             time(row.at(99.9)),

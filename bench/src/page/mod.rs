@@ -2,10 +2,10 @@
 
 mod charts;
 pub mod figures;
-mod html;
-mod markdown;
+pub mod html;
+pub mod markdown;
 pub mod recorded;
-mod svg;
+pub mod svg;
 pub mod words;
 
 use crate::record::Run;
@@ -27,6 +27,9 @@ pub struct ReportArgs {
     /// The page; a Markdown file of the same name goes beside it
     #[arg(long, short, value_name = "PAGE.html")]
     output: PathBuf,
+    /// Also write the pictures that stand alone, as the README and results/ have them, into this directory
+    #[arg(long, value_name = "DIR")]
+    pictures: Option<PathBuf>,
 }
 
 /// Writes the page and the Markdown file.
@@ -41,6 +44,11 @@ pub fn run(args: &ReportArgs) -> io::Result<()> {
     let text = args.output.with_extension("md");
     write(&args.output, &html::page(&runs))?;
     write(&text, &markdown::page(&runs))?;
+    if let Some(dir) = &args.pictures {
+        for run in &runs {
+            pictures(run, dir, &run.name)?;
+        }
+    }
     println!("{} and {}", args.output.display(), text.display());
     Ok(())
 }
@@ -56,10 +64,15 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 pub fn draw(run: &Run, page: &Path) -> io::Result<Vec<String>> {
     let stem = page.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let read = recorded::parse(&serde_json::to_vec(run)?, &stem).map_err(io::Error::other)?;
+    pictures(&read, page.parent().unwrap_or(Path::new("")), &stem)
+}
+
+/// Writes a run's pictures that stand alone; their names.
+fn pictures(run: &Recorded, dir: &Path, stem: &str) -> io::Result<Vec<String>> {
     let mut drawn = Vec::new();
-    for (end, picture) in charts::files(&read) {
+    for (end, picture) in charts::files(run) {
         let name = format!("{stem}-{end}.svg");
-        write(&page.with_file_name(&name), &picture.alone())?;
+        write(&dir.join(&name), &picture.alone(&run.machine))?;
         drawn.push(name);
     }
     Ok(drawn)

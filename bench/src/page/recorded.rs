@@ -68,6 +68,8 @@ pub struct Row {
     pub size: u64,
     /// Requests in flight, over all queues.
     pub in_flight: u32,
+    /// What each queue was asked to have in flight, where its slots were fewer.
+    pub asked: Option<u32>,
     /// Queues or threads.
     pub queues: u32,
     /// Entries and slots of a queue's ring, where they are recorded.
@@ -142,6 +144,7 @@ struct RawRow {
     curve_ns: Vec<f64>,
     unit: Option<String>,
     value: f64,
+    values: Vec<f64>,
     seconds: Option<f64>,
     all_seconds: Vec<f64>,
     requests_per_file: Option<f64>,
@@ -258,8 +261,12 @@ fn row(raw: &RawRow, points: &[f64], several: &Several) -> Row {
         (_, Some(s)) if s > 0.0 && raw.ops_per_s == 0.0 => 1.0 / s,
         _ => raw.ops_per_s,
     };
-    let rates =
-        if raw.rates.is_empty() { raw.all_seconds.iter().map(|s| 1.0 / s).collect() } else { raw.rates.clone() };
+    let in_vm = raw.values.iter().map(|v| if unit.starts_with("ms") { 1e3 / v } else { *v });
+    let rates = match raw {
+        _ if !raw.rates.is_empty() => raw.rates.clone(),
+        _ if !raw.values.is_empty() => in_vm.collect(),
+        _ => raw.all_seconds.iter().map(|s| 1.0 / s).collect(),
+    };
     let cpu_ns = raw.guest_cpu_ns_per_op.zip(raw.host_cpu_ns_per_op).map(|(guest, host)| guest + host);
     Row {
         load: load(raw),
@@ -270,6 +277,7 @@ fn row(raw: &RawRow, points: &[f64], several: &Several) -> Row {
         op: raw.op.clone(),
         size,
         in_flight,
+        asked: raw.in_flight.filter(|n| *n < raw.depth).map(|_| raw.depth),
         queues: raw.queues.max(1),
         ring: raw.entries.zip(raw.slots),
         rate,
@@ -358,6 +366,11 @@ impl Row {
             Some(p50) if self.in_flight == 1 => Shown { value: p50, lower: true, text: figures::time(p50) },
             _ => Shown { value: self.rate, lower: false, text: figures::rate(self.rate) },
         }
+    }
+
+    /// For tables: that fewer were in flight than the load's name says.
+    pub fn honest(&self) -> String {
+        self.asked.map_or(String::new(), |_| format!("{} in flight", self.in_flight))
     }
 }
 

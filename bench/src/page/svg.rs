@@ -61,9 +61,12 @@ impl Picture {
         format!("<svg viewBox=\"0 0 {WIDTH} {height:.0}\" role=\"img\" aria-label=\"{title}\" xmlns=\"http://www.w3.org/2000/svg\">{body}</svg>")
     }
 
-    /// As a file of its own.
-    pub fn alone(&self) -> String {
-        let Picture { title, height, body } = self;
+    /// As a file of its own, with where it was measured below.
+    pub fn alone(&self, machine: &str) -> String {
+        let mut signed = self.clone();
+        signed.text(12.0, self.height + 8.0, "soft", "start", machine);
+        signed.height += 18.0;
+        let Picture { title, height, body } = &signed;
         let (wide, high, title) = (WIDTH * 1.5, height * 1.5, escape(title));
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{wide:.0}\" height=\"{high:.0}\" viewBox=\"0 0 {WIDTH} \
@@ -236,43 +239,101 @@ impl Axis {
 
 /// Lines with their points, over two axes.
 pub fn lines(title: &str, note: &str, x: &Axis, y: &Axis, lines: &[Line]) -> Picture {
-    let mut picture = Picture::new(title, note);
-    let (left, right, top, bottom) = (54.0, WIDTH - 18.0, 64.0, 270.0);
-    let points = || lines.iter().flat_map(|l| l.points.iter().copied());
-    let all_x = points().map(|p| p.0).chain(x.ticks.iter().map(|t| t.0));
-    let (across, up) = (x.scale(all_x), y.scale(points().map(|p| p.1)));
-    let at_x = |v: f64| left + (right - left) * x.place(across, v);
-    let at_y = |v: f64| bottom - (bottom - top) * y.place(up, v);
-    picture.text(left, top - 7.0, "soft", "start", &y.label);
-    for (value, name) in y.marks(up) {
-        picture.line("rule", (left, at_y(value)), (right, at_y(value)));
-        picture.text(left - 6.0, at_y(value) + 4.0, "soft", "end", &name);
-    }
-    let mut free = 0.0;
-    for (value, name) in x.marks(across) {
-        let (at, half) = (at_x(value), name.chars().count() as f64 * 3.1);
-        picture.line("rule", (at, bottom), (at, bottom + 4.0));
-        if at - half >= free {
-            picture.text(at, bottom + 17.0, "soft", "middle", &name);
-            free = at + half + 5.0;
-        }
-    }
-    picture.text((left + right) / 2.0, bottom + 33.0, "soft", "middle", &x.label);
+    let all_x = lines.iter().flat_map(|l| l.points.iter().map(|p| p.0));
+    let all_y = lines.iter().flat_map(|l| l.points.iter().map(|p| p.1));
+    let mut frame = Frame::new(title, note, (x, all_x), (y, all_y));
     for line in lines {
         let mut way = String::new();
         for (i, p) in line.points.iter().enumerate() {
-            let _ = write!(way, "{}{:.1} {:.1}", if i == 0 { "M" } else { "L" }, at_x(p.0), at_y(p.1));
+            let (x, y) = frame.at(*p);
+            let _ = write!(way, "{}{x:.1} {y:.1}", if i == 0 { "M" } else { "L" });
         }
-        let _ = write!(picture.body, "<path class=\"l{}\" d=\"{way}\"/>", line.class);
+        let _ = write!(frame.picture.body, "<path class=\"l{}\" d=\"{way}\"/>", line.class);
         for p in &line.points {
             let tip = format!("{}: {}", line.name, super::figures::three(p.1));
-            picture.dot(line.class, (at_x(p.0), at_y(p.1)), 2.6, &tip);
+            let at = frame.at(*p);
+            frame.picture.dot(line.class, at, 2.6, &tip);
         }
     }
-    picture.height = bottom + 44.0;
-    let names: Vec<_> = lines.iter().map(|l| (l.name.clone(), l.class)).collect();
-    picture.legend(&names);
-    picture
+    frame.finish(lines.iter().map(|l| (l.name.clone(), l.class)).collect())
+}
+
+/// Dots of one kind, each with what it says when it is pointed at.
+#[derive(Clone, Debug)]
+pub struct Dots {
+    /// What they stand for.
+    pub name: String,
+    /// Their colour.
+    pub class: usize,
+    /// Where, and what they say.
+    pub points: Vec<((f64, f64), String)>,
+}
+
+/// Dots over two axes.
+pub fn scatter(title: &str, note: &str, x: &Axis, y: &Axis, dots: &[Dots]) -> Picture {
+    let all_x = dots.iter().flat_map(|d| d.points.iter().map(|p| p.0 .0));
+    let all_y = dots.iter().flat_map(|d| d.points.iter().map(|p| p.0 .1));
+    let mut frame = Frame::new(title, note, (x, all_x), (y, all_y));
+    for kind in dots {
+        for (point, tip) in &kind.points {
+            let at = frame.at(*point);
+            frame.picture.dot(kind.class, at, if kind.class == GREY { 3.5 } else { 6.0 }, tip);
+        }
+    }
+    frame.finish(dots.iter().map(|d| (d.name.clone(), d.class)).collect())
+}
+
+/// Two axes with their marks, and where values lie between them.
+struct Frame {
+    picture: Picture,
+    across: (Axis, (f64, f64)),
+    up: (Axis, (f64, f64)),
+}
+
+const LEFT: f64 = 54.0;
+const RIGHT: f64 = WIDTH - 18.0;
+const TOP: f64 = 64.0;
+const BOTTOM: f64 = 270.0;
+
+impl Frame {
+    fn new(
+        title: &str,
+        note: &str,
+        (x, all_x): (&Axis, impl Iterator<Item = f64>),
+        (y, all_y): (&Axis, impl Iterator<Item = f64>),
+    ) -> Frame {
+        let across = x.scale(all_x.chain(x.ticks.iter().map(|t| t.0)));
+        let picture = Picture::new(title, note);
+        let mut frame = Frame { picture, across: (x.clone(), across), up: (y.clone(), y.scale(all_y)) };
+        frame.picture.text(LEFT, TOP - 7.0, "soft", "start", &y.label);
+        for (value, name) in y.marks(frame.up.1) {
+            let (_, at) = frame.at((across.0, value));
+            frame.picture.line("rule", (LEFT, at), (RIGHT, at));
+            frame.picture.text(LEFT - 6.0, at + 4.0, "soft", "end", &name);
+        }
+        let mut free = 0.0;
+        for (value, name) in x.marks(across) {
+            let (at, half) = (frame.at((value, frame.up.1 .1)).0, name.chars().count() as f64 * 3.1);
+            frame.picture.line("rule", (at, BOTTOM), (at, BOTTOM + 4.0));
+            if at - half >= free {
+                frame.picture.text(at, BOTTOM + 17.0, "soft", "middle", &name);
+                free = at + half + 5.0;
+            }
+        }
+        frame.picture.text((LEFT + RIGHT) / 2.0, BOTTOM + 33.0, "soft", "middle", &x.label);
+        frame
+    }
+
+    fn at(&self, (x, y): (f64, f64)) -> (f64, f64) {
+        let across = LEFT + (RIGHT - LEFT) * self.across.0.place(self.across.1, x);
+        (across, BOTTOM - (BOTTOM - TOP) * self.up.0.place(self.up.1, y))
+    }
+
+    fn finish(mut self, names: Vec<(String, usize)>) -> Picture {
+        self.picture.height = BOTTOM + 44.0;
+        self.picture.legend(&names);
+        self.picture
+    }
 }
 
 /// Ratios on one axis, a row for each name, with a line at 1.

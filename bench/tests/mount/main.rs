@@ -9,6 +9,7 @@ mod interrupt;
 mod life;
 mod names;
 mod negotiation;
+mod recording;
 mod refusals;
 #[allow(dead_code)] // Shared: not every test program has a use for all of it.
 mod rig;

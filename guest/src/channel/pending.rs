@@ -346,6 +346,8 @@ impl PendingQueue {
         self.stats.end(slot);
         let took = request.start.elapsed();
         self.stats.record(request.opcode, error, took, self.pending, &*self.transport);
+        let bytes = request.payload_len.max(completion.payload_len as u32);
+        self.stats.recording.count(request.opcode, bytes, self.pending, took);
         let header = reply_header(0, error, request.unique);
         let mut answer = Reply { slot, header, opcode: request.opcode, completion };
         let len = OUT_HEADER + answer.inline().len() + answer.payload_len();
