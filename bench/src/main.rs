@@ -9,10 +9,10 @@ use tunnelfs_bench::mount::{self, MountPlan, Peer};
 use tunnelfs_bench::plan::{HostLocation, Load, Matrix, Op, Plan, TransportKind};
 use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
+use tunnelfs_bench::tree::{self, TreePlan};
 use tunnelfs_bench::{
     calls, compare, echo, idle, interrupt, limits, measure, page, report, target, tune, variants, workload,
 };
-use tunnelfs_bench::tree::{self, TreePlan};
 use tunnelfs_ring::Policy;
 use tunnelfs_settings::{args, load, parse_bytes, Loader, Settings};
 

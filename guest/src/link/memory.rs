@@ -1,7 +1,8 @@
 //! How a link's memory is divided among its queues.
 
-use crate::transport::virtqueue::memory_bytes;
-use crate::Error;
+use crate::config::GuestConfig;
+use crate::error::Error;
+use crate::split_queue::memory_bytes;
 use tunnelfs_ring::{Geometry, PAGE};
 
 /// Most entries of a virtqueue that are asked for.
@@ -115,6 +116,28 @@ impl<'a> RegionAllocator<'a> {
             self.at = end;
         }
     }
+}
+
+/// Bytes for a list of changes: about a thousand.
+const CHANGES_SLOT: u32 = 64 << 10;
+
+/// The control queue has few small messages; but a slot must take the largest
+/// request, for the kernel reads none into less.
+pub(crate) fn hiprio_geometry(of: Geometry) -> Geometry {
+    Geometry { entries: 4, slots: 2, slot_size: of.slot_size }
+}
+
+/// A list of changes at a time, and the answers to it.
+pub(crate) fn changes_geometry(of: Geometry) -> Geometry {
+    Geometry { entries: 4, slots: 2, slot_size: of.slot_size.min(CHANGES_SLOT) }
+}
+
+/// The geometry of every virtqueue of a connection; `changes`: with one for changes, at the end.
+pub(super) fn geometries(config: &GuestConfig, request_queues: usize, changes: bool) -> Vec<Geometry> {
+    let mut all = vec![config.geometry; request_queues + 1];
+    all[0] = hiprio_geometry(config.geometry);
+    all.extend(changes.then(|| changes_geometry(config.geometry)));
+    all
 }
 
 #[cfg(test)]
