@@ -1,6 +1,6 @@
 //! Builds file systems from settings: a [`Passthrough`] of the shared directory for each guest.
 
-use crate::fs::{Config, Ids, Owners, Passthrough, Xattrs};
+use crate::fs::{Budget, Config, Ids, Owners, Passthrough, Xattrs};
 use crate::sandbox::{invalid, parse_list, SharedDir};
 use std::fs::File;
 use std::io;
@@ -30,7 +30,27 @@ impl FsBuilder {
     /// A setting that is not understood; names the option.
     pub fn new(host: &Host, dir: SharedDir) -> io::Result<FsBuilder> {
         crate::fs::keep_capabilities();
-        let builder = FsBuilder { host: host.clone(), dir, files: guest_files(host)? };
+        Self::with_files(host, dir, guest_files(host)?)
+    }
+
+    /// As [`FsBuilder::new`], but leaves the process as it is: `host.rlimit_nofile` is how many of the process's open
+    /// files are for guests, a half of those that it may have now if that is 0.
+    ///
+    /// # Errors
+    /// As [`FsBuilder::new`].
+    pub fn in_process(host: &Host, dir: SharedDir) -> io::Result<FsBuilder> {
+        use nix::sys::resource::{getrlimit, Resource::RLIMIT_NOFILE};
+        let (soft, _) = getrlimit(RLIMIT_NOFILE)?;
+        let files = if host.rlimit_nofile == 0 { soft / 2 } else { host.rlimit_nofile.min(soft) };
+        if files < MIN_FILES {
+            let text = format!("the process may have {soft} open files, and {files} for guests: at least {MIN_FILES}");
+            return Err(invalid(text));
+        }
+        Self::with_files(host, dir, files)
+    }
+
+    fn with_files(host: &Host, dir: SharedDir, files: u64) -> io::Result<FsBuilder> {
+        let builder = FsBuilder { host: host.clone(), dir, files };
         builder.ids()?;
         builder.rules()?;
         Ok(builder)
@@ -45,6 +65,9 @@ impl FsBuilder {
         let rules = self.rules()?;
         let wants_xattrs = host.xattr || rules.is_some() || host.posix_acl != Negotiation::Never;
         let timeout = timeout(host.cache);
+        let coherent = host.cache == Cache::Coherent;
+        // Each lease has a descriptor.
+        let leases = if coherent { files as usize / 8 } else { 0 };
         // With these modes nobody else changes the directory.
         let alone = matches!(host.cache, Cache::Metadata | Cache::Always);
         Passthrough::new(Config {
@@ -68,8 +91,22 @@ impl FsBuilder {
             ids: self.ids()?,
             // A quarter more of inodes' descriptors may be there for a while (see `Inodes`).
             inodes: (files / 5 * 2) as usize,
-            files: (files / 2) as usize,
+            files: (files / 2) as usize - leases,
+            coherence: coherent.then(|| self.coherence(guests, leases)),
         })
+    }
+
+    /// What a guest may take to be told of changes.
+    fn coherence(&self, guests: u64, leases: usize) -> Budget {
+        let mounts = match &self.dir.mounts {
+            Some(file) => file.try_clone(),
+            None => File::open("/proc/self/mountinfo"),
+        };
+        let mounts = mounts
+            .inspect_err(|e| tracing::warn!("mounts below the shared directory are not seen when they come: {e}"))
+            .ok()
+            .map(|file| (file, self.dir.root_dir.clone()));
+        Budget { marks: self.dir.marks / guests.max(1) as usize, leases, mounts }
     }
 
     fn rules(&self) -> io::Result<Option<XattrMap>> {
@@ -134,7 +171,8 @@ fn timeout(cache: Cache) -> Duration {
     const DAY: Duration = Duration::from_secs(86_400);
     match cache {
         Cache::Never => Duration::ZERO,
-        Cache::Auto => Duration::from_secs(1),
+        // Until the guest listens, and where nothing tells of changes.
+        Cache::Auto | Cache::Coherent => Duration::from_secs(1),
         Cache::Metadata | Cache::Always => DAY,
     }
 }

@@ -9,7 +9,7 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::str::FromStr;
-use tunnelfs_settings::{FileHandles, Host, Sandbox as Mode};
+use tunnelfs_settings::{Cache, FileHandles, Host, Sandbox as Mode};
 use vhost::vhost_user::Listener;
 use virtiofsd::sandbox::{Error as Refused, Sandbox, SandboxMode};
 
@@ -27,6 +27,18 @@ pub struct SharedDir {
     pub descriptors: Option<File>,
     /// `/proc/self/mountinfo`, where there is no `/proc`.
     pub mounts: Option<File>,
+    /// Inodes that this process may watch by fanotify (`fs.fanotify.max_user_marks`), its part of them.
+    pub marks: usize,
+}
+
+/// Marks of one host at most: each keeps an inode, of about 1 KiB, in the kernel's memory.
+const MOST_MARKS: usize = 1 << 16;
+
+/// A quarter of what this user's programs may have in all.
+fn marks() -> usize {
+    let limit = std::fs::read_to_string("/proc/sys/fs/fanotify/max_user_marks");
+    let limit = limit.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(MOST_MARKS);
+    (limit / 4).min(MOST_MARKS)
 }
 
 impl SharedDir {
@@ -35,7 +47,8 @@ impl SharedDir {
     /// # Errors
     /// What is wrong with the directory.
     pub fn unconfined(host: &Host) -> io::Result<SharedDir> {
-        Ok(SharedDir { root_dir: root_dir(host)?, mountinfo_prefix: None, descriptors: None, mounts: None })
+        let (root_dir, marks) = (root_dir(host)?, marks());
+        Ok(SharedDir { root_dir, mountinfo_prefix: None, descriptors: None, mounts: None, marks })
     }
 }
 
@@ -78,7 +91,7 @@ pub fn enter(host: &Host, listener: Listener) -> io::Result<(Listener, SharedDir
     };
     let unconfined = SharedDir::unconfined(host)?;
     let (uid_map, gid_map) = (parse_list("host.uid_map", &host.uid_map)?, parse_list("host.gid_map", &host.gid_map)?);
-    let mut sandbox = Sandbox::new(unconfined.root_dir, mode, uid_map, gid_map);
+    let mut sandbox = Sandbox::new(unconfined.root_dir.clone(), mode, uid_map, gid_map);
     let mountinfo_prefix = sandbox.get_mountinfo_prefix()?;
     let root = nix::unistd::geteuid().is_root();
     let listener = sandbox.enter(listener).map_err(|e| io::Error::other(explain(&e, host.sandbox, root)))?;
@@ -87,7 +100,8 @@ pub fn enter(host: &Host, listener: Listener) -> io::Result<(Listener, SharedDir
         vring::set_proc_self_fd(directory.try_clone()?);
     }
     let root_dir = sandbox.get_root_dir();
-    Ok((listener, SharedDir { root_dir, mountinfo_prefix, descriptors, mounts: sandbox.get_mountinfo_fd() }))
+    let (mounts, marks) = (sandbox.get_mountinfo_fd(), unconfined.marks);
+    Ok((listener, SharedDir { root_dir, mountinfo_prefix, descriptors, mounts, marks }))
 }
 
 /// Why the sandbox cannot be had, and what may be done about it.
@@ -164,6 +178,10 @@ fn capabilities(host: &Host) -> io::Result<BTreeSet<String>> {
     let mut kept: BTreeSet<String> = CAPABILITIES.map(String::from).into();
     if host.inode_file_handles != FileHandles::Never {
         kept.insert("DAC_READ_SEARCH".into());
+    }
+    if host.cache == Cache::Coherent {
+        // For files of other users.
+        kept.insert("LEASE".into());
     }
     for change in host.modcaps.split(':').filter(|change| !change.is_empty()) {
         let wrong = |why: &str| {

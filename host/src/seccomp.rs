@@ -2,7 +2,7 @@
 //!
 //! The list is virtiofsd's, and what placing threads and streaming messages need beside it.
 
-use crate::fs::IOCTLS;
+use crate::fs::{FANOTIFY_FLAGS, IOCTLS};
 use libc::*;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -83,6 +83,7 @@ const ALLOWED: &[c_long] = &[
     SYS_epoll_pwait,
     SYS_eventfd2,
     SYS_poll,
+    SYS_ppoll,
     SYS_recvfrom,
     SYS_recvmsg,
     SYS_sendmsg,
@@ -117,6 +118,7 @@ const ALLOWED: &[c_long] = &[
     SYS_sched_setaffinity,
     SYS_sched_yield,
     SYS_set_robust_list,
+    SYS_signalfd4,
     SYS_sigaltstack,
     SYS_tgkill,
     SYS_tkill,
@@ -159,6 +161,13 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     // A thread may unshare its working directory, and nothing else.
     let own_directory = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, CLONE_FS as u64)?;
     rules.insert(SYS_unshare, vec![SeccompRule::new(vec![own_directory])?]);
+    // Changes are watched by groups of one kind, with marks on single inodes.
+    let one = |argument, value: u32| {
+        let wanted = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value.into())?;
+        SeccompRule::new(vec![wanted])
+    };
+    rules.insert(SYS_fanotify_init, vec![one(0, FANOTIFY_FLAGS)?]);
+    rules.insert(SYS_fanotify_mark, vec![one(1, FAN_MARK_ADD)?, one(1, FAN_MARK_REMOVE)?]);
     // A limit may be read, not set: `prlimit64` without new values.
     let no_new_limit = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
     rules.insert(SYS_prlimit64, vec![SeccompRule::new(vec![no_new_limit])?]);

@@ -3,12 +3,14 @@
 use super::credentials::kill_privileges;
 use super::handles::Handle;
 use super::inodes::{Inode, Pin};
+use super::listener::Happening;
 use super::owners::{self, Owners, Ownership};
 use super::passthrough::Passthrough;
 use super::sys::{self, errno, FdName};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
+use tunnelfs_fuse_abi::changes::kind;
 use tunnelfs_fuse_abi::flags::fattr;
 use tunnelfs_fuse_abi::*;
 
@@ -37,20 +39,20 @@ impl Passthrough {
         })
     }
 
-    pub(super) fn attr_out(&self, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<AttrOut> {
+    pub(super) fn attr_out(&self, inode: &Inode, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<AttrOut> {
         let attr = self.attr(st, fd)?;
-        let timeout = self.attr_timeout(attr.mode);
+        let timeout = self.attr_timeout(inode, attr.mode, attr.nlink);
         Ok(AttrOut { attr_valid: timeout.as_secs(), attr_valid_nsec: timeout.subsec_nanos(), dummy: 0, attr })
     }
 
     /// How long attributes are good. A program's setuid and setgid bits go with any write, of which the guest's kernel
     /// learns nothing: it has to ask.
-    pub(super) fn attr_timeout(&self, mode: u32) -> Duration {
+    pub(super) fn attr_timeout(&self, inode: &Inode, mode: u32, links: u32) -> Duration {
         let is_program = mode & libc::S_IFMT == libc::S_IFREG && mode & (libc::S_ISUID | libc::S_ISGID) != 0;
         if is_program {
             Duration::ZERO
         } else {
-            self.config.timeout
+            self.coherence.attributes(inode, links)
         }
     }
 
@@ -59,23 +61,26 @@ impl Passthrough {
         &self,
         node: u64,
         fh: Option<u64>,
-        reply: impl FnOnce(&libc::statx, BorrowedFd<'_>) -> io::Result<R>,
+        reply: impl FnOnce(&Inode, &libc::statx, BorrowedFd<'_>) -> io::Result<R>,
     ) -> io::Result<R> {
         match fh {
             Some(fh) => {
                 let handle = self.handle(fh, node)?;
-                reply(&sys::stat(handle.as_fd())?, handle.as_fd())
+                reply(&handle.held.inode, &sys::stat(handle.as_fd())?, handle.as_fd())
             }
             None => {
-                let (_, pin) = self.inodes.open(node)?;
-                reply(&sys::stat(pin.as_fd())?, pin.as_fd())
+                let (inode, pin) = self.inodes.open(node)?;
+                if inode.is_dir() {
+                    self.coherence.watch(&inode, pin.as_fd());
+                }
+                reply(&inode, &sys::stat(pin.as_fd())?, pin.as_fd())
             }
         }
     }
 
-    pub(super) fn statx_out(&self, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<StatxOut> {
+    pub(super) fn statx_out(&self, inode: &Inode, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<StatxOut> {
         let Ownership { uid, gid, mode, device } = self.config.ids.of(st, fd)?;
-        let timeout = self.attr_timeout(mode);
+        let timeout = self.attr_timeout(inode, mode, st.stx_nlink);
         let time = |t: &libc::statx_timestamp| SxTime { tv_sec: t.tv_sec, tv_nsec: t.tv_nsec, reserved: 0 };
         let stat = Statx {
             mask: st.stx_mask & (libc::STATX_BASIC_STATS | libc::STATX_BTIME),
@@ -125,7 +130,9 @@ impl Passthrough {
         if set.valid & (fattr::ATIME | fattr::MTIME) != 0 {
             self.set_times(&pin, set)?;
         }
-        self.attr_out(&sys::stat(pin.as_fd())?, pin.as_fd())
+        let kind = if set.valid & fattr::SIZE != 0 { kind::MODIFIED } else { kind::ATTRIBUTES };
+        self.coherence.tell(&Happening { kind, node: Some(inode.key), ..Happening::default() });
+        self.attr_out(&inode, &sys::stat(pin.as_fd())?, pin.as_fd())
     }
 
     fn set_owner(&self, pin: &Pin, set: &SetattrIn) -> io::Result<()> {
@@ -186,6 +193,7 @@ impl Passthrough {
         let file = match handle.filter(|handle| handle.writes()) {
             Some(handle) => handle.as_fd(),
             None => {
+                self.coherence.will_write(inode.id);
                 opened = self.reopen(pin.as_fd(), libc::O_WRONLY)?;
                 opened.as_fd()
             }

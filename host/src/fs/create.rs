@@ -1,8 +1,10 @@
 //! Operations that create something, which belongs to the caller then.
 
+use super::cover::Watch;
 use super::credentials::{kill_privileges, set_umask, Acting};
 use super::file_system::*;
 use super::inodes::{Inode, Pin};
+use super::listener::Happening;
 use super::owners::{self, Owners, Ownership};
 use super::passthrough::{decode_device, Passthrough};
 use super::sys::{self, errno, FdName};
@@ -10,6 +12,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use tunnelfs_fuse_abi::changes::kind;
 use tunnelfs_fuse_abi::flags::{self, init};
 use tunnelfs_fuse_abi::*;
 
@@ -18,6 +21,7 @@ struct Place<'a> {
     ctx: &'a Context,
     parent: Arc<Inode>,
     dir: Arc<Pin>,
+    watch: Option<Arc<Watch>>,
     umask: u32,
     extensions: &'a Extensions,
     /// Major and minor number of the device that is created.
@@ -30,7 +34,8 @@ impl Passthrough {
         let (parent, dir) = self.inodes.open(node)?;
         // Without DONT_MASK the guest's kernel has applied it.
         let umask = if self.agreed(init::DONT_MASK) { umask } else { 0 };
-        Ok(Place { ctx, parent, dir, umask, extensions, device: (0, 0) })
+        let watch = self.coherence.watch(&parent, dir.as_fd());
+        Ok(Place { ctx, parent, dir, watch, umask, extensions, device: (0, 0) })
     }
 
     /// Makes `create` act for the caller, with a mode as this machine's file gets it.
@@ -78,7 +83,18 @@ impl Passthrough {
             let _ = sys::unlink_at(place.dir.as_fd(), name, flags);
             return Err(e);
         }
-        self.enter(fd, &place.parent, name).map(|(_, entry)| entry)
+        self.tell_created(place, name, mode);
+        self.enter(fd, &place.parent, name, place.watch.as_ref()).map(|(_, entry)| entry)
+    }
+
+    fn tell_created(&self, place: &Place<'_>, name: &CStr, mode: u32) {
+        self.coherence.tell(&Happening {
+            kind: kind::CREATED,
+            mode: mode & libc::S_IFMT,
+            parent: Some(place.parent.key),
+            name: name.to_bytes(),
+            ..Happening::default()
+        });
     }
 
     pub(super) fn symlink(
@@ -167,6 +183,7 @@ impl Passthrough {
             }
         }
         let st = sys::stat(file.as_fd())?;
+        self.tell_created(&place, name, mode);
         let path = self.path_of(place.dir.as_fd(), name, file.as_fd(), &st)?;
         self.opened(path, &st, &place, name, file, flags, count)
     }
@@ -201,7 +218,7 @@ impl Passthrough {
         if u32::from(st.stx_mode) & libc::S_IFMT != libc::S_IFREG {
             return Err(errno(libc::ESTALE));
         }
-        let (inode, entry) = self.enter_with(path, st, &place.parent, name)?;
+        let (inode, entry) = self.enter_with(path, st, &place.parent, name, place.watch.as_ref())?;
         let held = match entry.attr.mode & libc::S_IFMT {
             libc::S_IFREG => self.inodes.hold(&inode),
             // A regular file here alone, which stands for a special one.
@@ -213,7 +230,7 @@ impl Passthrough {
                 Ok(CreateOut { entry, open: OpenOut { fh, open_flags: self.file_cache(), backing_id: 0 } })
             }
             Err(e) => {
-                self.inodes.forget(inode.id, 1, false);
+                self.forget_entry(inode.id, 1, false);
                 Err(e)
             }
         }

@@ -1,5 +1,6 @@
 //! Listings.
 
+use super::cover::Watch;
 use super::file_system::*;
 use super::inodes::Inode;
 use super::owners::Owners;
@@ -45,11 +46,13 @@ impl Passthrough {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY;
         // Half of what `reopen` costs, but it needs the right to search.
         let pin = held.pin.as_fd();
+        let watch = self.coherence.watch(&inode, pin);
         let dir = sys::open_at(pin, c".", flags, 0).or_else(|_| self.reopen(pin, flags))?;
         let fh = self.handles.add(dir, held, flags, count);
         let open_flags = match self.config.cache {
             Cache::Metadata | Cache::Always => fopen::KEEP_CACHE | fopen::CACHE_DIR,
-            Cache::Never | Cache::Auto => 0,
+            Cache::Coherent if self.coherence.lasts(watch.as_ref()) => fopen::KEEP_CACHE | fopen::CACHE_DIR,
+            Cache::Never | Cache::Auto | Cache::Coherent => 0,
         };
         Ok(OpenOut { fh, open_flags, backing_id: 0 })
     }
@@ -65,12 +68,14 @@ impl Passthrough {
         if at != Some(args.offset) {
             sys::seek(handle.as_fd(), args.offset as i64, libc::SEEK_SET)?;
         }
+        let watch = if plus { self.coherence.watch(inode, handle.held.pin.as_fd()) } else { None };
         // An entry of READDIRPLUS is 128 bytes longer.
         let size = (args.size as usize / if plus { 4 } else { 1 }).clamp(1024, MOST);
         let end = ENTRIES.with_borrow_mut(|entries| {
             entries.resize(MOST, 0);
             let n = sys::read_dir(handle.as_fd(), &mut entries[..size])?;
-            self.list(inode, handle.as_fd(), &entries[..n], plus, sink).map(|end| end.unwrap_or(args.offset))
+            self.list((inode, watch.as_ref()), handle.as_fd(), &entries[..n], plus, sink)
+                .map(|end| end.unwrap_or(args.offset))
         })?;
         *handle.position.lock() = end.1.then_some(end.0);
         Ok(())
@@ -81,7 +86,7 @@ impl Passthrough {
     /// Hands entries to `sink` until it takes no more; where the listing goes on, and whether the directory is there.
     fn list(
         &self,
-        inode: &Arc<Inode>,
+        (inode, watch): (&Arc<Inode>, Option<&Arc<Watch>>),
         dir: BorrowedFd<'_>,
         mut entries: &[u8],
         plus: bool,
@@ -97,11 +102,12 @@ impl Passthrough {
             if !self.announces() {
                 entry.ino = self.numbers.of(inode.key.device, entry.ino);
             }
-            let known = if plus && !own && !up { self.look_up(inode, dir, &entry)? } else { None };
+            // `None` when the name has gone since, or cannot be looked up: the guest asks for it if need be.
+            let known = if plus && !own && !up { self.find(inode, dir, entry.name, watch).ok() } else { None };
             entry.kind = self.kind_of(&entry, known.as_ref());
             let fits = sink(&entry, known.as_ref());
             if let (Some(known), Ok(false) | Err(_)) = (&known, &fits) {
-                self.inodes.forget(known.nodeid, 1, false);
+                self.forget_entry(known.nodeid, 1, false);
             }
             if !fits? {
                 listed.all = false;
@@ -118,11 +124,6 @@ impl Passthrough {
             return entry.kind;
         }
         known.map_or(libc::DT_UNKNOWN.into(), |known| known.attr.mode >> 12 & 0xf)
-    }
-
-    /// An entry's inode; `None` when the name has gone since, or cannot be looked up: the guest asks for it if need be.
-    fn look_up(&self, inode: &Arc<Inode>, dir: BorrowedFd<'_>, entry: &DirEntry<'_>) -> io::Result<Option<EntryOut>> {
-        Ok(self.find(inode, dir, entry.name).ok())
     }
 }
 

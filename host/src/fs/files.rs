@@ -3,12 +3,14 @@
 use super::credentials::kill_privileges;
 use super::file_system::*;
 use super::handles::{Counted, Handle};
+use super::listener::Happening;
 use super::owners::Owners;
 use super::passthrough::Passthrough;
 use super::sys::{self, errno};
 use crate::zero_copy::ZeroCopyBuf;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use tunnelfs_fuse_abi::changes::kind;
 use tunnelfs_fuse_abi::flags::{self, fopen, init, release, write};
 use tunnelfs_fuse_abi::*;
 use tunnelfs_settings::Cache;
@@ -53,7 +55,7 @@ impl Passthrough {
     pub(super) fn file_cache(&self) -> u32 {
         match self.config.cache {
             Cache::Never | Cache::Metadata => fopen::DIRECT_IO,
-            Cache::Auto => 0,
+            Cache::Auto | Cache::Coherent => 0,
             Cache::Always => fopen::KEEP_CACHE,
         }
     }
@@ -65,8 +67,10 @@ impl Passthrough {
             return Err(errno(if inode.is_dir() { libc::EISDIR } else { libc::ENXIO }));
         }
         let mut flags = self.open_flags(args.flags);
-        if flags & libc::O_ACCMODE != libc::O_RDONLY || args.flags as i32 & libc::O_TRUNC != 0 {
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || args.flags as i32 & libc::O_TRUNC != 0;
+        if writes {
             self.changes()?;
+            self.coherence.will_write(node);
         }
         let count = self.handles.reserve()?;
         let held = self.inodes.hold(&inode)?;
@@ -81,7 +85,14 @@ impl Passthrough {
             other => other?,
         };
         let fh = self.handles.add(file, held, flags, count);
-        Ok(OpenOut { fh, open_flags: self.file_cache(), backing_id: 0 })
+        let mut open_flags = self.file_cache();
+        if !writes && self.config.cache == Cache::Coherent {
+            let handle = self.handle(fh, node)?;
+            if self.coherence.opened(&inode, &handle.held.pin, handle.as_fd(), fh) {
+                open_flags |= fopen::KEEP_CACHE;
+            }
+        }
+        Ok(OpenOut { fh, open_flags, backing_id: 0 })
     }
 
     pub(super) fn read(&self, node: u64, args: &ReadIn, out: &ZeroCopyBuf<'_>) -> io::Result<usize> {
@@ -112,12 +123,17 @@ impl Passthrough {
 
     /// After a change of a file: what attributes that the kernel does not know say of setuid bits and capabilities goes.
     fn written(&self, handle: &Handle, kill: bool) -> io::Result<()> {
+        self.tell_changed(handle, kind::MODIFIED);
         self.drop_capabilities(handle.as_fd())?;
         if kill && self.config.ids.owners == Owners::Attribute {
             self.clear_bits(handle.as_fd())
         } else {
             Ok(())
         }
+    }
+
+    fn tell_changed(&self, handle: &Handle, kind: u32) {
+        self.coherence.tell(&Happening { kind, node: Some(handle.held.inode.key), ..Happening::default() });
     }
 
     /// Whether a change that comes without a word about it clears setuid bits: natively whoever has no CAP_FSETID does.
@@ -127,6 +143,7 @@ impl Passthrough {
 
     pub(super) fn flush(&self, node: u64, args: &FlushIn) -> io::Result<()> {
         let handle = self.handle(args.fh, node)?;
+        self.coherence.closed(node, args.fh);
         if self.config.shared_locks {
             self.locks.close(node, args.lock_owner);
         }
@@ -140,6 +157,10 @@ impl Passthrough {
     pub(super) fn release(&self, node: u64, args: &ReleaseIn) -> io::Result<()> {
         let handle = self.handles.remove(args.fh, node)?;
         let inode = handle.held.inode.clone();
+        self.coherence.closed(node, args.fh);
+        if handle.writes() {
+            self.tell_changed(&handle, kind::CLOSED);
+        }
         if self.config.shared_locks && args.release_flags & release::FLUSH != 0 {
             self.locks.close(node, args.lock_owner);
         }
@@ -211,6 +232,7 @@ impl Passthrough {
             return Err(errno(libc::EBADF));
         }
         let mode = if self.config.readonly { libc::O_RDONLY } else { libc::O_RDWR };
+        self.coherence.will_write(node);
         let readable = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::EACCES | libc::EROFS | libc::ETXTBSY));
         let file = match self.reopen(pin.as_fd(), mode) {
             Err(e) if readable(&e) => self.reopen(pin.as_fd(), libc::O_RDONLY)?,
@@ -259,6 +281,9 @@ impl Passthrough {
             bytes[..given.len()].copy_from_slice(given);
         }
         sys::ioctl(handle.as_fd(), args.cmd, &mut bytes)?;
+        if goes_in {
+            self.tell_changed(&handle, kind::ATTRIBUTES);
+        }
         Ok(if goes_in { Vec::new() } else { bytes[..size].to_vec() })
     }
 }

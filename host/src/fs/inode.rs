@@ -1,5 +1,6 @@
 //! One inode that a guest knows, and how it is found again.
 
+use super::cover::Cover;
 use super::sys::{device, FileHandle};
 use parking_lot::RwLock;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -76,6 +77,8 @@ pub struct Inode {
     pub(super) opens: AtomicU32,
     pub(super) used: AtomicBool,
     pub(super) place: RwLock<Place>,
+    /// Which marks watch it.
+    pub cover: Cover,
 }
 
 impl Inode {

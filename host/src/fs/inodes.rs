@@ -7,6 +7,7 @@
 //!
 //! Locks are held for table look-ups alone, never across a system call, and descriptors are closed outside of them.
 
+use super::cover::Cover;
 use super::forgotten::Forgotten;
 use super::inode::{birth, Place};
 pub use super::inode::{Held, Inode, Key, Pin};
@@ -71,6 +72,7 @@ impl Inodes {
             opens: AtomicU32::new(1),
             used: AtomicBool::new(true),
             place: RwLock::new(Place::Pinned(Pin::new(root, &pins))),
+            cover: Cover::default(),
         });
         let table = Inodes {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
@@ -221,8 +223,12 @@ impl Inodes {
 
     /// The inode, if the guest knows it already, of what has just been opened or looked at.
     pub fn find(&self, st: &libc::statx) -> Option<Arc<Inode>> {
-        let key = Key::of(st);
-        self.shards[self.shard_of_key(&key) as usize].read().by_key.get(&key).cloned()
+        self.find_key(&Key::of(st))
+    }
+
+    /// The inode, if the guest knows it, that is this one here.
+    pub fn find_key(&self, key: &Key) -> Option<Arc<Inode>> {
+        self.shards[self.shard_of_key(key) as usize].read().by_key.get(key).cloned()
     }
 
     /// Counts a look-up of what `fd` (O_PATH) has opened. `parent` and `name`: where it was found.
@@ -309,6 +315,7 @@ impl Inodes {
             opens: AtomicU32::new(0),
             used: AtomicBool::new(false),
             place: RwLock::new(place),
+            cover: Cover::default(),
         });
         let mut maps = self.shards[shard as usize].write();
         if let Some(known) = maps.by_key.get(&key).cloned() {
@@ -327,12 +334,13 @@ impl Inodes {
         Ok(new)
     }
 
-    /// Forgets `count` look-ups of the inode; `remember`: it may be asked for again by its number.
-    pub fn forget(&self, id: u64, count: u64, remember: bool) {
+    /// Forgets `count` look-ups of the inode; `remember`: it may be asked for again by its number. The inode, if those
+    /// were all.
+    pub fn forget(&self, id: u64, count: u64, remember: bool) -> Option<Arc<Inode>> {
         if id == ROOT_ID {
-            return;
+            return None;
         }
-        let Ok(inode) = self.get(id) else { return };
+        let inode = self.get(id).ok()?;
         let lock = self.shard(id);
         let left = inode.lookups.load(Acquire).saturating_sub(count);
         // Names the inode outside of the lock; wasted when it is looked up again meanwhile.
@@ -341,7 +349,7 @@ impl Inodes {
         let left = inode.lookups.load(Acquire).saturating_sub(count);
         inode.lookups.store(left, Release);
         if left > 0 || !maps.by_id.get(&id).is_some_and(|now| Arc::ptr_eq(now, &inode)) {
-            return;
+            return None;
         }
         maps.by_id.remove(&id);
         if maps.by_key.get(&inode.key).is_some_and(|now| Arc::ptr_eq(now, &inode)) {
@@ -351,6 +359,7 @@ impl Inodes {
         if let Some(handle) = handle {
             self.forgotten.remember(&inode, handle);
         }
+        Some(inode)
     }
 
     fn name(&self, inode: &Arc<Inode>) -> Option<FileHandle> {

@@ -1,6 +1,9 @@
 //! A directory of this machine, as a file system for one guest: what all operations share, and look-ups.
 //! The others are in `attributes.rs`, `names.rs`, `create.rs`, `io.rs`, `dir.rs`, `xattr.rs` and `locks.rs`.
 
+use super::changes::ChangeSink;
+use super::coherence::{Budget, Coherence};
+use super::cover::Watch;
 use super::credentials;
 use super::file_system::*;
 use super::handles::{Handle, Handles};
@@ -65,12 +68,15 @@ pub struct Config {
     pub inodes: usize,
     /// Descriptors for open files.
     pub files: usize,
+    /// What `cache = "coherent"` may take; `None`: another mode.
+    pub coherence: Option<Budget>,
 }
 
 /// The file system.
 pub struct Passthrough {
     pub(super) config: Config,
-    pub(super) inodes: Inodes,
+    pub(super) inodes: Arc<Inodes>,
+    pub(super) coherence: Coherence,
     pub(super) handles: Handles,
     pub(super) locks: Locks,
     pub(super) numbers: Numbers,
@@ -106,12 +112,20 @@ impl Passthrough {
                  CAP_DAC_READ_SEARCH; \"prefer\" goes on without",
             ));
         }
+        let (inodes, descriptors) = (Arc::new(inodes), OwnedFd::from(descriptors));
+        let coherence = Coherence::new(
+            inodes.clone(),
+            descriptors.try_clone()?,
+            (config.timeout, config.missing_timeout),
+            config.coherence.take(),
+        );
         Ok(Passthrough {
             inodes,
+            coherence,
             handles: Handles::new(config.files),
             locks: Locks::default(),
             numbers: Numbers::new(device(st.stx_dev_major, st.stx_dev_minor)),
-            descriptors: descriptors.into(),
+            descriptors,
             agreed: AtomicU64::new(0),
             config,
         })
@@ -154,10 +168,17 @@ impl Passthrough {
         self.config.announce_submounts && self.agreed(init::SUBMOUNTS)
     }
 
-    /// Looks up what `fd` (O_PATH) has opened, under `name` in `parent`, for the guest to know.
-    pub(super) fn enter(&self, fd: OwnedFd, parent: &Arc<Inode>, name: &CStr) -> io::Result<(Arc<Inode>, EntryOut)> {
+    /// Looks up what `fd` (O_PATH) has opened, under `name` in `parent`, for the guest to know. `watch`: how `parent`
+    /// was watched before that.
+    pub(super) fn enter(
+        &self,
+        fd: OwnedFd,
+        parent: &Arc<Inode>,
+        name: &CStr,
+        watch: Option<&Arc<Watch>>,
+    ) -> io::Result<(Arc<Inode>, EntryOut)> {
         let st = sys::stat(fd.as_fd())?;
-        self.enter_with(fd, &st, parent, name)
+        self.enter_with(fd, &st, parent, name, watch)
     }
 
     /// The same, with what it is.
@@ -167,20 +188,31 @@ impl Passthrough {
         st: &libc::statx,
         parent: &Arc<Inode>,
         name: &CStr,
+        watch: Option<&Arc<Watch>>,
     ) -> io::Result<(Arc<Inode>, EntryOut)> {
         let mut attr = self.attr(st, fd.as_fd())?;
+        let inode = self.inodes.enter(fd, st, parent, name)?;
+        if self.coherence.found(&inode, st.stx_nlink, watch.cloned()) {
+            // It is watched only now.
+            attr = self.attr_again(&inode).inspect_err(|_| self.forget(inode.id, 1))?;
+        }
         if self.announces() && st.stx_mnt_id != parent.key.mount {
             attr.flags |= flags::ATTR_SUBMOUNT;
         }
-        let inode = self.inodes.enter(fd, st, parent, name)?;
-        let entry = self.entry(inode.id, attr);
+        let entry = self.entry(&inode, attr, watch);
         Ok((inode, entry))
     }
 
-    fn entry(&self, nodeid: u64, attr: Attr) -> EntryOut {
-        let (timeout, attr_timeout) = (self.config.timeout, self.attr_timeout(attr.mode));
+    fn attr_again(&self, inode: &Arc<Inode>) -> io::Result<Attr> {
+        let pin = self.inodes.pin(inode)?;
+        self.attr(&sys::stat(pin.as_fd())?, pin.as_fd())
+    }
+
+    fn entry(&self, inode: &Inode, attr: Attr, watch: Option<&Arc<Watch>>) -> EntryOut {
+        let timeout = self.coherence.entry(watch);
+        let attr_timeout = self.attr_timeout(inode, attr.mode, attr.nlink);
         EntryOut {
-            nodeid,
+            nodeid: inode.id,
             generation: 0,
             entry_valid: timeout.as_secs(),
             attr_valid: attr_timeout.as_secs(),
@@ -190,10 +222,16 @@ impl Passthrough {
         }
     }
 
-    /// Finds a name in a directory that is open.
-    pub(super) fn find(&self, parent: &Arc<Inode>, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<EntryOut> {
+    /// Finds a name in a directory that is open, and watched like this.
+    pub(super) fn find(
+        &self,
+        parent: &Arc<Inode>,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        watch: Option<&Arc<Watch>>,
+    ) -> io::Result<EntryOut> {
         let fd = sys::open_at(dir, name, libc::O_PATH | libc::O_NOFOLLOW, 0)?;
-        self.enter(fd, parent, name).map(|(_, entry)| entry)
+        self.enter(fd, parent, name, watch).map(|(_, entry)| entry)
     }
 
     fn lookup(&self, node: u64, name: &CStr) -> io::Result<EntryOut> {
@@ -203,9 +241,13 @@ impl Passthrough {
             _ => {}
         }
         let (parent, dir) = self.inodes.open(node)?;
-        match self.find(&parent, dir.as_fd(), name) {
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) && !self.config.missing_timeout.is_zero() => {
-                let timeout = self.config.missing_timeout;
+        let watch = self.coherence.watch(&parent, dir.as_fd());
+        match self.find(&parent, dir.as_fd(), name, watch.as_ref()) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
+                let timeout = self.coherence.missing(watch.as_ref());
+                if timeout.is_zero() {
+                    return Err(e);
+                }
                 Ok(EntryOut {
                     entry_valid: timeout.as_secs(),
                     entry_valid_nsec: timeout.subsec_nanos(),
@@ -224,7 +266,7 @@ impl Passthrough {
             self.attr(&st, pin.as_fd())
         });
         match found {
-            Ok(attr) => Ok(self.entry(inode.id, attr)),
+            Ok(attr) => Ok(self.entry(&inode, attr, None)),
             Err(e) => {
                 self.forget(inode.id, 1);
                 Err(e)
@@ -244,7 +286,7 @@ impl Passthrough {
         let up = |from: BorrowedFd<'_>| sys::open_at(from, c"..", libc::O_PATH | libc::O_NOFOLLOW, 0);
         let parent = up(dir.as_fd())?;
         self.check_inside(parent.as_fd(), up)?;
-        self.enter(parent, &inode, c"..").map(|(_, entry)| entry)
+        self.enter(parent, &inode, c"..", None).map(|(_, entry)| entry)
     }
 
     /// Whether the way up from a directory leads to the share's root: it may have been moved out of it.
@@ -271,7 +313,14 @@ impl Passthrough {
     }
 
     fn forget(&self, node: u64, nlookup: u64) {
-        self.inodes.forget(node, nlookup, self.agreed(init::EXPORT_SUPPORT));
+        self.forget_entry(node, nlookup, self.agreed(init::EXPORT_SUPPORT));
+    }
+
+    /// Forgets look-ups, of which the guest may not have heard; `remember`: it has.
+    pub(super) fn forget_entry(&self, node: u64, nlookup: u64, remember: bool) {
+        if let Some(inode) = self.inodes.forget(node, nlookup, remember) {
+            self.coherence.forgotten(&inode);
+        }
     }
 
     fn statfs(&self, node: u64) -> io::Result<Kstatfs> {
@@ -350,6 +399,7 @@ impl Passthrough {
     }
 
     fn destroy(&self) {
+        self.coherence.clear();
         self.locks.clear();
         self.handles.clear();
         self.inodes.clear();
@@ -408,12 +458,20 @@ impl FileSystem for Passthrough {
         Passthrough::forget(self, node, nlookup);
     }
 
+    fn changes(&self, sink: &mut ChangeSink<'_>) -> io::Result<()> {
+        self.coherence.changes(sink)
+    }
+
+    fn dropped(&self, node: u64) {
+        self.coherence.dropped(node);
+    }
+
     delegate! {
         lookup(_ctx, node: u64, name: &CStr) -> EntryOut = |s: &This| s.lookup(node, name);
         getattr(_ctx, node: u64, fh: Option<u64>) -> AttrOut =
-            |s: &This| s.stat_of(node, fh, |st, fd| s.attr_out(st, fd));
+            |s: &This| s.stat_of(node, fh, |inode, st, fd| s.attr_out(inode, st, fd));
         statx(_ctx, node: u64, fh: Option<u64>, _flags: u32, _mask: u32) -> StatxOut =
-            |s: &This| s.stat_of(node, fh, |st, fd| s.statx_out(st, fd));
+            |s: &This| s.stat_of(node, fh, |inode, st, fd| s.statx_out(inode, st, fd));
         setattr(_ctx, node: u64, set: &SetattrIn) -> AttrOut = |s: &This| s.setattr(node, set);
         readlink(_ctx, node: u64) -> Vec<u8> = |s: &This| s.readlink(node);
         symlink(ctx, node: u64, name: &CStr, target: &CStr, extensions: &Extensions) -> EntryOut =

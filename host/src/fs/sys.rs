@@ -35,11 +35,16 @@ pub fn open_at(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mode: u32) -> io::R
 
 /// `statx` of an open file.
 pub fn stat(fd: BorrowedFd<'_>) -> io::Result<libc::statx> {
+    stat_at(fd, c"")
+}
+
+/// `statx` of a name in a directory: of a link itself.
+pub fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<libc::statx> {
     // SAFETY: all-zero bytes are a valid `statx`.
     let mut st = unsafe { std::mem::zeroed::<libc::statx>() };
     let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_SYNC_AS_STAT;
-    // SAFETY: a borrowed descriptor, an empty path, and room for the answer.
-    check(unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, STAT_MASK, &raw mut st) })?;
+    // SAFETY: a borrowed descriptor, a C string, and room for the answer.
+    check(unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, STAT_MASK, &raw mut st) })?;
     Ok(st)
 }
 
@@ -74,6 +79,11 @@ impl FileHandle {
         })?;
         let len = (raw.len as usize).min(MAX_HANDLE);
         Ok(FileHandle { kind: raw.kind, bytes: raw.bytes[..len].into() })
+    }
+
+    /// Its kind and its bytes.
+    pub fn parts(&self) -> (i32, &[u8]) {
+        (self.kind, &self.bytes)
     }
 
     /// Opens the file, on the mount of `mount` (which is no O_PATH descriptor).

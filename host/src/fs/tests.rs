@@ -12,10 +12,10 @@ use tunnelfs_fuse_abi::*;
 use tunnelfs_settings::{Cache, FileHandles, Negotiation};
 use virtiofsd::soft_idmap::IdMap;
 
-const ROOT: Context = Context { uid: 0, gid: 0, pid: 1, unique: 0 };
+pub(super) const ROOT: Context = Context { uid: 0, gid: 0, pid: 1, unique: 0 };
 const USER: Context = Context { uid: 1000, gid: 1000, pid: 1, unique: 0 };
 
-fn config(dir: &Path) -> Config {
+pub(super) fn config(dir: &Path) -> Config {
     Config {
         root: dir.into(),
         descriptors: None,
@@ -37,6 +37,7 @@ fn config(dir: &Path) -> Config {
         ids: Ids::new(Owners::Real, IdMap::empty(), IdMap::empty(), false),
         inodes: 100,
         files: 100,
+        coherence: None,
     }
 }
 

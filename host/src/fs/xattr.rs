@@ -4,7 +4,8 @@
 
 use super::credentials::{kill_privileges, Acting};
 use super::file_system::{Context, XattrReply};
-use super::inodes::Pin;
+use super::inodes::{Inode, Pin};
+use super::listener::Happening;
 use super::owners::OVERRIDE;
 use super::passthrough::Passthrough;
 use super::sys::{self, errno, FdName};
@@ -12,6 +13,7 @@ use std::borrow::Cow;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use tunnelfs_fuse_abi::changes::kind;
 use tunnelfs_fuse_abi::flags::{init, SETXATTR_ACL_KILL_SGID};
 
 /// Bytes of the largest value or list (XATTR_SIZE_MAX, XATTR_LIST_MAX of linux/limits.h).
@@ -57,16 +59,20 @@ impl Passthrough {
     ) -> io::Result<()> {
         self.changes()?;
         let name = self.xattr(name)?;
-        let (_, pin) = self.inodes.open(node)?;
+        let (inode, pin) = self.inodes.open(node)?;
         let path = FdName::new(pin.as_fd());
         if extra & SETXATTR_ACL_KILL_SGID == 0 {
             kill_privileges(false)?;
-            return sys::set_xattr(path.as_c_str(), &name, value, flags as i32);
+            sys::set_xattr(path.as_c_str(), &name, value, flags as i32)?;
+            self.tell_attributes(&inode);
+            return Ok(());
         }
         // Somebody outside of the file's group sets an ACL: the kernel clears the bit for such a one.
         kill_privileges(true)?;
         let _acting = Acting::for_caller(&self.config.ids.caller(ctx)?, &[])?;
-        sys::set_xattr(path.as_c_str(), &name, value, flags as i32)
+        sys::set_xattr(path.as_c_str(), &name, value, flags as i32)?;
+        self.tell_attributes(&inode);
+        Ok(())
     }
 
     /// An attribute that the guest's security module gives a new file.
@@ -119,8 +125,15 @@ impl Passthrough {
     pub(super) fn removexattr(&self, node: u64, name: &CStr) -> io::Result<()> {
         self.changes()?;
         let name = self.xattr(name)?;
-        let (_, pin) = self.inodes.open(node)?;
-        sys::remove_xattr(FdName::new(pin.as_fd()).as_c_str(), &name)
+        let (inode, pin) = self.inodes.open(node)?;
+        sys::remove_xattr(FdName::new(pin.as_fd()).as_c_str(), &name)?;
+        self.tell_attributes(&inode);
+        Ok(())
+    }
+
+    fn tell_attributes(&self, inode: &Inode) {
+        let kind = kind::ATTRIBUTES;
+        self.coherence.tell(&Happening { kind, node: Some(inode.key), ..Happening::default() });
     }
 }
 

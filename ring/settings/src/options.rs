@@ -59,7 +59,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     option("host.thread_pool_size", "thread-pool-size", Value("N"), "Threads for operations that block"),
     option("host.cpus", "cpus", List("CPUS"), "CPUs of the queues' threads, in order (none: by measurement)"),
     option("host.readonly", "readonly", Switch(true), "The guest may change nothing"),
-    option("host.cache", "cache", Value("MODE"), "What the guest may cache: never, metadata, auto or always"),
+    option("host.cache", "cache", Value("MODE"), "What the guest may cache: never, metadata, auto, always or coherent"),
     option("host.writeback", "writeback", Switch(true), "Let the guest cache writes"),
     option("host.xattr", "xattr", Switch(true), "Extended attributes"),
     option(

@@ -144,6 +144,8 @@ pub enum Cache {
     Auto,
     /// Everything, as long as the guest likes: nobody else changes the directory.
     Always,
+    /// Everything, as long as the guest likes: it is told of changes. Where it cannot be: as with `Auto`.
+    Coherent,
 }
 
 /// When a file handle stands for an inode, rather than an open descriptor (virtiofsd's `--inode-file-handles`).
