@@ -38,23 +38,21 @@ pub struct DeviceContext<H: Handler> {
 }
 
 impl<H: Handler> DeviceContext<H> {
-    /// The context of a new device, whose threads are `pool`'s.
-    pub fn new(settings: &Settings, memory: Memory, pool: WorkerPool<QueueThread<H>>) -> Self {
+    /// The context of a new device.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub fn new(settings: &Settings, memory: Memory) -> io::Result<Self> {
         let may_place = settings.wait.policy == Policy::Auto && settings.host.cpus.is_empty();
-        DeviceContext {
+        Ok(DeviceContext {
             handler: OnceLock::new(),
             memory,
-<<<<<<< Updated upstream
             pool: WorkerPool::new(settings.host.thread_pool_size)?,
             rings: settings.transport.kind == TransportKind::Ring,
-=======
-            pool,
-            rings: settings.transport.kind == Kind::Ring,
->>>>>>> Stashed changes
             cpus: settings.host.cpus.clone(),
             tuner: may_place.then(|| Arc::new(PlacementTuner::new())),
             stopping: AtomicBool::new(false),
-        }
+        })
     }
 
     /// Sets what serves requests, before the queues' threads start.
