@@ -133,6 +133,7 @@ pub fn ratios(run: &Run) -> Vec<Ratio> {
         what: "echo p50, spin: endpoint / raw queues".into(),
         value: pair[1].p50_ns as f64 / pair[0].p50_ns as f64,
         bound: AtMost(1.1),
+        why: "the safe ends copy a slot's header and check it".into(),
     }));
     out.extend(run.idle.iter().map(|idle| Ratio {
         what: format!("idle {:?}, {}: share of a core", idle.pair.transport, idle.pair.policy),

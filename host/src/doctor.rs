@@ -64,11 +64,10 @@ fn file_system(settings: &Settings, dir: &Path, report: &mut Report) {
     let Ok(found) = statfs(dir) else { return };
     let number = found.filesystem_type().0 & 0xffff_ffff;
     match REMOTE.iter().find(|(remote, _)| *remote == number) {
-        Some((_, name)) if settings.host.cache == Cache::Always || settings.host.cache == Cache::Metadata => report
-            .advice(
-                format!("cache = {:?} on {name}: what other machines change is not seen", settings.host.cache),
-                "--cache auto (a second late) or never, unless this host alone changes the files",
-            ),
+        Some((_, name)) if ![Cache::Auto, Cache::Never].contains(&settings.host.cache) => report.advice(
+            format!("cache = {:?} on {name}: what other machines change is not seen", settings.host.cache),
+            "--cache auto (a second late) or never, unless this host alone changes the files",
+        ),
         Some((_, name)) => {
             report.fine(format!("{name} below: cache modes auto and never; others miss foreign changes"))
         }
