@@ -81,7 +81,7 @@ impl Outcome<'_> {
                 i.low,
                 i.high
             ),
-            None => format!("The defaults are best: nothing that was tried is better beyond doubt."),
+            None => "The defaults are best: nothing that was tried is better beyond doubt.".into(),
         }
     }
 
