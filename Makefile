@@ -86,6 +86,7 @@ test: deps deps-conformance
 conformance: deps deps-conformance
 	cargo build --release --workspace
 	cargo test --release -p tunnelfs-bench --test conformance -- --include-ignored --skip soak:: --test-threads 2 --nocapture
+	cargo test --release -p tunnelfs-bench --test coherence -- --include-ignored --test-threads 1 --nocapture
 	cargo test --release -p tunnelfs-bench --test differential -- --ignored --nocapture
 
 # All kinds of mounts under loads that check their bytes, with kills and restarts, at random from SEED, for SOAK_SECONDS

@@ -276,8 +276,8 @@ impl Test<'_> {
     }
 }
 
-fn run(channel: &str, transport: &str, changes: usize) {
-    let Some(world) = World::new(channel, transport) else { return };
+fn run(world: Option<World>, through: &str, changes: usize) {
+    let Some(world) = world else { return };
     for dir in DIRS {
         fs::create_dir(world.behind(dir)).unwrap();
         fs::metadata(world.inside(dir)).unwrap();
@@ -326,7 +326,7 @@ fn run(channel: &str, transport: &str, changes: usize) {
     ages.sort_unstable();
     let us = |q: f64| ages.get((ages.len() as f64 * q) as usize).map_or(0, Duration::as_micros);
     println!(
-        "{channel}, {transport}: {changes} changes, {} reads, of which {} had been right before: by p50 {} us, p99 {} us, at most {} us",
+        "{through}: {changes} changes, {} reads, of which {} had been right before: by p50 {} us, p99 {} us, at most {} us",
         test.reads.into_inner(),
         ages.len(),
         us(0.5),
@@ -338,16 +338,21 @@ fn run(channel: &str, transport: &str, changes: usize) {
 
 #[test]
 fn short_histories_by_io_uring() {
-    run("uring", "ring", 3_000);
+    run(World::new("uring", "ring"), "io_uring", 3_000);
 }
 
 #[test]
 fn short_histories_by_dev_fuse() {
-    run("fuse", "virtqueue", 3_000);
+    run(World::new("fuse", "virtqueue"), "/dev/fuse", 3_000);
 }
 
 #[test]
 #[ignore = "make conformance"]
 fn long_histories() {
-    run("uring", "ring", 1_000_000);
+    run(World::real("uring", "ring"), "a host that watches", 1_000_000);
+}
+
+#[test]
+fn short_histories_of_a_host_that_watches() {
+    run(World::real("uring", "ring"), "a host that watches", 3_000);
 }

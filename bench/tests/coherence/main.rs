@@ -2,11 +2,12 @@
 //! was told to keep all for a day. About a minute; the long histories run in `make conformance`.
 //!
 //! The host is one of this process, which tells of changes as a script says, so that the guest's part is under test
-//! alone. Needs root and `/dev/fuse`; skips without them.
+//! alone; or (real.rs) the program with `--cache coherent`. Needs root and `/dev/fuse`; skips without them.
 
 mod cases;
 mod histories;
 mod history;
+mod real;
 #[allow(dead_code)]
 #[path = "../mount/rig.rs"]
 mod rig;
@@ -50,6 +51,15 @@ impl World {
         Some(World { guest, script, _host: host, scratch })
     }
 
+    /// A world whose host is a process of its own, which watches the share.
+    pub fn real(channel: &str, transport: &str) -> Option<World> {
+        let scratch = Scratch::for_channel(channel)?.in_memory("64m");
+        let host = real::start(&scratch);
+        let guest = Guest::mount(&scratch, &host, &format!("channel={channel},transport={transport}"));
+        let script = Arc::new(Script::silent());
+        Some(World { guest, script, _host: host, scratch })
+    }
+
     /// A path as the guest has it.
     pub fn inside(&self, name: &str) -> PathBuf {
         self.guest.point.join(name)
@@ -71,9 +81,13 @@ pub fn names(dir: &Path) -> Vec<String> {
 
 fn all_cases(channel: &str, transport: &str) {
     let Some(world) = World::new(channel, transport) else { return };
-    for (name, case) in cases::CASES {
+    run_cases(world, &[cases::CASES, cases::SCRIPTED].concat(), &format!("{channel}, {transport}"));
+}
+
+fn run_cases(world: World, cases: &[cases::Case], through: &str) {
+    for (name, case) in cases {
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(&world)));
-        assert!(done.is_ok(), "{name}: failed over {channel}, {transport}: {}", world.guest.output());
+        assert!(done.is_ok(), "{name}: failed over {through}: {}", world.guest.output());
     }
     world.guest.unmount();
 }

@@ -1,0 +1,143 @@
+//! With a host that watches the share itself: `tunnelfs-host --cache coherent`.
+
+use crate::rig::{is_listening, soon, Guest, Host, Peer, Scratch, Stopped, PROMPT};
+use crate::{cases, run_cases, World};
+use nix::sys::signal::{kill, Signal};
+use std::fs::{self, File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+use tunnelfs_bench::session::sibling;
+
+/// A host that watches.
+pub fn start(scratch: &Scratch) -> Host {
+    Host::start_with(scratch, Peer::Ours, &["--cache", "coherent"])
+}
+
+#[test]
+fn changes_are_seen_from_a_host_that_watches() {
+    let Some(world) = World::real("uring", "ring") else { return };
+    run_cases(world, cases::CASES, "a host that watches");
+}
+
+/// The names that the guest's kernel has been told of stay with the host that follows.
+#[test]
+fn another_host_goes_on_and_nothing_stays_stale() {
+    let Some(mut world) = World::real("uring", "ring") else { return };
+    let mut next = [(); 2].map(|()| NextHost::new(&world));
+    fs::create_dir(world.behind("d")).unwrap();
+    fs::write(world.behind("d/old"), "old").unwrap();
+    soon("it appears", || fs::read_to_string(world.inside("d/old")).ok());
+    let open = File::open(world.inside("d/old")).unwrap();
+    assert!(fs::metadata(world.inside("d/new")).is_err());
+    assert_eq!(crate::names(&world.inside("d")), ["old"]);
+    for round in 0..2 {
+        world.replace_host(&mut next[round], |share| {
+            let (old, new) = (share.join("d/old"), share.join("d/new"));
+            if round == 0 {
+                fs::write(new, "new").unwrap();
+                fs::set_permissions(old, Permissions::from_mode(0o604)).unwrap();
+            } else {
+                fs::remove_file(new).unwrap();
+            }
+        });
+        let there = round == 0;
+        soon("what changed without a host", || (world.inside("d/new").exists() == there).then_some(()));
+        let mode = || open.metadata().unwrap().permissions().mode() & 0o777;
+        soon("an open file's attributes", || (mode() == 0o604).then_some(()));
+        let wanted: &[&str] = if there { &["new", "old"] } else { &["old"] };
+        soon("a list", || (crate::names(&world.inside("d")) == wanted).then_some(()));
+        // What the new host sees, in numbers of its own.
+        fs::write(world.behind("d/later"), "x").unwrap();
+        soon("a name that appears later", || world.inside("d/later").exists().then_some(()));
+        fs::remove_file(world.behind("d/later")).unwrap();
+        soon("and is gone", || (!world.inside("d/later").exists()).then_some(()));
+        fs::write(world.behind("d/old"), format!("round {round}")).unwrap();
+        let wanted = format!("round {round}");
+        soon("data", || (fs::read_to_string(world.inside("d/old")).ok()? == wanted).then_some(()));
+    }
+    drop(open);
+    world.guest.unmount();
+}
+
+#[test]
+fn a_guest_that_does_not_answer_holds_up_a_writer_for_a_moment() {
+    let Some(world) = World::real("fuse", "ring") else { return };
+    fs::write(world.behind("file"), "one").unwrap();
+    soon("it appears", || fs::read_to_string(world.inside("file")).ok());
+    assert_eq!(fs::read_to_string(world.inside("file")).unwrap(), "one");
+    let stopped = Stopped::new(world.guest.pid());
+    let begun = Instant::now();
+    let mut file = File::options().write(true).open(world.behind("file")).unwrap();
+    assert!(begun.elapsed() < PROMPT, "{:?}", begun.elapsed());
+    file.write_all(b"two").unwrap();
+    drop((file, stopped));
+    soon("the new data", || (fs::read_to_string(world.inside("file")).ok()? == "two").then_some(()));
+    world.guest.unmount();
+}
+
+/// Each sees what the other one does.
+#[test]
+fn two_guests_see_each_other() {
+    let Some(world) = World::real("fuse", "ring") else { return };
+    let Some(other) = Scratch::new() else { return };
+    let second = Guest::mount(&other, world.host(), "channel=fuse");
+    for round in 0..20 {
+        let (a, b): (&Path, &Path) =
+            if round % 2 == 0 { (&world.guest.point, &second.point) } else { (&second.point, &world.guest.point) };
+        let name = format!("file-{round}");
+        assert!(!b.join(&name).exists());
+        fs::write(a.join(&name), &name).unwrap();
+        soon("the other one's file", || fs::read_to_string(b.join(&name)).ok().filter(|text| *text == name));
+        fs::rename(a.join(&name), a.join("moved")).unwrap();
+        soon("its new name", || (b.join("moved").exists() && !b.join(&name).exists()).then_some(()));
+        fs::remove_file(a.join("moved")).unwrap();
+        soon("that it is gone", || (!b.join("moved").exists()).then_some(()));
+    }
+    second.unmount();
+    world.guest.unmount();
+}
+
+/// A host that starts when it is told to. This process cannot start one while it has files open on the mount: a new
+/// process closes them first, which waits for a host.
+struct NextHost(Option<Child>);
+
+impl NextHost {
+    fn new(world: &World) -> NextHost {
+        let mut command = Command::new("sh");
+        command.args(["-c", "read go && exec \"$@\"", "sh"]).arg(sibling("tunnelfs-host").unwrap());
+        command.arg("--socket-path").arg(world.scratch.path("socket"));
+        command.arg("--shared-dir").arg(world.scratch.path("share"));
+        command.args(["--num-request-queues", "2", "--cache", "coherent"]);
+        NextHost(Some(command.stdin(Stdio::piped()).spawn().unwrap()))
+    }
+}
+
+impl Drop for NextHost {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl World {
+    fn host(&self) -> &Host {
+        &self._host
+    }
+
+    /// Kills the host, does something to the share, and starts another one.
+    fn replace_host(&mut self, next: &mut NextHost, meanwhile: impl FnOnce(&Path)) {
+        kill(self._host.server(), Signal::SIGKILL).unwrap();
+        let _ = self._host.child.kill();
+        self._host.child.wait().unwrap();
+        meanwhile(&self.scratch.path("share"));
+        next.0.as_mut().unwrap().stdin.take().unwrap().write_all(b"go\n").unwrap();
+        let socket = self.scratch.path("socket");
+        soon("the next host listens", || is_listening(&socket).then_some(()));
+        self._host = Host::of(next.0.take().unwrap(), socket, self.scratch.path("share"));
+    }
+}
