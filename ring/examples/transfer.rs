@@ -4,8 +4,9 @@
 //! `cargo run --release --example transfer [MIB]`
 
 use ipc_channel::ipc::{self, IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory};
+use nix::unistd::pipe;
 use std::fs::File;
-use std::io::{pipe, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -14,6 +15,9 @@ use std::time::{Duration, Instant};
 use tunnelfs_ring::{Device, Driver, Error, Geometry, Handoff, WaitConfig};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Moves that many pieces of a file, whose path is given.
+type Way = fn(&str, usize) -> Result<()>;
 
 const PIECE: usize = 1 << 20;
 /// Pieces on their way at a time. A pipe and a socket have the kernel's buffer instead.
@@ -36,7 +40,7 @@ fn compare(mib: usize) -> Result<()> {
     let path = std::env::temp_dir().join(format!("tunnelfs-transfer-{}", std::process::id()));
     let mut file = File::create(&path)?;
     (0..mib).try_for_each(|n| file.write_all(&vec![n as u8; PIECE]))?;
-    let ways: [(&str, fn(&str, usize) -> Result<()>); 4] =
+    let ways: [(&str, Way); 4] =
         [("ring", over_ring), ("pipe", over_pipe), ("UNIX socket", over_socket), ("ipc-channel", over_ipc_channel)];
     let mut best = [Duration::MAX; 4];
     let mut result = Ok(());
@@ -128,7 +132,7 @@ fn serve_ring(file: &File, socket: &UnixStream) -> Result<()> {
 fn over_pipe(path: &str, count: usize) -> Result<()> {
     let (reader, writer) = pipe()?;
     let mut child = start("pipe", path, "", Stdio::null(), writer.into())?;
-    take_stream(reader, count)?;
+    take_stream(File::from(reader), count)?;
     ended(&mut child)
 }
 
