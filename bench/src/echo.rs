@@ -98,7 +98,10 @@ fn endpoint(wait: WaitConfig, record: &mut (dyn FnMut(Duration) + Send)) -> Resu
             driver.submit(msg, slot, 0, 0).map_err(|_| Error::Corrupt("the ring is full"))?;
             loop {
                 match driver.reap()? {
-                    Some(reply) => return Ok(driver.free(reply.slot)),
+                    Some(reply) => {
+                        driver.free(reply.slot);
+                        return Ok(());
+                    }
                     None => driver.wait(None)?,
                 }
             }
