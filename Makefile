@@ -152,9 +152,9 @@ install:
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS:%=$(BIN)/%)
 	$(STRIP) $(PROGRAMS:%=$(DESTDIR)$(PREFIX)/bin/%)
 	for name in $(HELPERS); do ln -sf $(PREFIX)/bin/tunnelfs-guest $(DESTDIR)$(SBINDIR)/$$name; done
-	for unit in $(UNITS); do sed 's|@PREFIX@|$(PREFIX)|' packaging/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; done
-	install -D -m 644 packaging/tunnelfs.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/tunnelfs.conf
-	install -D -m 644 packaging/tunnelfs.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/tunnelfs.conf
+	for unit in $(UNITS); do sed 's|@PREFIX@|$(PREFIX)|' host/packaging/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; done
+	install -D -m 644 host/packaging/tunnelfs.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/tunnelfs.conf
+	install -D -m 644 host/packaging/tunnelfs.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/tunnelfs.conf
 	for program in $(SERVED); do \
 	  $(BIN)/$$program man > $(DESTDIR)$(MAN)/$$program.8 && \
 	  $(BIN)/$$program completions bash > $(DESTDIR)$(BASH)/$$program && \
@@ -174,7 +174,7 @@ uninstall:
 # A Debian package in target/deb.
 deb:
 	cargo build --release --workspace
-	./packaging/deb
+	./host/packaging/deb
 
 # What the virtual machines want: QEMU and the parts of small file systems, and one file of the guest.
 .deps/vm-tools:

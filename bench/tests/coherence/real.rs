@@ -33,8 +33,8 @@ fn another_host_goes_on_and_nothing_stays_stale() {
     let open = File::open(world.inside("d/old")).unwrap();
     assert!(fs::metadata(world.inside("d/new")).is_err());
     assert_eq!(crate::names(&world.inside("d")), ["old"]);
-    for round in 0..2 {
-        world.replace_host(&mut next[round], |share| {
+    for (round, next) in next.iter_mut().enumerate() {
+        world.replace_host(next, |share| {
             let (old, new) = (share.join("d/old"), share.join("d/new"));
             if round == 0 {
                 fs::write(new, "new").unwrap();
