@@ -134,9 +134,10 @@ impl World {
         kill(self._host.server(), Signal::SIGKILL).unwrap();
         let _ = self._host.child.kill();
         self._host.child.wait().unwrap();
+        let socket = self.scratch.path("socket");
+        soon("it is dead", || (!is_listening(&socket)).then_some(()));
         meanwhile(&self.scratch.path("share"));
         next.0.as_mut().unwrap().stdin.take().unwrap().write_all(b"go\n").unwrap();
-        let socket = self.scratch.path("socket");
         soon("the next host listens", || is_listening(&socket).then_some(()));
         self._host = Host::of(next.0.take().unwrap(), socket, self.scratch.path("share"));
     }
