@@ -81,7 +81,8 @@ pub fn names(dir: &Path) -> Vec<String> {
 
 fn all_cases(channel: &str, transport: &str) {
     let Some(world) = World::new(channel, transport) else { return };
-    run_cases(world, &[cases::CASES, cases::SCRIPTED].concat(), &format!("{channel}, {transport}"));
+    let busy = if transport == "socket" { &[][..] } else { cases::BUSY };
+    run_cases(world, &[cases::CASES, cases::SCRIPTED, busy].concat(), &format!("{channel}, {transport}"));
 }
 
 fn run_cases(world: World, cases: &[cases::Case], through: &str) {

@@ -26,15 +26,15 @@ fn changes_are_seen_from_a_host_that_watches() {
 #[test]
 fn another_host_goes_on_and_nothing_stays_stale() {
     let Some(mut world) = World::real("uring", "ring") else { return };
-    let mut next = [(); 2].map(|()| NextHost::new(&world));
+    let hosts = [(); 2].map(|()| NextHost::new(&world));
     fs::create_dir(world.behind("d")).unwrap();
     fs::write(world.behind("d/old"), "old").unwrap();
     soon("it appears", || fs::read_to_string(world.inside("d/old")).ok());
     let open = File::open(world.inside("d/old")).unwrap();
     assert!(fs::metadata(world.inside("d/new")).is_err());
     assert_eq!(crate::names(&world.inside("d")), ["old"]);
-    for (round, next) in next.iter_mut().enumerate() {
-        world.replace_host(next, |share| {
+    for (round, mut next) in hosts.into_iter().enumerate() {
+        world.replace_host(&mut next, |share| {
             let (old, new) = (share.join("d/old"), share.join("d/new"));
             if round == 0 {
                 fs::write(new, "new").unwrap();
@@ -134,9 +134,10 @@ impl World {
         kill(self._host.server(), Signal::SIGKILL).unwrap();
         let _ = self._host.child.kill();
         self._host.child.wait().unwrap();
+        let socket = self.scratch.path("socket");
+        soon("it is dead", || (!is_listening(&socket)).then_some(()));
         meanwhile(&self.scratch.path("share"));
         next.0.as_mut().unwrap().stdin.take().unwrap().write_all(b"go\n").unwrap();
-        let socket = self.scratch.path("socket");
         soon("the next host listens", || is_listening(&socket).then_some(()));
         self._host = Host::of(next.0.take().unwrap(), socket, self.scratch.path("share"));
     }
