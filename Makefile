@@ -54,6 +54,12 @@ bench-mount: deps .deps/bin/passthrough_hp
 	./target/release/tunnelfs-bench mount --json results/mount.json --report results/mount.md \
 	  --peer "hp-fuse=$(HP) {src} {mnt}" --peer "hp-uring=$(HP) -o io_uring,io_uring_q_depth=16 {src} {mnt}"
 
+# Programs on trees of small files, about a quarter of an hour; needs root, /dev/fuse, git and cc.
+bench-tree: deps .deps/bin/passthrough_hp
+	cargo build --release --workspace
+	./target/release/tunnelfs-bench tree --json results/tree.json --report results/tree.md \
+	  --peer "hp=.deps/bin/passthrough_hp --foreground --nopassthrough {src} {mnt}"
+
 # libfuse's fastest pass-through, as a peer.
 .deps/bin/passthrough_hp:
 	./bench/peers/passthrough_hp.sh $@

@@ -21,5 +21,6 @@ pub mod report;
 pub mod resources;
 pub mod session;
 pub mod target;
+pub mod tree;
 pub mod variants;
 pub mod workload;

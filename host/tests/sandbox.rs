@@ -10,8 +10,10 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use tunnelfs_fuse_abi::{flags, OpenIn, ReleaseIn, ROOT_ID};
+use tunnelfs_host::fs::{Context, FileSystem, Passthrough};
 use tunnelfs_host::{fs_builder, sandbox};
-use tunnelfs_settings::{FileHandles, Host, Sandbox, Seccomp};
+use tunnelfs_settings::{Cache, FileHandles, Host, Sandbox, Seccomp};
 use vhost::vhost_user::Listener;
 
 /// Something that a serving process has no business to do.
@@ -35,11 +37,13 @@ enum Try {
     Unshare,
     /// Gives itself another CPU, and its thread its own directory: what serving needs. Must work.
     Serve,
+    /// Watches for changes, and keeps data under a lease. Must work.
+    Watch,
 }
 
 use Try::*;
 
-const TRIES: [Try; 9] = [Open, DotDot, Proc, Ptrace, Connect, Mount, Exec, Unshare, Serve];
+const TRIES: [Try; 10] = [Open, DotDot, Proc, Ptrace, Connect, Mount, Exec, Unshare, Serve, Watch];
 
 /// A sandbox, and what must fail in it.
 struct Case {
@@ -116,6 +120,10 @@ fn main() -> ExitCode {
         let path = scratch.path().join(path);
         std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     }
+    // A lease on it needs this user, or CAP_LEASE.
+    let file = scratch.path().join("share/f");
+    std::fs::write(&file, "x").unwrap();
+    std::os::unix::fs::chown(&file, Some(USER), Some(USER)).unwrap();
     // Another user can neither read the build's folders nor be expected to.
     let program = scratch.path().join("program");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
@@ -163,6 +171,34 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(wrong > 0))
 }
 
+/// A guest that listens may keep names, attributes and data.
+fn watch(served: Passthrough) -> io::Result<()> {
+    let (served, ctx) = (std::sync::Arc::new(served), Context::default());
+    let listens = served.clone();
+    let listener = std::thread::spawn(move || listens.changes(&mut |_| true));
+    served.prepare_thread();
+    let lasts = || served.lookup(&ctx, ROOT_ID, c"f").map(|entry| entry.entry_valid > 3600 && entry.attr_valid > 3600);
+    while !lasts()? {
+        if listener.is_finished() {
+            return Err(listener.join().unwrap().unwrap_err());
+        }
+        std::thread::yield_now();
+    }
+    let node = served.lookup(&ctx, ROOT_ID, c"f")?.nodeid;
+    let mut keeps = 0;
+    for _ in 0..3 {
+        let open = served.open(&ctx, node, &OpenIn::default())?;
+        served.release(&ctx, node, &ReleaseIn { fh: open.fh, ..ReleaseIn::default() })?;
+        keeps = open.open_flags & flags::fopen::KEEP_CACHE;
+    }
+    served.destroy();
+    if keeps != 0 {
+        Ok(())
+    } else {
+        Err(io::Error::other("no lease"))
+    }
+}
+
 fn say(word: &str) {
     println!("{word}");
     let _ = io::stdout().flush();
@@ -180,6 +216,7 @@ fn inside(words: &str) -> ! {
         seccomp: case.seccomp,
         inode_file_handles: if case.user { FileHandles::Never } else { FileHandles::Prefer },
         rlimit_nofile: 0,
+        cache: Cache::Coherent,
         ..Host::default()
     };
     let socket = scratch.join(format!("share/s{}", std::process::id()));
@@ -188,18 +225,18 @@ fn inside(words: &str) -> ! {
     let confined = sandbox::enter(&host, listener).and_then(|(listener, dir)| {
         let builder = fs_builder::FsBuilder::new(&host, dir)?;
         sandbox::drop_privileges(&host)?;
-        std::mem::forget((listener, builder.build(1)?));
-        Ok(())
+        std::mem::forget(listener);
+        builder.build(1)
     });
-    if let Err(e) = confined {
+    let served = confined.unwrap_or_else(|e| {
         eprintln!("{e}");
         std::process::exit(1);
-    }
+    });
     say("inside");
     // As a guest's request would be: on a thread of its own.
     let port = words[3].parse().unwrap();
     let secret = scratch.join("secret");
-    let result = std::thread::spawn(move || attempt(what, &secret, parent, port)).join().unwrap();
+    let result = std::thread::spawn(move || attempt(what, served, &secret, parent, port)).join().unwrap();
     match result {
         Ok(()) => say("done"),
         Err(e) => say(&format!("refused: {e}")),
@@ -207,7 +244,7 @@ fn inside(words: &str) -> ! {
     std::process::exit(0)
 }
 
-fn attempt(what: Try, secret: &Path, parent: i32, port: u16) -> io::Result<()> {
+fn attempt(what: Try, served: Passthrough, secret: &Path, parent: i32, port: u16) -> io::Result<()> {
     let sys = |result: i64| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
     match what {
         Open => std::fs::read(secret).map(drop),
@@ -234,5 +271,6 @@ fn attempt(what: Try, secret: &Path, parent: i32, port: u16) -> io::Result<()> {
             // SAFETY: as above.
             sys(unsafe { libc::unshare(libc::CLONE_FS) }.into())
         }
+        Watch => watch(served),
     }
 }

@@ -493,6 +493,31 @@ fn file_systems_that_report_nothing_are_cached_for_a_second() {
     );
 }
 
+/// fanotify tells nothing of mounts: what a directory was is forgotten when one comes or goes below the share.
+#[test]
+fn mounts_that_come_and_go_are_told() {
+    let mounts = |config: &mut Config| {
+        let file = fs::File::open("/proc/self/mountinfo").unwrap();
+        let under = fs::canonicalize(&config.root).unwrap().to_str().unwrap().to_owned();
+        config.coherence = Some(Budget { marks: 100, leases: 0, mounts: Some((file, under)) });
+    };
+    listening(1, mounts, |guests, dir| {
+        let (guest, none) = (&guests[0], None::<&str>);
+        others(dir, "mkdir d");
+        guest.node(ROOT_ID, "d");
+        let flags = nix::mount::MsFlags::empty();
+        if let Err(e) = nix::mount::mount(Some("none"), &dir.join("d"), Some("tmpfs"), flags, none) {
+            return println!("skipped: no mounts here: {e}");
+        }
+        guest.wait_for("OVERFLOW", |change| change.kind == kind::OVERFLOW);
+        let d = guest.lookup(ROOT_ID, "d");
+        assert_eq!((d.entry_valid, d.attr_valid), (LASTING.as_secs(), LASTING.as_secs()));
+        guest.seen.lock().clear();
+        nix::mount::umount2(&dir.join("d"), nix::mount::MntFlags::MNT_DETACH).unwrap();
+        guest.wait_for("OVERFLOW", |change| change.kind == kind::OVERFLOW);
+    });
+}
+
 #[test]
 fn other_modes_tell_nothing() {
     let dir = TempDir::new().unwrap();
