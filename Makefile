@@ -62,9 +62,16 @@ bench-mount: deps .deps/bin/passthrough_hp
 	./target/release/tunnelfs-bench mount --json $(RESULTS)/mount.json --report $(RESULTS)/mount.md \
 	  --peer "hp-fuse=$(HP) {src} {mnt}" --peer "hp-uring=$(HP) -o io_uring,io_uring_q_depth=16 {src} {mnt}"
 
+# Programs on trees of small files, about a quarter of an hour; needs root, /dev/fuse, git and cc.
+bench-tree: deps .deps/bin/passthrough_hp
+	cargo build --release --workspace
+	@mkdir -p $(RESULTS)
+	./target/release/tunnelfs-bench tree --json $(RESULTS)/tree.json --report $(RESULTS)/tree.md \
+	  --peer "hp=.deps/bin/passthrough_hp --foreground --nopassthrough {src} {mnt}"
+
 # All runs that are kept in git, half an hour on a quiet machine: commit what it writes.
 record:
-	$(MAKE) RESULTS=results bench bench-full bench-calls bench-mount
+	$(MAKE) RESULTS=results bench bench-full bench-calls bench-mount bench-tree
 
 # libfuse's fastest pass-through, as a peer.
 .deps/bin/passthrough_hp:

@@ -20,6 +20,7 @@ pub mod report;
 pub mod resources;
 pub mod session;
 pub mod target;
+pub mod tree;
 pub mod tune;
 pub mod variants;
 pub mod workload;

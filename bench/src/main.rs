@@ -9,6 +9,7 @@ use tunnelfs_bench::mount::{self, MountPlan, Peer};
 use tunnelfs_bench::plan::{HostLocation, Load, Matrix, Op, Plan, TransportKind};
 use tunnelfs_bench::record::{Origin, Run};
 use tunnelfs_bench::session::{self, Bench};
+use tunnelfs_bench::tree::{self, TreePlan};
 use tunnelfs_bench::{
     calls, compare, idle, interrupt, limits, measure, page, report, target, tune, variants, workload,
 };
@@ -46,6 +47,8 @@ enum Command {
     All(MatrixArgs),
     /// Jobs on mounted file systems, ours and others' (needs root, /dev/fuse, and fio for all jobs)
     Mount(MountArgs),
+    /// tar, find, grep, git, cc and rm on trees of small files, ours and others' (needs root, /dev/fuse, git, cc)
+    Tree(TreeArgs),
     /// The best settings for a goal and a workload on this machine, as a tunnelfs.toml
     Tune(tune::TuneArgs),
     /// A live mount's workload, for tune: operations, sizes, requests in flight and pauses
@@ -141,6 +144,44 @@ struct MountArgs {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  tunnelfs-bench tree --quick
+  tunnelfs-bench tree --system native,ring,ring-always --rw files,git-add --json run.json
+  tunnelfs-bench tree --source /usr/include --peer 'hp=passthrough_hp -f --nopassthrough {src} {mnt}'")]
+struct TreeArgs {
+    /// One round on small trees, about two minutes
+    #[arg(long)]
+    quick: bool,
+    /// Only these: native, ring (--cache), ring-never, ring-metadata, ring-auto, ring-always, virtiofsd
+    #[arg(long = "system", value_delimiter = ',')]
+    systems: Vec<String>,
+    /// Only these jobs, by the names in the report, or groups of them: files, packages, build, git
+    #[arg(long = "rw", value_delimiter = ',')]
+    jobs: Vec<String>,
+    /// Rounds, of which the medians count
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// Files of the tree, instead of the planned ones
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    files: Option<u32>,
+    /// Make the trees of this directory's files (default: the sources of this workspace's dependencies)
+    #[arg(long, value_name = "DIR")]
+    source: Option<PathBuf>,
+    /// Another FUSE program: NAME=COMMAND, in the foreground, with {src} and {mnt} for the directory and the mount point
+    #[arg(long = "peer")]
+    peers: Vec<Peer>,
+    /// Directory to work in (default: a new one in /dev/shm)
+    #[arg(long)]
+    directory: Option<PathBuf>,
+    /// Write the run as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the report as Markdown
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
 #[command(after_help = "Example:
   tunnelfs-bench calls --directory /dev/shm --directory /srv --report calls.md")]
 struct CallsArgs {
@@ -156,7 +197,7 @@ struct CallsArgs {
 }
 
 fn main() -> ExitCode {
-    let command = ["latency", "throughput", "all", "mount", "calls", "tune"]
+    let command = ["latency", "throughput", "all", "mount", "tree", "calls", "tune"]
         .into_iter()
         .fold(Args::command(), |c, name| c.mut_subcommand(name, |sub| sub.args(args(SECTIONS))));
     // A list in a setting is refused below where it makes no sense.
@@ -195,6 +236,7 @@ fn dispatch(command: Command, several: &[ArgMatches]) -> io::Result<()> {
         Command::Report(args) => page::run(&args),
         Command::Compare(_) => Ok(()),
         Command::Mount(args) => run_mount(&args, &only()?),
+        Command::Tree(args) => run_tree(&args, &only()?),
         Command::Calls(args) => run_calls(&args),
     }
 }
@@ -250,6 +292,32 @@ fn run_mount(args: &MountArgs, settings: &Settings) -> io::Result<()> {
     let scratch = scratch(args.directory.as_deref())?;
     let run = mount::run(&plan, scratch.path(), settings)?;
     let page = mount::page(&run)?;
+    println!("{page}");
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_vec_pretty(&run)?)?;
+    }
+    if let Some(path) = &args.report {
+        std::fs::write(path, page)?;
+    }
+    Ok(())
+}
+
+fn run_tree(args: &TreeArgs, settings: &Settings) -> io::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(io::Error::other("mounting needs root"));
+    }
+    let mut plan = TreePlan::new(args.quick);
+    plan.jobs.clone_from(&args.jobs);
+    plan.systems.clone_from(&args.systems);
+    plan.peers.clone_from(&args.peers);
+    plan.source.clone_from(&args.source);
+    plan.rounds = args.rounds.map_or(plan.rounds, |rounds| rounds as usize);
+    if let Some(files) = args.files {
+        (plan.files, plan.git_files) = (files as usize, files as usize);
+    }
+    let scratch = scratch(args.directory.as_deref())?;
+    let run = tree::run(&plan, scratch.path(), settings)?;
+    let page = tree::page(&run);
     println!("{page}");
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_vec_pretty(&run)?)?;

@@ -9,8 +9,9 @@ mod plan;
 mod ratios;
 mod record;
 mod report;
-mod systems;
-mod turn;
+pub(crate) mod requests;
+pub(crate) mod systems;
+pub(crate) mod turn;
 
 pub use plan::{MountPlan, Peer};
 pub use record::{MountRun, Row};

@@ -38,7 +38,7 @@ impl MountPlan {
     }
 
     /// Whether a list by name has this one, or is empty.
-    pub(super) fn wants(list: &[String], name: &str) -> bool {
+    pub(crate) fn wants(list: &[String], name: &str) -> bool {
         list.is_empty() || list.iter().any(|n| n == name)
     }
 }
@@ -46,7 +46,7 @@ impl MountPlan {
 /// Another FUSE program: `NAME=COMMAND` with `{src}` and `{mnt}` in the command, which stays in the foreground.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    pub(super) name: String,
+    pub(crate) name: String,
     pub(super) command: String,
 }
 

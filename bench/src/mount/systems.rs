@@ -3,6 +3,7 @@
 //! Separate hosts, ours and stock virtiofsd, run in their default sandbox.
 
 use super::plan::{MountPlan, Peer};
+use super::requests::{self, Requests};
 use crate::in_process::InProcess;
 use crate::session::{process_cpu, sibling, threads_cpu, virtiofsd};
 use nix::mount::{umount2, MntFlags};
@@ -37,6 +38,8 @@ pub struct System {
     inside: Option<Mount>,
     guest: Option<Child>,
     host: Option<Child>,
+    /// What the guest tells.
+    log: Option<PathBuf>,
 }
 
 /// All systems of a phase.
@@ -52,7 +55,7 @@ impl Systems {
     /// # Errors
     /// The first that does not come up.
     pub fn start(plan: &MountPlan, scratch: &Path, cache: Cache, settings: &Settings) -> io::Result<Systems> {
-        let setup = Setup { source: scratch.join("source"), scratch: scratch.into(), cache, settings };
+        let setup = Setup { source: scratch.join("source"), scratch: scratch.into(), cache, settings, count: false };
         let mut systems = Systems { list: Vec::new() };
         for name in ["native", "ring", "ring-fuse", "in-process", "virtqueue", "socket", "virtiofsd"] {
             let absent = match name {
@@ -65,7 +68,9 @@ impl Systems {
             }
             match absent {
                 Some(why) => eprintln!("{name} is left out: {why}"),
-                None => systems.list.push(setup.system(name).map_err(|e| io::Error::other(format!("{name}: {e}")))?),
+                None => {
+                    systems.list.push(setup.system(name, name).map_err(|e| io::Error::other(format!("{name}: {e}")))?)
+                }
             }
         }
         for peer in &plan.peers {
@@ -96,15 +101,26 @@ fn write_random(path: &Path, bytes: u64) -> io::Result<()> {
     io::copy(&mut source, &mut File::create(path)?).map(drop)
 }
 
-struct Setup<'a> {
-    source: PathBuf,
-    scratch: PathBuf,
-    cache: Cache,
-    settings: &'a Settings,
+/// What systems are started with.
+pub struct Setup<'a> {
+    /// The directory that is shared; it has one of its own for each system.
+    pub source: PathBuf,
+    /// For sockets, settings and mount points.
+    pub scratch: PathBuf,
+    /// What our hosts and virtiofsd let the kernel keep.
+    pub cache: Cache,
+    /// For all of them.
+    pub settings: &'a Settings,
+    /// Whether guests keep their log in a file, so that [`System::requests`] can count.
+    pub count: bool,
 }
 
 impl Setup<'_> {
-    fn system(&self, name: &str) -> io::Result<System> {
+    /// Starts one of ours, or virtiofsd: `kind` says how it works, `name` is its own.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn system(&self, kind: &str, name: &str) -> io::Result<System> {
         fs::create_dir_all(&self.source)?;
         let mut settings = self.settings.clone();
         // As its peers are started.
@@ -112,12 +128,12 @@ impl Setup<'_> {
         settings.host.cache = self.cache;
         settings.host.announce_submounts = false;
         settings.transport.socket_path = self.scratch.join(format!("{name}.sock"));
-        settings.transport.kind = match name {
+        settings.transport.kind = match kind {
             "virtqueue" | "virtiofsd" => TransportKind::Virtqueue,
             "socket" => TransportKind::Socket,
             _ => TransportKind::Ring,
         };
-        if name == "ring-fuse" {
+        if kind == "ring-fuse" {
             settings.mount.channel = Channel::Fuse;
         }
         let fuse = settings.mount.channel == Channel::Fuse || !uring_enabled();
@@ -132,10 +148,11 @@ impl Setup<'_> {
             inside: None,
             guest: None,
             host: None,
+            log: None,
         };
         let point = self.scratch.join("mnt").join(name);
         fs::create_dir_all(&point)?;
-        match name {
+        match kind {
             "native" => {
                 system.dir = self.source.join(name);
                 (system.transport, system.channel, system.policy) = ("native".into(), String::new(), String::new());
@@ -148,19 +165,26 @@ impl Setup<'_> {
             _ => {
                 let file = self.scratch.join(format!("{name}.toml"));
                 fs::write(&file, toml::to_string(&settings).map_err(io::Error::other)?)?;
-                if name == "virtiofsd" {
-                    system.transport = name.into();
+                if kind == "virtiofsd" {
+                    system.transport = kind.into();
                 }
-                system.host = Some(start_host(name, &file, &settings)?);
+                // Of a host before.
+                let _ = fs::remove_file(&settings.transport.socket_path);
+                system.host = Some(start_host(kind, &file, &settings)?);
+                system.log = self.count.then(|| self.scratch.join(format!("{name}.log")));
                 await_that("the host listens", || settings.transport.socket_path.exists())?;
-                system.guest = Some(mount_outside(&file, &point)?);
+                system.guest = Some(mount_outside(&file, &point, system.log.as_deref())?);
                 system.mounted = Some(point);
             }
         }
         Ok(system)
     }
 
-    fn peer(&self, peer: &Peer) -> io::Result<System> {
+    /// Starts another FUSE program.
+    ///
+    /// # Errors
+    /// When it does not mount.
+    pub fn peer(&self, peer: &Peer) -> io::Result<System> {
         let point = self.scratch.join("mnt").join(&peer.name);
         fs::create_dir_all(&point)?;
         let words = |text: &str| {
@@ -179,14 +203,15 @@ impl Setup<'_> {
             inside: None,
             guest: Some(child),
             host: None,
+            log: None,
         };
         await_that("it mounts", || is_mounted(&point))?;
         Ok(system)
     }
 }
 
-fn start_host(name: &str, file: &Path, settings: &Settings) -> io::Result<Child> {
-    if name != "virtiofsd" {
+fn start_host(kind: &str, file: &Path, settings: &Settings) -> io::Result<Child> {
+    if kind != "virtiofsd" {
         return Command::new(sibling("tunnelfs-host")?).arg("--config").arg(file).stdin(Stdio::null()).spawn();
     }
     let program = virtiofsd().ok_or_else(|| io::Error::other("it is not installed"))?;
@@ -198,10 +223,13 @@ fn start_host(name: &str, file: &Path, settings: &Settings) -> io::Result<Child>
     command.stdin(Stdio::null()).spawn()
 }
 
-/// `tunnelfs-guest mount` as a process of its own.
-fn mount_outside(file: &Path, point: &Path) -> io::Result<Child> {
+/// `tunnelfs-guest mount` as a process of its own, which writes what it tells into `log`.
+fn mount_outside(file: &Path, point: &Path, log: Option<&Path>) -> io::Result<Child> {
     let mut command = Command::new(sibling("tunnelfs-guest")?);
     command.args(["mount", "-f", "--config"]).arg(file).arg(point).stdin(Stdio::null()).stdout(Stdio::piped());
+    if let Some(log) = log {
+        command.stderr(File::create(log)?);
+    }
     let mut child = command.spawn()?;
     let mut line = String::new();
     // It says so when the mount is complete; if it fails, it has told why itself.
@@ -210,7 +238,8 @@ fn mount_outside(file: &Path, point: &Path) -> io::Result<Child> {
         return Ok(child);
     }
     child.wait()?;
-    Err(io::Error::other("tunnelfs-guest did not mount"))
+    let told = log.and_then(|log| fs::read_to_string(log).ok()).unwrap_or_default();
+    Err(io::Error::other(format!("tunnelfs-guest did not mount {told}")))
 }
 
 /// The host's server in this process, on the threads that read the kernel's requests.
@@ -228,7 +257,7 @@ fn is_mounted(point: &Path) -> bool {
     fs::read_to_string("/proc/mounts").is_ok_and(|mounts| mounts.contains(&point))
 }
 
-fn await_that(what: &str, mut done: impl FnMut() -> bool) -> io::Result<()> {
+pub(super) fn await_that(what: &str, mut done: impl FnMut() -> bool) -> io::Result<()> {
     let start = Instant::now();
     while !done() {
         if start.elapsed() > PATIENCE {
@@ -247,7 +276,23 @@ impl System {
         [of(&self.guest) + inside, of(&self.host)]
     }
 
-    fn stop(mut self) -> io::Result<()> {
+    /// What the kernel has asked the guest so far; `None` where nobody counts.
+    ///
+    /// # Errors
+    /// When the guest does not tell.
+    pub fn requests(&self) -> io::Result<Option<Requests>> {
+        match (&self.inside, &self.guest, &self.log) {
+            (Some(mount), ..) => Ok(Some(requests::parse(&mount.statistics()))),
+            (None, Some(guest), Some(log)) => requests::ask(guest.id(), log).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Unmounts it, and ends what was started for it.
+    ///
+    /// # Errors
+    /// When it does not go.
+    pub fn stop(mut self) -> io::Result<()> {
         let Some(point) = self.mounted.take() else { return Ok(()) };
         umount2(&point, MntFlags::empty())?;
         if let Some(mount) = self.inside.take() {

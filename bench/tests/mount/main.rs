@@ -23,6 +23,7 @@ mod stuck_fs;
 #[allow(dead_code)]
 #[path = "../common/sys.rs"]
 mod sys;
+mod trees;
 
 use rig::{Guest, Host, Peer, Place, Scratch};
 

@@ -226,8 +226,9 @@ impl Passthrough {
         };
         match held {
             Ok(held) => {
+                let open_flags = self.file_cache() | self.close_flags(file.as_fd(), flags);
                 let fh = self.handles.add(file, held, flags, count);
-                Ok(CreateOut { entry, open: OpenOut { fh, open_flags: self.file_cache(), backing_id: 0 } })
+                Ok(CreateOut { entry, open: OpenOut { fh, open_flags, backing_id: 0 } })
             }
             Err(e) => {
                 self.forget_entry(inode.id, 1, false);

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use tempfile::TempDir;
-use tunnelfs_fuse_abi::flags::{fattr, init};
+use tunnelfs_fuse_abi::flags::{fattr, fopen, init};
 use tunnelfs_fuse_abi::*;
 use tunnelfs_settings::{Cache, FileHandles, Negotiation};
 use virtiofsd::soft_idmap::IdMap;
@@ -83,6 +83,38 @@ fn open(served: &Passthrough, node: u64, flags: i32) -> u64 {
 
 fn release(served: &Passthrough, node: u64, fh: u64) {
     fs_of(served).release(&ROOT, node, &ReleaseIn { fh, ..ReleaseIn::default() }).unwrap();
+}
+
+/// The flags of an OPEN for reading, and of a CREATE.
+fn open_flags(served: &Passthrough) -> [u32; 2] {
+    let fs = fs_of(served);
+    let args = CreateIn { flags: (libc::O_WRONLY | libc::O_CREAT) as u32, mode: 0o644, umask: 0, open_flags: 0 };
+    let made = fs.create(&ROOT, ROOT_ID, c"f", &args, &Extensions::default()).unwrap();
+    let opened = fs.open(&ROOT, made.entry.nodeid, &OpenIn::default()).unwrap();
+    [opened.open_flags, made.open.open_flags]
+}
+
+#[test]
+fn closing_asks_only_where_it_does_something() {
+    let asks = |served: &Passthrough| open_flags(served).map(|flags| flags & fopen::NOFLUSH == 0);
+    serve(
+        |_| (),
+        |served, share| {
+            // A file system that is not known may report errors to writers.
+            use nix::sys::statfs::*;
+            let kind = statfs(share).unwrap().filesystem_type();
+            let silent = [TMPFS_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC].contains(&kind);
+            assert_eq!(asks(served), [false, !silent]);
+        },
+    );
+    serve(|config| config.shared_locks = true, |served, _| assert_eq!(asks(served), [true, true], "locks"));
+    serve(
+        |config| config.writeback = true,
+        |served, _| {
+            FileSystem::init(served, init::WRITEBACK_CACHE).unwrap();
+            assert_eq!(asks(served), [true, true], "writeback");
+        },
+    );
 }
 
 #[test]
