@@ -1,5 +1,5 @@
 # Two commands do everything: `make bench` and `make test`.
-.PHONY: all record deps deps-conformance conformance kills soak bench bench-full bench-calls bench-mount test check audit lint fuzz sanitize mutants install uninstall static vm vm-test vm-test-quick vm-boot-root vm-bench
+.PHONY: all record deps deps-conformance conformance kills soak bench bench-full bench-calls bench-mount bench-tree test check audit lint fuzz sanitize mutants install uninstall deb static vm vm-test vm-test-quick vm-boot-root vm-bench
 
 all: bench
 
@@ -127,26 +127,53 @@ sanitize: deps
 mutants: deps
 	./.ci/mutants
 
-# After `cargo build --release`. DESTDIR and SBINDIR are for packagers: mount(8) looks for its helpers in /sbin.
+# After `cargo build --release`. DESTDIR and SBINDIR are for packagers: mount(8) looks for its helpers in /sbin. The
+# programs are stripped; STRIP=: leaves them.
 PREFIX ?= /usr/local
 SBINDIR ?= /sbin
 BIN ?= target/release
+STRIP ?= strip
 PROGRAMS = tunnelfs-host tunnelfs-guest tunnelfs-bench
+SERVED = tunnelfs-host tunnelfs-guest
 HELPERS = mount.tunnelfs mount.fuse.tunnelfs
-UNIT = $(PREFIX)/lib/systemd/system/tunnelfs-host@.service
+UNITS = tunnelfs-host@.service tunnelfs-host@.socket
+UNITDIR = $(PREFIX)/lib/systemd/system
 DOC = $(PREFIX)/share/doc/tunnelfs
+MAN = $(PREFIX)/share/man/man8
+BASH = $(PREFIX)/share/bash-completion/completions
+ZSH = $(PREFIX)/share/zsh/site-functions
+FISH = $(PREFIX)/share/fish/vendor_completions.d
+PAGES = tunnelfs-host.8 tunnelfs-guest.8 tunnelfs-guest-mount.8
 
 install:
 	@test -x $(BIN)/tunnelfs-guest || { echo "$(BIN) has no programs: run cargo build --release first"; exit 1; }
+	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(MAN) $(DESTDIR)$(BASH) $(DESTDIR)$(ZSH) $(DESTDIR)$(FISH)
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS:%=$(BIN)/%)
-	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(dir $(UNIT))
+	$(STRIP) $(PROGRAMS:%=$(DESTDIR)$(PREFIX)/bin/%)
 	for name in $(HELPERS); do ln -sf $(PREFIX)/bin/tunnelfs-guest $(DESTDIR)$(SBINDIR)/$$name; done
-	sed 's|@PREFIX@|$(PREFIX)|' docs/tunnelfs-host@.service > $(DESTDIR)$(UNIT)
-	install -D -m 644 -t $(DESTDIR)$(DOC) README.md CHANGELOG.md docs/*.md docs/tunnelfs.toml
+	for unit in $(UNITS); do sed 's|@PREFIX@|$(PREFIX)|' packaging/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; done
+	install -D -m 644 packaging/tunnelfs.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/tunnelfs.conf
+	install -D -m 644 packaging/tunnelfs.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/tunnelfs.conf
+	for program in $(SERVED); do \
+	  $(BIN)/$$program man > $(DESTDIR)$(MAN)/$$program.8 && \
+	  $(BIN)/$$program completions bash > $(DESTDIR)$(BASH)/$$program && \
+	  $(BIN)/$$program completions zsh > $(DESTDIR)$(ZSH)/_$$program && \
+	  $(BIN)/$$program completions fish > $(DESTDIR)$(FISH)/$$program.fish || exit 1; done
+	$(BIN)/tunnelfs-guest man mount > $(DESTDIR)$(MAN)/tunnelfs-guest-mount.8
+	install -D -m 644 -t $(DESTDIR)$(DOC) README.md CHANGELOG.md SECURITY.md LICENSE LICENSE-APACHE LICENSE-MIT \
+	  docs/*.md docs/tunnelfs.toml
 
 uninstall:
-	rm -f $(PROGRAMS:%=$(DESTDIR)$(PREFIX)/bin/%) $(HELPERS:%=$(DESTDIR)$(SBINDIR)/%) $(DESTDIR)$(UNIT)
+	rm -f $(PROGRAMS:%=$(DESTDIR)$(PREFIX)/bin/%) $(HELPERS:%=$(DESTDIR)$(SBINDIR)/%) $(UNITS:%=$(DESTDIR)$(UNITDIR)/%) \
+	  $(PAGES:%=$(DESTDIR)$(MAN)/%) $(SERVED:%=$(DESTDIR)$(BASH)/%) $(SERVED:%=$(DESTDIR)$(ZSH)/_%) \
+	  $(SERVED:%=$(DESTDIR)$(FISH)/%.fish) \
+	  $(DESTDIR)$(PREFIX)/lib/sysusers.d/tunnelfs.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/tunnelfs.conf
 	rm -rf $(DESTDIR)$(DOC)
+
+# A Debian package in target/deb.
+deb:
+	cargo build --release --workspace
+	./packaging/deb
 
 # What the virtual machines want: QEMU and the parts of small file systems, and one file of the guest.
 .deps/vm-tools:

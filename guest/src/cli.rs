@@ -1,18 +1,19 @@
 //! The command line of a mount, and mount(8)'s `-o` words.
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use tunnelfs_guest::fuse::device::MountOptions;
 use tunnelfs_guest::mount::MountConfig;
 use tunnelfs_guest::Error;
-use tunnelfs_settings::{args, load, Loader};
+use tunnelfs_program::shell;
+use tunnelfs_settings::{args, load, Loader, LogLevel, Settings};
 
 /// The settings that a mount's command line has.
-const SECTIONS: &[&str] = &["transport", "wait", "mount"];
+const SECTIONS: &[&str] = &["transport", "wait", "mount", "log"];
 
 /// Mount a directory that tunnelfs-host shares.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "tunnelfs-guest", version)]
 struct Program {
     #[command(subcommand)]
     command: Command,
@@ -22,6 +23,13 @@ struct Program {
 enum Command {
     /// Mount a host's directory on a mount point
     Mount(MountArgs),
+    /// Tell how a mount is: its channel, transport and host, and its statistics
+    Status {
+        /// Where it is mounted
+        mount_point: PathBuf,
+    },
+    /// Look at what this machine gives a mount with these settings, and say what to do about what is missing
+    Doctor,
 }
 
 /// `tunnelfs-guest mount`.
@@ -37,7 +45,8 @@ enum Command {
 -o takes mount(8)'s own words, and all settings by their names in tunnelfs.toml or
 above: slots=64, wait=spin, cpus=0:1, huge_pages.
 
-SIGUSR1 prints statistics, SIGUSR2 starts and ends a recording for tunnelfs-bench record, SIGTERM and SIGINT unmount.")]
+SIGTERM, SIGINT and SIGHUP unmount, SIGUSR1 logs what `tunnelfs-guest status` prints,
+SIGUSR2 starts and ends a recording for tunnelfs-bench record.")]
 struct MountArgs {
     /// Where to mount
     mount_point: PathBuf,
@@ -47,6 +56,12 @@ struct MountArgs {
     /// Stay in the foreground
     #[arg(short, long)]
     foreground: bool,
+    /// Print the settings, each with where it comes from, and exit
+    #[arg(long)]
+    print_config: bool,
+    /// Check the settings, and exit
+    #[arg(long)]
+    check_config: bool,
 }
 
 /// What mount(8) calls: `mount.tunnelfs SOURCE DIR [-sfnv] [-o OPTIONS]`.
@@ -75,8 +90,19 @@ struct HelperArgs {
 }
 
 /// What is asked for.
+pub enum Request {
+    Mount(Box<MountCommand>),
+    /// Of the mount there.
+    Status(PathBuf),
+    Doctor(Box<Settings>),
+    /// It has been done.
+    Nothing,
+}
+
+/// A mount.
 pub struct MountCommand {
     pub config: MountConfig,
+    pub log_level: LogLevel,
     pub foreground: bool,
     /// Of a daemon; if empty, the system's log.
     pub log_file: PathBuf,
@@ -90,23 +116,49 @@ pub struct MountCommand {
 ///
 /// # Errors
 /// Names the setting or word that cannot be.
-pub fn request() -> Result<MountCommand, Error> {
+pub fn request() -> Result<Request, Error> {
     let name = std::env::args().next().unwrap_or_default();
     // The second one is looked for when something is mounted already: `mount -o remount`.
     if ["mount.tunnelfs", "mount.fuse.tunnelfs"].iter().any(|helper| Path::new(&name).ends_with(helper)) {
-        helper(HelperArgs::parse())
+        helper(HelperArgs::parse()).map(|mount| Request::Mount(Box::new(mount)))
     } else {
         program()
     }
 }
 
-fn program() -> Result<MountCommand, Error> {
-    let command = Program::command().mut_subcommand("mount", |mount| mount.args(args(SECTIONS)));
-    let matches = command.get_matches();
-    let Command::Mount(args) = Program::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()).command;
-    let matches = matches.subcommand_matches("mount").expect("there is no other");
-    let request = request_for(load(SECTIONS, matches)?, &args.mount_point, &args.options, false)?;
-    Ok(MountCommand { foreground: args.foreground, ..request })
+fn command() -> clap::Command {
+    let with_settings = |command: clap::Command| command.args(args(SECTIONS));
+    let command = Program::command().mut_subcommand("mount", with_settings);
+    command.mut_subcommand("doctor", with_settings).subcommands(shell::subcommands())
+}
+
+fn program() -> Result<Request, Error> {
+    let command = command();
+    let matches = command.clone().get_matches();
+    if shell::run(&command, &matches)? {
+        return Ok(Request::Nothing);
+    }
+    let args = |name| matches.subcommand_matches(name).expect("it is what was asked for");
+    match Program::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()).command {
+        Command::Mount(given) => mount(&given, args("mount")),
+        Command::Status { mount_point } => Ok(Request::Status(mount_point)),
+        Command::Doctor => Ok(Request::Doctor(Box::new(load(SECTIONS, args("doctor"))?.finish()?))),
+    }
+}
+
+fn mount(args: &MountArgs, matches: &ArgMatches) -> Result<Request, Error> {
+    let mut loader = load(SECTIONS, matches)?;
+    let options = mount_options(&mut loader, &args.options, false)?;
+    if args.print_config {
+        print!("{}", loader.print());
+        return Ok(Request::Nothing);
+    }
+    let command = mount_command(loader, &args.mount_point, options)?;
+    if args.check_config {
+        println!("tunnelfs-guest: the settings are good");
+        return Ok(Request::Nothing);
+    }
+    Ok(Request::Mount(Box::new(MountCommand { foreground: args.foreground, ..command })))
 }
 
 fn helper(args: HelperArgs) -> Result<MountCommand, Error> {
@@ -115,17 +167,37 @@ fn helper(args: HelperArgs) -> Result<MountCommand, Error> {
     let remount = words.iter().any(|w| w == "remount");
     // mount(8) passes all that it finds in /proc/mounts, `user_id` and the like, which the kernel leaves as it is.
     let sloppy = args.sloppy || remount;
-    let request = request_for(Loader::new(None)?, &args.mount_point, &words, sloppy)?;
-    Ok(MountCommand { fake: args.fake, remount, ..request })
+    let mut loader = Loader::new(None)?;
+    let options = mount_options(&mut loader, &words, sloppy)?;
+    let command = mount_command(loader, &args.mount_point, options)?;
+    Ok(MountCommand { fake: args.fake, remount, ..command })
 }
 
-fn request_for(mut loader: Loader, point: &Path, words: &[String], sloppy: bool) -> Result<MountCommand, Error> {
+/// Takes over the words of `-o`: settings, and options of mount(8).
+fn mount_options(loader: &mut Loader, words: &[String], sloppy: bool) -> Result<MountOptions, Error> {
     let mut options = MountOptions::default();
+    let mut setting = None;
     for word in words {
-        if !loader.mount_word(SECTIONS, word)? && !options.mount_option(word) && !sloppy {
-            return Err(Error::Setup(format!("-o {word}: neither a setting of TunnelFS nor an option of mount(8)")));
+        if loader.mount_word(SECTIONS, word)? {
+            setting = Some(word);
+        } else if !options.mount_option(word) && !sloppy {
+            return Err(Error::Setup(unknown(word, setting)));
         }
     }
+    Ok(options)
+}
+
+/// What is said of a word of `-o` that nobody knows. A number after a setting belongs to a list that was cut in two.
+fn unknown(word: &str, before: Option<&String>) -> String {
+    match before {
+        Some(before) if !word.is_empty() && word.bytes().all(|c| c.is_ascii_digit()) => {
+            format!("-o {before},{word}: commas separate options: write a list with colons, {before}:{word}")
+        }
+        _ => format!("-o {word}: neither a setting of TunnelFS nor an option of mount(8)"),
+    }
+}
+
+fn mount_command(loader: Loader, point: &Path, mut options: MountOptions) -> Result<MountCommand, Error> {
     let settings = loader.finish_with_memory()?;
     options.allow_other = settings.mount.allow_other;
     options.default_permissions = settings.mount.default_permissions;
@@ -139,7 +211,8 @@ fn request_for(mut loader: Loader, point: &Path, words: &[String], sloppy: bool)
         none if none.as_os_str().is_empty() => none.clone(),
         file => std::path::absolute(file)?,
     };
-    Ok(MountCommand { config, foreground: false, log_file, fake: false, remount: false })
+    let log_level = settings.log.level;
+    Ok(MountCommand { config, log_level, foreground: false, log_file, fake: false, remount: false })
 }
 
 /// What mount(8)'s first argument means: a path is a host's socket, a PCI address or a tag a VM's device.
@@ -151,4 +224,24 @@ fn source_word(source: &str) -> String {
         _ => "tag",
     };
     format!("{word}={source}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn a_list_with_commas_is_explained() {
+        let words = ["cpus=0".to_string(), "1".to_string()];
+        let mut loader = Loader::new(Some(Path::new("/dev/null"))).unwrap();
+        let e = mount_options(&mut loader, &words, false).err().unwrap().to_string();
+        assert!(e.contains("cpus=0:1"), "{e}");
+        let e = mount_options(&mut loader, &["nonsense".into()], false).err().unwrap().to_string();
+        assert!(e.contains("-o nonsense: neither"), "{e}");
+    }
 }

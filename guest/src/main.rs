@@ -1,12 +1,15 @@
 //! `tunnelfs-guest`: mounts a host's directory; also `mount.tunnelfs` for mount(8).
 
 mod cli;
+mod doctor;
+mod status;
 
-use cli::MountCommand;
+use cli::{MountCommand, Request};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{fork, ForkResult};
+use status::Status;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,20 +19,21 @@ use std::process::ExitCode;
 use tunnelfs_guest::fuse::device;
 use tunnelfs_guest::mount::{Mount, MountConfig};
 use tunnelfs_guest::Error;
+use tunnelfs_program::log;
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::builder()
-                .with_default_directive(tracing_subscriber::filter::LevelFilter::INFO.into())
-                .from_env_lossy(),
-        )
-        .without_time()
-        .with_target(false)
-        .with_writer(std::io::stderr)
-        .init();
-    match cli::request().and_then(|request| run(&request)) {
-        Ok(()) => ExitCode::SUCCESS,
+    let done = cli::request().and_then(|request| match request {
+        Request::Mount(command) => run(&command).map(|()| true),
+        Request::Status(point) => {
+            print!("{}", status::ask(&point)?);
+            Ok(true)
+        }
+        Request::Doctor(settings) => Ok(doctor::examine(&settings).print(&mut std::io::stdout())?),
+        Request::Nothing => Ok(true),
+    });
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(e) => {
             eprintln!("tunnelfs-guest: {e}");
             ExitCode::FAILURE
@@ -37,7 +41,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(MountCommand { config, foreground, log_file, fake, remount }: &MountCommand) -> Result<(), Error> {
+fn run(command: &MountCommand) -> Result<(), Error> {
+    let MountCommand { config, log_level, foreground, log_file, fake, remount } = command;
+    log::start(*log_level, *foreground);
     if *fake {
         return Ok(());
     }
@@ -89,7 +95,10 @@ fn daemon(config: &MountConfig, log: Option<OwnedFd>, mut tell: File) -> Result<
     result
 }
 
-/// The file, or the system's log if there is one: a socket that takes each write as a message.
+/// Where a daemon's log goes on a machine without a system log, if no file is named.
+const LOG_FILE: &str = "/var/log/tunnelfs-guest.log";
+
+/// The file, or the system's log if there is one: a socket that takes each write as a message. Else a file of ours.
 fn open_log(file: &Path) -> Result<Option<OwnedFd>, Error> {
     if !file.as_os_str().is_empty() {
         let opened = File::options().append(true).create(true).open(file);
@@ -99,7 +108,13 @@ fn open_log(file: &Path) -> Result<Option<OwnedFd>, Error> {
     let log = UnixDatagram::unbound()?;
     // A log that is stuck must not hold up the file system.
     log.set_nonblocking(true)?;
-    Ok(log.connect("/dev/log").is_ok().then_some(log.into()))
+    if log.connect("/dev/log").is_ok() {
+        return Ok(Some(log.into()));
+    }
+    let file = File::options().append(true).create(true).open(LOG_FILE);
+    let lost =
+        |e: &std::io::Error| eprintln!("tunnelfs-guest: no log: no /dev/log, and {LOG_FILE}: {e}; give --log-file");
+    Ok(file.inspect_err(lost).ok().map(OwnedFd::from))
 }
 
 fn leave_terminal(log: Option<OwnedFd>) {
@@ -109,6 +124,12 @@ fn leave_terminal(log: Option<OwnedFd>) {
         let _ = nix::unistd::dup2_stdout(&null);
         let _ = nix::unistd::dup2_stderr(log.as_ref().map_or(null.as_fd(), AsFd::as_fd));
     }
+}
+
+/// How a mount is.
+fn tell(mount: &Mount) -> String {
+    let host = if mount.is_host_away() { "gone, waiting for another one" } else { "there" };
+    format!("{}\nhost: {host}\n{}", mount.describe(), mount.statistics())
 }
 
 /// Mounts, then serves until the file system is unmounted or a signal ends it.
@@ -122,10 +143,14 @@ fn serve(config: &MountConfig, ready: impl FnOnce(&Mount)) -> Result<(), Error> 
     let signals = SignalFd::with_flags(&wanted, SfdFlags::SFD_CLOEXEC).map_err(std::io::Error::from)?;
     let mount = Mount::new(config)?;
     ready(&mount);
+    tracing::info!("{}", mount.describe());
+    let status = Status::new(&config.point);
+    let status = status.inspect_err(|e| tracing::warn!("`tunnelfs-guest status` will not answer: {e}")).ok();
     let mut unmounted = false;
     loop {
         let mut fds =
-            [PollFd::new(mount.exit_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+            vec![PollFd::new(mount.exit_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        fds.extend(status.as_ref().map(|status| PollFd::new(status.fd(), PollFlags::POLLIN)));
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) => {}
             Err(nix::Error::EINTR) => continue,
@@ -134,8 +159,14 @@ fn serve(config: &MountConfig, ready: impl FnOnce(&Mount)) -> Result<(), Error> 
         if fds[0].any() == Some(true) {
             return mount.finish();
         }
+        if fds.get(2).and_then(PollFd::any) == Some(true) {
+            status.iter().for_each(|status| status.answer(|| tell(&mount)));
+        }
+        if fds[1].any() != Some(true) {
+            continue;
+        }
         match signals.read_signal() {
-            Ok(Some(s)) if s.ssi_signo == Signal::SIGUSR1 as u32 => eprint!("{}", mount.statistics()),
+            Ok(Some(s)) if s.ssi_signo == Signal::SIGUSR1 as u32 => eprint!("{}", tell(&mount)),
             Ok(Some(s)) if s.ssi_signo == Signal::SIGUSR2 as u32 => {
                 mount.record().unwrap_or_else(|e| tracing::warn!("the recording cannot be written: {e}"));
             }

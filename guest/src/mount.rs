@@ -268,6 +268,11 @@ impl Mount {
         )
     }
 
+    /// Whether the host has gone, and another one is waited for.
+    pub fn is_host_away(&self) -> bool {
+        self.reconnect.as_ref().is_some_and(|(reconnect, _)| reconnect.handover.is_away())
+    }
+
     /// The operations so far.
     pub fn statistics(&self) -> String {
         stats::render(self.policy, self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))

@@ -1,6 +1,6 @@
 //! How many guests and connections the host has at a time.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +8,12 @@ use std::time::Duration;
 pub const MAX_GUESTS: usize = 64;
 /// Pause before the next try when the system refuses descriptors, threads or connections.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// The number of the next guest, for the log.
+pub fn next_guest() -> u64 {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    NUMBER.fetch_add(1, Ordering::Relaxed) + 1
+}
 
 /// A counting semaphore whose permits may outlive it.
 #[derive(Clone)]

@@ -1,12 +1,14 @@
 //! The vhost-user-fs back end: one guest's device. Its queues are served by threads of its own (see
 //! [`crate::queue_thread`]), which wait for their kicks themselves: a hand-over to another thread costs a wake.
 
+use crate::admission::next_guest;
 use crate::handler::Handler;
-use crate::memory::{GuestTables, Memory};
+use crate::memory::{self, GuestTables, Memory};
 use crate::queue_thread::{DeviceContext, QueueThread};
 use crate::vring::{Vring, MAX_QUEUE_SIZE};
 use parking_lot::{Condvar, Mutex};
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tunnelfs_settings::Settings;
@@ -32,11 +34,13 @@ pub struct Backend<H: Handler> {
     settings: Settings,
     config_space: Vec<u8>,
     queues: usize,
-    tables: GuestTables,
+    tables: Arc<GuestTables>,
     /// One of each queue.
     vrings: OnceLock<Vec<Vring>>,
     front_end: Mutex<FrontEnd>,
     front_end_changed: Condvar,
+    /// The guest's number in the log.
+    number: AtomicU64,
 }
 
 /// Whether the front end has sent a message, or has left without one.
@@ -65,10 +69,11 @@ impl<H: Handler> Backend<H> {
             config_space,
             // One more for the high-priority queue, number 0.
             queues: queues + 1,
-            tables: GuestTables::default(),
+            tables: Arc::default(),
             vrings: OnceLock::new(),
             front_end: Mutex::new(FrontEnd::Silent),
             front_end_changed: Condvar::new(),
+            number: AtomicU64::new(0),
         })
     }
 
@@ -82,6 +87,12 @@ impl<H: Handler> Backend<H> {
         for (number, vring) in vrings.iter().enumerate() {
             let pool = self.device.pool.clone();
             vring.gate().on_stuck(move || pool.force_takeover(number));
+            let (memory, tables) = (self.device.memory.clone(), self.tables.clone());
+            vring.gate().on_detached(move || {
+                if let Err(e) = memory::remap(&memory, &tables) {
+                    tracing::warn!("{e}: a new driver of this guest must set its memory table");
+                }
+            });
             self.device.pool.start(QueueThread::new(self.device.clone(), number, vring.clone(), self.settings.wait))?;
         }
         Ok(())
@@ -100,14 +111,20 @@ impl<H: Handler> Backend<H> {
     fn set_front_end(&self, what: FrontEnd) {
         let mut front_end = self.front_end.lock();
         if *front_end == FrontEnd::Silent {
+            if what == FrontEnd::Talking {
+                let number = next_guest();
+                self.number.store(number, Ordering::Relaxed);
+                tracing::info!("guest {number} has come");
+            }
             *front_end = what;
             self.front_end_changed.notify_all();
         }
     }
 
-    /// The front end has closed its connection.
-    pub fn gone(&self) {
+    /// The front end has closed its connection. Returns the guest's number; `None`: it had sent no message.
+    pub fn gone(&self) -> Option<u64> {
         self.set_front_end(FrontEnd::Gone);
+        (*self.front_end.lock() == FrontEnd::Talking).then(|| self.number.load(Ordering::Relaxed))
     }
 
     /// Ends all threads of the device after its connection has ended. Waits for requests in flight.

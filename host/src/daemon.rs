@@ -207,11 +207,33 @@ impl<H: Handler> Guest<H> {
 
     /// Serves until the guest leaves.
     fn serve(mut self) {
-        if let Err(e) = self.daemon.wait() {
-            tracing::info!("guest's connection: {e}");
+        let ended = self.daemon.wait();
+        // One that only looks whether somebody listens is no guest.
+        if let Some(number) = self.backend.gone() {
+            match ended.as_ref().err().and_then(remedy) {
+                None => tracing::info!("guest {number} has gone"),
+                Some(remedy) => {
+                    let why = ended.as_ref().err().map_or_else(String::new, ToString::to_string);
+                    tracing::warn!("guest {number} is refused: {why}: {remedy}");
+                }
+            }
         }
-        self.backend.gone();
         self.backend.end(self.daemon);
+    }
+}
+
+/// What may be done about a front end that this back end cannot serve. `None`: it has only closed the connection.
+fn remedy(e: &vhost_user_backend::Error) -> Option<&'static str> {
+    use vhost::vhost_user::Error as Protocol;
+    use vhost_user_backend::Error;
+    match e {
+        Error::HandleRequest(Protocol::Disconnected | Protocol::SocketBroken(_) | Protocol::SocketError(_)) => None,
+        Error::HandleRequest(Protocol::ReqHandlerError(_) | Protocol::InvalidParam | Protocol::IncorrectFds) => Some(
+            "a VM's memory must be shared (-object memory-backend-memfd,id=mem,size=...,share=on -numa node,memdev=mem), \
+             and have at most transport.queues request queues",
+        ),
+        Error::HandleRequest(_) => Some("it does not speak vhost-user as this host does"),
+        _ => None,
     }
 }
 

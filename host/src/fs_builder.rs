@@ -167,7 +167,14 @@ fn guest_files(host: &Host) -> io::Result<u64> {
         Ok(()) => wanted,
         // Without privilege the hard limit is all that can be had.
         Err(e) => {
-            tracing::info!("host.rlimit_nofile = {wanted}: {e}; going on with the hard limit, {hard} open files");
+            static SAID: std::sync::Once = std::sync::Once::new();
+            SAID.call_once(|| {
+                let why = e.desc();
+                tracing::warn!(
+                    "host.rlimit_nofile = {wanted}: {why}; going on with {hard} open files (raise the hard limit, or set \
+                     rlimit_nofile = 0)"
+                );
+            });
             setrlimit(RLIMIT_NOFILE, hard, hard)?;
             hard
         }

@@ -5,6 +5,7 @@
 //! abandoned: the driver goes on without its answer. If the same driver starts the queue again, the answer is
 //! delivered then, or later. For another driver it is dropped.
 
+use crate::detach;
 use parking_lot::{Condvar, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::OnceLock;
@@ -46,6 +47,8 @@ pub struct Gate {
     closing: AtomicBool,
     /// Takes the queue from a thread that is held up.
     force: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Maps the guest's memory once more.
+    on_detached: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// Names the driver for which a request is served.
@@ -62,6 +65,12 @@ impl Gate {
         let _ = self.force.set(Box::new(force));
     }
 
+    /// Sets what maps the guest's memory once more, for the next driver: a stop has taken pages of the present mapping
+    /// from a READ.
+    pub fn on_detached(&self, remap: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_detached.set(Box::new(remap));
+    }
+
     /// The queue's thread begins to serve; `None`: the queue is stopped. Must be followed by [`Gate::leave`].
     pub fn enter(&self) -> Option<Pass> {
         let mut state = self.state.lock();
@@ -76,6 +85,11 @@ impl Gate {
         if !state.running {
             self.quieter.notify_all();
         }
+    }
+
+    /// What the queue is known by in [`detach`].
+    pub fn key(&self) -> usize {
+        std::ptr::from_ref(self) as usize
     }
 
     /// Whether somebody stops the queue.
@@ -141,8 +155,17 @@ impl Gate {
         self.started.notify_all();
     }
 
-    /// Stops the queue, and waits for the requests in flight.
+    /// Stops the queue, and waits for the requests in flight. What requests that are abandoned still write does not
+    /// reach the guest.
     pub fn stop(&self) {
+        self.drain();
+        // Also those of former stops, if they went on meanwhile.
+        if detach::detach(self.key()) {
+            self.on_detached.get().into_iter().for_each(|remap| remap());
+        }
+    }
+
+    fn drain(&self) {
         let mut state = self.state.lock();
         if !state.running {
             return;
@@ -243,6 +266,24 @@ mod tests {
                 assert_eq!(writer.join().unwrap(), may);
             });
         }
+    }
+
+    #[test]
+    fn a_stop_takes_the_queue_from_a_stuck_thread() {
+        let gate = Arc::new(Gate::default());
+        let (its, forced) = (Arc::downgrade(&gate), Arc::new(AtomicU32::new(0)));
+        let counter = forced.clone();
+        gate.on_stuck(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            its.upgrade().unwrap().taken_over();
+        });
+        gate.start();
+        let pass = gate.enter().unwrap();
+        gate.stop();
+        assert_eq!(forced.load(Ordering::Relaxed), 1);
+        // Another thread has the queue; the late one is abandoned.
+        gate.start();
+        assert_eq!(gate.enter().unwrap().abandoned, pass.abandoned + 1);
     }
 
     #[test]

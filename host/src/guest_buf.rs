@@ -1,6 +1,7 @@
 //! Buffers in memory that the guest may change at any time: no references into them, only copies, and iovecs for the
 //! kernel.
 
+use crate::detach;
 use crate::gate::Pass;
 use crate::vring::Vring;
 use libc::iovec;
@@ -15,6 +16,7 @@ thread_local! {
 
 /// Sets the queue for which the calling thread writes to guest memory from now on.
 pub(crate) fn serve_for(vring: &Vring, pass: Pass) {
+    detach::serve_for(vring.gate().key());
     SERVED.set(Some((vring.clone(), pass)));
 }
 
@@ -85,6 +87,19 @@ impl<'a> GuestBuf<'a> {
             volatile(v).copy_from(&bytes[done..done + v.iov_len]);
             done += v.iov_len;
         })
+    }
+
+    /// Lets `call` have the kernel fill the buffers. Done again when a stop of the queue has abandoned the request
+    /// meanwhile, and the queue runs again.
+    ///
+    /// # Errors
+    /// `EIO` when the guest has gone meanwhile, and those of `call`.
+    pub fn fill<R>(&self, call: impl Fn() -> io::Result<R>) -> io::Result<R> {
+        loop {
+            if let Some(filled) = detach::fill(self.iovs, wait_for_permission, &call)? {
+                return filled;
+            }
+        }
     }
 
     /// Hands the iovecs of up to `len` bytes from `offset` to one system call.

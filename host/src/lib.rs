@@ -12,6 +12,7 @@ mod admission;
 mod backend;
 pub mod copy_helper;
 mod daemon;
+mod detach;
 mod extensions;
 pub mod fs;
 pub mod fs_builder;

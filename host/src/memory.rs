@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
-use vm_memory::{GuestMemory, GuestMemoryAtomic, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap, GuestMemoryRegion};
 
 /// The guest's memory table, which the front end may replace.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -62,6 +62,21 @@ impl GuestTables {
         tables.push(new);
         Ok(())
     }
+}
+
+/// Replaces a guest's memory table by a new mapping of the same memory. The old one stays while requests use it.
+///
+/// # Errors
+/// The system refuses a mapping.
+pub fn remap(memory: &Memory, tables: &GuestTables) -> io::Result<()> {
+    let refused = |e: String| io::Error::other(format!("mapping the guest's memory once more: {e}"));
+    let lock = memory.lock().map_err(|e| refused(e.to_string()))?;
+    let regions: Vec<_> = (memory.memory().iter())
+        .map(|region| (region.start_addr(), region.len() as usize, region.file_offset().cloned()))
+        .collect();
+    let table = GuestMemoryMmap::from_ranges_with_files(regions).map_err(|e| refused(e.to_string()))?;
+    lock.replace(table);
+    tables.add(memory.memory().clone().into_inner())
 }
 
 /// Installs the SIGBUS handler: lost guest memory does not end the process.
@@ -141,6 +156,22 @@ mod tests {
         assert_eq!(memory.read_obj::<u64>(GuestAddress(0x8000)).unwrap(), 0);
         memory.write_obj(8u64, GuestAddress(0xf_0000)).unwrap();
         assert_eq!(memory.read_obj::<u64>(GuestAddress(0xf_0000)).unwrap(), 8);
+    }
+
+    #[test]
+    fn a_table_is_mapped_once_more() {
+        let (file, tables) = (tempfile::tempfile().unwrap(), GuestTables::default());
+        file.set_len(1 << 20).unwrap();
+        let memory = Memory::from(table(&file, 1 << 20));
+        let old = memory.memory().clone().into_inner();
+        old.write_obj(7u64, GuestAddress(0x8000)).unwrap();
+        remap(&memory, &tables).unwrap();
+        let new = memory.memory().clone().into_inner();
+        assert_eq!(new.read_obj::<u64>(GuestAddress(0x8000)).unwrap(), 7);
+        new.write_obj(8u64, GuestAddress(0x8000)).unwrap();
+        assert_eq!(old.read_obj::<u64>(GuestAddress(0x8000)).unwrap(), 8);
+        assert!(old.iter().zip(new.iter()).all(|(old, new)| old.as_ptr() != new.as_ptr()));
+        assert_eq!(tables.0.lock().len(), 1);
     }
 
     #[test]

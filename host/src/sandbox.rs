@@ -11,7 +11,7 @@ use std::io;
 use std::str::FromStr;
 use tunnelfs_settings::{Cache, FileHandles, Host, Sandbox as Mode};
 use vhost::vhost_user::Listener;
-use virtiofsd::sandbox::{Sandbox, SandboxMode};
+use virtiofsd::sandbox::{Error as Refused, Sandbox, SandboxMode};
 
 /// What a file server for guests of many users needs, as virtiofsd has it.
 const CAPABILITIES: [&str; 8] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "MKNOD", "SETFCAP"];
@@ -62,6 +62,15 @@ fn root_dir(host: &Host) -> io::Result<String> {
     if !root.is_dir() {
         return Err(told(io::ErrorKind::NotADirectory.into()));
     }
+    // Said here: a sandbox would fail for it with a message of its own.
+    let access = nix::unistd::AccessFlags::R_OK | nix::unistd::AccessFlags::X_OK;
+    nix::unistd::access(&root, access).map_err(|e| {
+        let user = nix::unistd::geteuid();
+        invalid(format!(
+            "shared directory {}: user {user} may not read it: {e}; change its mode or owner",
+            dir.display()
+        ))
+    })?;
     root.into_os_string().into_string().map_err(|_| told(invalid("its path is not UTF-8".into())))
 }
 
@@ -84,12 +93,8 @@ pub fn enter(host: &Host, listener: Listener) -> io::Result<(Listener, SharedDir
     let (uid_map, gid_map) = (parse_list("host.uid_map", &host.uid_map)?, parse_list("host.gid_map", &host.gid_map)?);
     let mut sandbox = Sandbox::new(unconfined.root_dir.clone(), mode, uid_map, gid_map);
     let mountinfo_prefix = sandbox.get_mountinfo_prefix()?;
-    let listener = sandbox.enter(listener).map_err(|e| {
-        io::Error::other(format!(
-            "cannot enter the sandbox: {e}; host.sandbox = {:?} may not be possible here: see --sandbox chroot and none",
-            host.sandbox
-        ))
-    })?;
+    let root = nix::unistd::geteuid().is_root();
+    let listener = sandbox.enter(listener).map_err(|e| io::Error::other(explain(&e, host.sandbox, root)))?;
     let descriptors = sandbox.get_proc_self_fd();
     if let Some(directory) = &descriptors {
         vring::set_proc_self_fd(directory.try_clone()?);
@@ -97,6 +102,53 @@ pub fn enter(host: &Host, listener: Listener) -> io::Result<(Listener, SharedDir
     let root_dir = sandbox.get_root_dir();
     let (mounts, marks) = (sandbox.get_mountinfo_fd(), unconfined.marks);
     Ok((listener, SharedDir { root_dir, mountinfo_prefix, descriptors, mounts, marks }))
+}
+
+/// Why the sandbox cannot be had, and what may be done about it.
+fn explain(e: &Refused, mode: Mode, root: bool) -> String {
+    use Refused::*;
+    let why = match e {
+        SandboxModeInvalidUID => "it needs root".into(),
+        SandboxModeInvalidUidMap | SandboxModeInvalidGidMap => {
+            return "host.uid_map and host.gid_map are only for users other than root, with host.sandbox = namespace"
+                .into()
+        }
+        WriteUidMap(text) | WriteGidMap(text) => format!("host.uid_map or host.gid_map: {text}"),
+        Unshare(e) => format!("namespaces cannot be made: {e}"),
+        Fork(e) => format!("no process is left: {e}"),
+        OpenNewRoot(e) | StatNewRoot(e) | ChdirNewRoot(e) | ChrootChdir(e) | Chroot(e) => {
+            format!("the shared directory cannot become the root: {e}")
+        }
+        WriteSetGroups(e) | DropSupplementalGroups(e) | GetSupplementalGroups(e) => {
+            format!("groups cannot be dropped: {e}")
+        }
+        CreateTempDir(e) | RmdirTempDir(e) => format!("no temporary directory can be made: {e}"),
+        OpenProcSelf(e) | OpenProcSelfFd(e) | OpenMountinfo(e) | MountProc(e) => {
+            format!("/proc must be mounted, and is not to be had: {e}")
+        }
+        BindMountProcSelfFd(e)
+        | BindMountSharedDir(e)
+        | MountBind(e)
+        | MountOldRoot(e)
+        | MountNewRoot(e)
+        | MountTarget(e)
+        | CleanMount(e)
+        | PivotRoot(e)
+        | UmountOldRoot(e)
+        | UmountTempDir(e)
+        | ChdirOldRoot(e)
+        | OpenOldRoot(e)
+        | StatOldRoot(e) => format!("it cannot mount what it needs: {e}"),
+    };
+    let (name, instead) = match mode {
+        Mode::Chroot if !root => ("chroot", "--sandbox namespace needs no root"),
+        Mode::Namespace if root => ("namespace", "--sandbox chroot needs less of the system"),
+        Mode::Namespace => {
+            ("namespace", "without user namespaces only root, or --sandbox none, which isolates nothing, is left")
+        }
+        _ => ("chroot", "--sandbox none isolates nothing"),
+    };
+    format!("no sandbox {name}: {why}; `tunnelfs-host doctor` tells more; {instead}")
 }
 
 /// Drops capabilities and system calls; all threads that are started from now on inherit it.
@@ -161,4 +213,22 @@ where
         one.trim().parse().map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, format!("{key} = {one}: {e}")))
     };
     text.split(',').filter(|one| !one.trim().is_empty()).map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No message is Rust's own, and none names what is tried already.
+    #[test]
+    fn a_sandbox_that_cannot_be_had_is_explained() {
+        let denied = || io::Error::from_raw_os_error(libc::EPERM);
+        for (mode, root, name) in [(Mode::Chroot, false, "chroot"), (Mode::Namespace, true, "namespace")] {
+            for e in [Refused::ChdirNewRoot(denied()), Refused::Unshare(denied()), Refused::SandboxModeInvalidUID] {
+                let text = explain(&e, mode, root);
+                assert!(text.starts_with(&format!("no sandbox {name}")) && !text.contains("Os {"), "{text}");
+                assert!(!text.contains(&format!("--sandbox {name}")), "{text}");
+            }
+        }
+    }
 }

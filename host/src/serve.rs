@@ -47,6 +47,7 @@ pub fn serve(settings: &Settings, guests: Guests) -> io::Result<()> {
 pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
     // Before anybody can see the socket, and take the host for one that is there.
     listen::handle_signals();
+    let inherited = start.socket.as_ref().map(AsRawFd::as_raw_fd);
     let listener = match start.socket {
         // SAFETY: it owns the descriptor from now on.
         Some(socket) => unsafe { Listener::from_raw_fd(socket.into_raw_fd()) },
@@ -56,6 +57,15 @@ pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
             listener.into()
         }
     };
+    let host = &settings.host;
+    let how = format!("{:?}, sandbox {:?}, cache {:?}", settings.transport.kind, host.sandbox, host.cache);
+    tracing::info!(
+        "listening on {}, sharing {} ({}{})",
+        place(settings, inherited),
+        host.shared_dir.display(),
+        how.to_lowercase(),
+        if host.readonly { ", read-only" } else { "" },
+    );
     notify_ready();
     if settings.host.sandbox == Sandbox::Chroot {
         listen::fork_remover(listener.as_raw_fd())?;
@@ -67,6 +77,14 @@ pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
     let builder = FsBuilder::new(&settings.host, dir)?;
     sandbox::drop_privileges(&settings.host)?;
     Daemon::new(settings, listener, None).run(servers(builder), start.guests)
+}
+
+/// Where guests connect, for the log.
+fn place(settings: &Settings, inherited: Option<i32>) -> String {
+    match inherited {
+        Some(number) => format!("descriptor {number}"),
+        None => settings.transport.socket_path.display().to_string(),
+    }
 }
 
 /// Opens a server for each guest; the first one may have more descriptors.

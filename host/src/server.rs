@@ -457,8 +457,22 @@ mod tests {
             out.write_bytes(0, &words[..n]).map(|()| n)
         }
 
+        fn copy_file_range(&self, _ctx: &Context, _node: u64, args: &CopyFileRangeIn) -> io::Result<u64> {
+            Ok(args.len)
+        }
+
         fn statfs(&self, _ctx: &Context, _node: u64) -> io::Result<Kstatfs> {
             panic!("a bug");
+        }
+    }
+
+    /// Opcode 47 answers with 32 bits: a copy of more is cut, to whole pages, and never wraps to little or nothing.
+    #[test]
+    fn a_large_copy_is_cut_to_what_the_reply_can_tell() {
+        for (len, told) in [(100, 100), (1 << 32, 0xffff_f000), (u64::MAX, 0xffff_f000)] {
+            let args = CopyFileRangeIn { len, ..CopyFileRangeIn::default() };
+            let (body, _) = ask(47, 2, args.as_bytes(), &mut []).unwrap();
+            assert_eq!(WriteOut::read_from_bytes(&body).unwrap().size, told);
         }
     }
 

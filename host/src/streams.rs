@@ -1,7 +1,7 @@
 //! Accepts streamed connections, and groups them by guest: those that begin with the same token are one guest's. A
 //! connection without a token is a guest of its own.
 
-use crate::admission::{Permit, Semaphore, MAX_GUESTS, RETRY_PAUSE};
+use crate::admission::{next_guest, Permit, Semaphore, MAX_GUESTS, RETRY_PAUSE};
 use crate::handler::Handler;
 use crate::listen::SocketFile;
 use crate::transport::socket::{Session, IN_HEADER};
@@ -139,7 +139,10 @@ impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O>
                 sessions.insert(token, session.clone());
             }
             drop(sessions);
+            let number = next_guest();
+            tracing::info!("guest {number} has come, over streams");
             self.see_off(&session, token);
+            tracing::info!("guest {number} has gone");
             drop(permit);
         }
         Ok(())

@@ -168,10 +168,10 @@ impl ZeroCopyBuf<'_> {
             // SAFETY: the iovecs lie in mapped guest memory; the kernel checks the rest.
             unsafe { libc::preadv2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, 0) }
         };
-        match self.helper(count) {
+        self.buf.fill(|| match self.helper(count) {
             Some(helper) => self.transfer_together(helper, count, off, call),
             None => self.transfer(count, off, Way::Out, call),
-        }
+        })
     }
 
     /// Writes up to `count` bytes of the buffer at `off` of a file; `flags`: `RWF_...` of linux/fs.h.

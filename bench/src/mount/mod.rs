@@ -5,6 +5,7 @@ mod builtin;
 mod fio;
 mod jobs;
 mod metadata;
+mod patience;
 mod plan;
 mod ratios;
 mod record;

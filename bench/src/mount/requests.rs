@@ -1,6 +1,6 @@
 //! What the kernel has asked a guest of ours, by opcode.
 
-use super::systems::await_that;
+use super::patience::await_that;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;

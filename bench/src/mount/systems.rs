@@ -2,6 +2,7 @@
 //! it, and all that was mounted or started for it is gone when it is dropped.
 //! Separate hosts, ours and stock virtiofsd, run in their default sandbox.
 
+use super::patience::await_that;
 use super::plan::{MountPlan, Peer};
 use super::requests::{self, Requests};
 use crate::in_process::InProcess;
@@ -12,7 +13,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tunnelfs_guest::fuse::device::{uring_enabled, MountOptions};
 use tunnelfs_guest::mount::{Mount, MountConfig, WORKERS};
 use tunnelfs_guest::Connection;
@@ -20,9 +21,6 @@ use tunnelfs_guest::Transport;
 use tunnelfs_host::fs_builder;
 use tunnelfs_host::Server;
 use tunnelfs_settings::{Cache, Channel, Settings, TransportKind};
-
-/// How long anything may take to come up or go away.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One system under test.
 pub struct System {
@@ -255,17 +253,6 @@ fn mount_inside(settings: &Settings, point: &Path) -> io::Result<Mount> {
 fn is_mounted(point: &Path) -> bool {
     let point = format!(" {} ", point.display());
     fs::read_to_string("/proc/mounts").is_ok_and(|mounts| mounts.contains(&point))
-}
-
-pub(super) fn await_that(what: &str, mut done: impl FnMut() -> bool) -> io::Result<()> {
-    let start = Instant::now();
-    while !done() {
-        if start.elapsed() > PATIENCE {
-            return Err(io::Error::other(format!("{what}: not within {PATIENCE:?}")));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
 }
 
 impl System {

@@ -21,7 +21,7 @@ const INTERRUPT: u32 = 36;
 /// GETXATTR, LISTXATTR and STATX, which the kernel does without when a server does not know them.
 const OPTIONAL: [u32; 3] = [22, 23, 52];
 
-/// A FUSE file system with `file`, `link` and `dir`, which answers nothing while it is told to hold.
+/// A FUSE file system with `file`, `cached`, `link` and `dir`, which answers nothing while it is told to hold.
 pub struct StuckFs {
     point: PathBuf,
     device: Arc<File>,
@@ -131,7 +131,7 @@ fn answer(mut device: &File, unique: u64, error: i32, body: &[u8]) {
 
 fn attributes(node: u64) -> Vec<u8> {
     let (mode, size) = match node {
-        2 => (libc::S_IFREG | 0o644, 1 << 20),
+        2 | 5 => (libc::S_IFREG | 0o644, 1 << 20),
         3 => (libc::S_IFLNK | 0o777, 4),
         _ => (libc::S_IFDIR | 0o755, 0),
     };
@@ -146,11 +146,13 @@ fn reply(opcode: u32, node: u64, body: &[u8]) -> (i32, Vec<u8>) {
         INIT => (0, [words(&[7, 31, 4096, 0, 64 | 64 << 16, 1 << 20, 1]), vec![0; 36]].concat()),
         opcode::LOOKUP => match body {
             b"file\0" => (0, entry(2)),
+            b"cached\0" => (0, entry(5)),
             b"link\0" => (0, entry(3)),
             b"dir\0" => (0, entry(4)),
             _ => (-libc::ENOENT, Vec::new()),
         },
         opcode::GETATTR => (0, [vec![0; 16], attributes(node)].concat()),
+        opcode::OPEN if node == 5 => (0, vec![0; 16]),
         // FOPEN_DIRECT_IO: each READ and WRITE comes here.
         opcode::OPEN | opcode::OPENDIR => (0, [1u64.to_ne_bytes(), 1u64.to_ne_bytes()].concat()),
         opcode::STATFS => (0, vec![0; 80]),

@@ -283,3 +283,68 @@ fn both_sides_write_large_messages() {
     let _ = fs::remove_file(target.path("share/large"));
     target.check("large messages");
 }
+
+/// The log says where the host listens and who comes and goes, without colours in a file.
+#[test]
+fn the_log_tells_of_guests() {
+    let place = Place::new();
+    // Fewer descriptors than wanted would be a warning.
+    let options = ["--sandbox", "none", "--rlimit-nofile", "0"];
+    let (path, mut command) = (place.0.path().join("log"), place.command(&options));
+    let host = Host(command.env_remove("RUST_LOG").stderr(fs::File::create(&path).unwrap()).spawn().unwrap());
+    let log = || fs::read_to_string(&path).unwrap();
+    let says = |what: &str| soon(what, || log().contains(what).then_some(()));
+    says(&format!("listening on {}", place.socket().display()));
+    drop(UnixStream::connect(place.socket()).unwrap());
+    let guest = Hostile::connect(&place.socket());
+    says("guest 1 has come");
+    drop(guest);
+    says("guest 1 has gone");
+    let text = log();
+    assert!(!text.contains('\x1b') && !text.contains("guest 2") && !text.contains("WARN"), "{text}");
+    // 2026-11-26T03:09:24.000000Z
+    assert!(text.lines().all(|line| line.as_bytes()[10] == b'T'), "{text}");
+    drop(host);
+}
+
+/// What a host says without serving.
+#[test]
+fn questions_to_the_program() {
+    let place = Place::new();
+    let asked = |words: &[&str]| {
+        let mut command = Command::new(sibling("tunnelfs-host").unwrap());
+        let out = command.args(words).stdin(Stdio::null()).output().unwrap();
+        (
+            out.status.success(),
+            String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr),
+        )
+    };
+    let (good, text) = asked(&["--print-config", "--cache", "never"]);
+    assert!(good && text.contains("cache = \"never\"  # --cache\n"), "{text}");
+    assert!(asked(&["--check-config", "--cache", "never"]).0);
+    let (good, text) = asked(&["--check-config", "--cache", "sometimes"]);
+    assert!(!good && text.contains("host.cache"), "{text}");
+    let (good, text) = asked(&["completions", "bash"]);
+    assert!(good && text.contains("--shared-dir"), "{text}");
+    let (good, text) = asked(&["man"]);
+    assert!(good && text.contains("shared\\-dir"), "{text}");
+    let (share, socket) = (place.0.path().join("share"), place.socket());
+    let words = ["doctor", "--sandbox", "none", "--socket-path", socket.to_str().unwrap(), "--shared-dir"];
+    let (good, text) = asked(&[&words[..], &[share.to_str().unwrap()]].concat());
+    assert!(good && text.contains("0 problems"), "{text}");
+    let (good, text) = asked(&[&words[..], &["/no/such/directory"]].concat());
+    assert!(!good && text.contains("PROBLEM") && text.contains("-> "), "{text}");
+}
+
+/// As systemd starts a host whose socket it has made.
+#[test]
+fn a_socket_from_systemd() {
+    let place = Place::new();
+    let listener = UnixListener::bind(place.socket()).unwrap();
+    let command = place.command(&["--sandbox", "none"]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\""]);
+    shell.arg(command.get_program()).args(command.get_args()).stdin(std::os::fd::OwnedFd::from(listener));
+    let mut host = Host(shell.stderr(Stdio::null()).spawn().unwrap());
+    assert!(noop(&place.socket()) && is_running(&mut host));
+}

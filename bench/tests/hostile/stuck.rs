@@ -283,11 +283,20 @@ fn a_pause_with_a_stuck_request() {
     let ring = guest.ring(1);
     let Some(fs) = StuckFs::mount(target.path("share/stuck")) else { return };
     let mut channel = OnRing(&guest, ring);
-    let requests = stuck_requests(&mut channel);
+    let mut requests = stuck_requests(&mut channel);
+    // First in the list: READs of a file that is not read directly.
+    let root = call(&mut channel, 1, &request(op::LOOKUP, 1, b"stuck\0")).word(0);
+    let cached = call(&mut channel, 1, &request(op::LOOKUP, root, b"cached\0")).word(0);
+    let handle = call(&mut channel, 1, &request(op::OPEN, cached, &op::words(&[0, 0]))).word(0);
+    for offset in [1 << 19, 0] {
+        requests.insert(0, (op::READ, cached, op::read_body(handle, offset, 4096)));
+    }
     let mut ring = channel.1;
-    // What the kernel of the host's machine copies into a slot, as for READ, cannot be held back.
-    for (during, opcode) in [(false, op::READ), (true, op::READLINK)] {
-        let (_, node, body) = requests.iter().find(|r| r.0 == opcode).unwrap().clone();
+    // READ: by the kernel of the host's machine, into the slot. READLINK: by the host.
+    for (during, opcode) in [(true, op::READ), (false, op::READ), (true, op::READLINK)] {
+        let at = requests.iter().position(|r| r.0 == opcode).unwrap();
+        let (_, node, body) = requests.remove(at);
+        let len = if opcode == op::READ { 4096 } else { 1000 };
         fs.hold_only(opcode);
         let mut channel = OnRing(&guest, ring);
         channel.submit(5, &request(opcode, node, &body));
@@ -298,7 +307,7 @@ fn a_pause_with_a_stuck_request() {
         assert!(start.elapsed() < PATIENCE, "the stop took {:?}", start.elapsed());
         let before = guest.bytes(slot_at(1, 5), 4096);
         if during {
-            fs.release(Some(&[0xaa; 1000]));
+            fs.release(Some(&[0xaa; 4096][..len]));
         }
         std::thread::sleep(Duration::from_secs(10).saturating_sub(start.elapsed()));
         assert!(ring.reap(Duration::ZERO).is_none(), "answered while stopped");
@@ -310,11 +319,11 @@ fn a_pause_with_a_stuck_request() {
                 assert_eq!(call(&mut channel, 2, &request(op::GETATTR, 1, &[0; 16])).error, 0);
             }
             assert!(fs.held() > 0);
-            fs.release(Some(&[0xaa; 4096]));
+            fs.release(Some(&[0xaa; 4096][..len]));
         }
         let (unique, answer) = channel.answer(PATIENCE).expect("the stuck request is answered");
         assert_eq!((unique, answer.error), (5, 0));
-        assert!(answer.payload == vec![0xaa; if during { 1000 } else { 4096 }]);
+        assert!(answer.payload == vec![0xaa; len]);
         assert!(channel.answer(Duration::from_millis(50)).is_none(), "answered twice");
         ring = channel.1;
     }

@@ -61,6 +61,14 @@ fn a_daemon_serves_until_it_is_unmounted() {
     let pid = daemon(&scratch).unwrap();
     let said = statistics(pid, &log);
     assert!(said.contains("CREATE") && said.contains("WRITE"), "{said}");
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(text.lines().next().unwrap().contains(" mounted: ring transport"), "{text}");
+    assert!(!text.contains('\x1b') && !text.contains("WARN") && text.as_bytes()[10] == b'T', "{text}");
+    let status = run(Command::new(sibling("tunnelfs-guest").unwrap()).arg("status").arg(scratch.path("mnt")));
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    for part in [" mounted: ring transport", "host: there", "CREATE"] {
+        assert!(status.contains(part), "{part}: {status}");
+    }
     // Nothing keeps a terminal, or the directory where it was started.
     assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
     for fd in 0..2 {
@@ -68,6 +76,33 @@ fn a_daemon_serves_until_it_is_unmounted() {
     }
     end_daemon(&scratch);
     assert!(scratch.path("share/to").exists() && !scratch.path("mnt/to").exists());
+}
+
+/// What a guest says without mounting.
+#[test]
+fn questions_to_the_program() {
+    let asked = |words: &[&str]| {
+        let out = Command::new(sibling("tunnelfs-guest").unwrap()).args(words).output().unwrap();
+        (
+            out.status.success(),
+            String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr),
+        )
+    };
+    let (good, text) = asked(&["mount", "/x", "--print-config", "-o", "slots=16,log_level=debug"]);
+    assert!(good && text.contains("slots = 16  # -o slots=16\n") && text.contains("level = \"debug\""), "{text}");
+    assert!(asked(&["mount", "/x", "--check-config"]).0);
+    let (good, text) = asked(&["mount", "/x", "--check-config", "--slots", "3000000"]);
+    assert!(!good && text.contains("transport.slots"), "{text}");
+    let (good, text) = asked(&["mount", "/x", "-o", "cpus=0,1"]);
+    assert!(!good && text.contains("cpus=0:1"), "{text}");
+    let (good, text) = asked(&["completions", "zsh"]);
+    assert!(good && text.contains("--slot-size"), "{text}");
+    let (good, text) = asked(&["man", "mount"]);
+    assert!(good && text.contains("slot\\-size"), "{text}");
+    let (good, text) = asked(&["doctor", "--socket-path", "/no/such/socket"]);
+    assert!(!good && text.contains("PROBLEM  host's socket") && text.contains("-> start a host"), "{text}");
+    let (good, text) = asked(&["status", "/"]);
+    assert!(!good && text.contains("no TunnelFS mount"), "{text}");
 }
 
 /// What a mount without its guest, or a guest without its host, answers.
@@ -205,8 +240,21 @@ fn installed_programs() {
     assert_eq!(fs::read_link(root.join("sbin/mount.tunnelfs")).unwrap(), Path::new("/usr/bin/tunnelfs-guest"));
     let unit = fs::read_to_string(root.join("usr/lib/systemd/system/tunnelfs-host@.service")).unwrap();
     let start = unit.lines().find_map(|l| l.strip_prefix("ExecStart=")).unwrap();
-    let doc = unit.lines().find_map(|l| l.strip_prefix("Documentation=file://")).unwrap();
-    assert!(root.join(&doc[1..]).exists(), "{doc}");
+    let doc = unit.lines().find_map(|l| l.strip_prefix("Documentation=")).unwrap();
+    let doc = doc.strip_prefix("man:tunnelfs-host(8) file:///").unwrap_or(doc);
+    assert!(root.join(doc).exists(), "{doc}");
+    for (file, part) in [
+        ("usr/share/man/man8/tunnelfs-host.8", "shared\\-dir"),
+        ("usr/share/man/man8/tunnelfs-guest-mount.8", "slot\\-size"),
+        ("usr/share/bash-completion/completions/tunnelfs-guest", "--slot-size"),
+        ("usr/lib/systemd/system/tunnelfs-host@.socket", "/run/tunnelfs-%i/socket"),
+        ("usr/lib/sysusers.d/tunnelfs.conf", "tunnelfs"),
+        ("usr/share/doc/tunnelfs/LICENSE-MIT", "MIT"),
+        ("usr/share/doc/tunnelfs/SECURITY.md", "Security"),
+    ] {
+        let text = fs::read_to_string(root.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        assert!(text.contains(part), "{file} has no {part}");
+    }
 
     // As systemd would: the unit's own words, with its names filled in.
     let (config, socket, ready) = (scratch.path("data.toml"), scratch.path("socket"), scratch.path("ready"));

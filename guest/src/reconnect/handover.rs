@@ -101,6 +101,11 @@ impl<T> Handover<T> {
         }
     }
 
+    /// Whether a host is waited for.
+    pub fn is_away(&self) -> bool {
+        self.away.load(Ordering::Relaxed)
+    }
+
     /// Whether every queue has let go of it.
     pub fn all_detached(&self) -> bool {
         self.queues.iter().all(|queue| queue.with(|state| state.detached) || queue.idle.load(Ordering::Acquire))

@@ -47,6 +47,18 @@ const NUMBERS: &[Number] = &[
     ("mount.reconnect_timeout", |s| s.mount.reconnect_timeout, 0..=MAX_SECONDS, " seconds"),
 ];
 
+/// What a key's value may be, for `--help`: `0 to 62`. `None` where the description tells.
+pub(crate) fn range(key: &str) -> Option<String> {
+    match key {
+        "transport.slot_size" => Some(format!("{}k to {}M", MIN_SLOT_SIZE >> 10, MAX_SLOT_SIZE >> 20)),
+        "transport.entries" => Some(format!("2 to {}", tunnelfs_ring::MAX_ENTRIES)),
+        _ => {
+            let (_, _, range, _) = NUMBERS.iter().find(|(known, ..)| *known == key)?;
+            Some(format!("{} to {}", range.start(), range.end()))
+        }
+    }
+}
+
 /// Checks what is true on every machine.
 pub(crate) fn check(s: &Settings) -> Checked {
     let size = s.transport.slot_size;

@@ -123,6 +123,25 @@ impl Loader {
         self.used.iter().any(|used| key.strip_prefix(used).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
     }
 
+    /// Writes the settings that the program uses as a settings file, each with where it comes from.
+    pub fn print(&self) -> String {
+        let mut text = String::new();
+        let all = Table::try_from(&self.settings).expect("settings are plain values");
+        for (section, keys) in &all {
+            let mut lines = String::new();
+            for (name, value) in keys.as_table().into_iter().flatten() {
+                let key = format!("{section}.{name}");
+                if self.uses(&key) {
+                    lines += &format!("{name} = {value}  # {}\n", self.origin(&key));
+                }
+            }
+            if !lines.is_empty() {
+                text += &format!("{}[{section}]\n{lines}", if text.is_empty() { "" } else { "\n" });
+            }
+        }
+        text
+    }
+
     /// Returns the settings, checked against each other and against this machine.
     ///
     /// # Errors
@@ -172,7 +191,7 @@ impl Loader {
 /// The command-line options of the settings in `sections`: whole tables or single keys, and `--config`.
 pub fn args(sections: &'static [&'static str]) -> Vec<clap::Arg> {
     let option = |spec: &OptionSpec| {
-        let arg = clap::Arg::new(spec.option).long(spec.option).help(spec.help);
+        let arg = clap::Arg::new(spec.option).long(spec.option).help(help(spec));
         match spec.form {
             ArgKind::Switch(_) => arg.action(clap::ArgAction::SetTrue),
             ArgKind::Value(name) | ArgKind::List(name) => arg.value_name(name),
@@ -184,6 +203,24 @@ pub fn args(sections: &'static [&'static str]) -> Vec<clap::Arg> {
         .value_parser(clap::value_parser!(PathBuf))
         .help(format!("Settings file [default: {SYSTEM_FILE}, if there is one]"));
     options::of(sections).map(option).chain([config]).collect()
+}
+
+/// A setting's description, its range and its default.
+fn help(spec: &OptionSpec) -> String {
+    if matches!(spec.form, ArgKind::Switch(_)) {
+        return spec.help.into();
+    }
+    let mut notes: Vec<String> = limits::range(spec.key).into_iter().collect();
+    match default_of(spec.key) {
+        Some(Value::Integer(n)) if spec.key == "transport.slot_size" => notes.push(format!("default: {}M", n >> 20)),
+        Some(Value::String(text)) if !text.is_empty() => notes.push(format!("default: {text}")),
+        Some(value @ Value::Integer(_)) => notes.push(format!("default: {value}")),
+        _ => {}
+    }
+    match notes.is_empty() {
+        true => spec.help.into(),
+        false => format!("{} [{}]", spec.help, notes.join("; ")),
+    }
 }
 
 /// What a command line made with [`args`] and the file that it names say.

@@ -125,6 +125,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     option("mount.reconnect", "noreconnect", Switch(false), "End with errors when the host has gone"),
     option("mount.reconnect_timeout", "reconnect-timeout", Value("SECONDS"), "How long to wait for another host"),
     option("mount.log_file", "log-file", Value("FILE"), "A daemon's log and statistics [default: the system's log]"),
+    option("log.level", "log-level", Value("LEVEL"), "What is logged: off, error, warn, info, debug or trace"),
 ];
 
 /// The settings of some tables, or single ones of them.

@@ -17,6 +17,49 @@ pub struct Settings {
     pub host: Host,
     /// How the guest mounts.
     pub mount: Mount,
+    /// What the programs write to their logs.
+    pub log: Log,
+}
+
+/// The table `[log]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// What is written.
+    pub level: LogLevel,
+}
+
+/// What is worth a line in the log; each level has those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What failed.
+    Error,
+    /// What is not as it should be.
+    Warn,
+    /// Starts, ends, guests that come and go.
+    #[default]
+    Info,
+    /// For a search after faults.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            LogLevel::Off => "off",
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
 }
 
 /// What carries messages between guest and host.

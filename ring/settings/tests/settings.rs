@@ -243,3 +243,36 @@ fn words_of_mount() {
 fn a_missing_file_is_an_error_when_it_was_named() {
     assert!(Loader::new(Some("/nonexistent/t.toml".as_ref())).unwrap_err().to_string().contains("/nonexistent/t.toml"));
 }
+
+#[test]
+fn settings_are_printed_with_where_they_come_from() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[transport]\n\nslots = 16\n[host]\ncache = \"never\"\n").unwrap();
+    let tables: &[&str] = &["transport", "wait"];
+    let matches = clap::Command::new("x").args(args(tables)).get_matches_from([
+        "x",
+        "--config",
+        file.path().to_str().unwrap(),
+        "--slot-size",
+        "64k",
+    ]);
+    let text = load(tables, &matches).unwrap().print();
+    for line in [
+        &format!("slots = 16  # {}:3", file.path().display()),
+        "slot_size = 65536  # --slot-size",
+        "policy = \"auto\"  # the default",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line}: {text}");
+    }
+    assert!(!text.contains("cache"), "not of this program: {text}");
+    let _: toml::Table = toml::from_str(&text).unwrap();
+}
+
+#[test]
+fn help_has_defaults_and_ranges() {
+    let help = clap::Command::new("x").args(args(&["transport", "wait", "host", "log"])).render_long_help();
+    let help = help.to_string();
+    for part in ["[0 to 62; default: 0]", "[8k to 16M; default: 1M]", "[default: info]", "[0 to 1024; default: 64]"] {
+        assert!(help.contains(part), "{part}: {help}");
+    }
+}

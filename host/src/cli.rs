@@ -1,0 +1,142 @@
+//! The host's command line.
+
+use crate::{compat, doctor};
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::error::Error;
+use std::process::ExitCode;
+use tunnelfs_host::{Guests, Start};
+use tunnelfs_program::{log, shell};
+use tunnelfs_settings::{args, load, Loader};
+
+/// The settings that a host's command line has.
+const SECTIONS: &[&str] = &["transport.kind", "transport.socket_path", "transport.queues", "wait", "host", "log"];
+
+/// Share a directory with a guest over shared-memory rings, virtqueues or a socket.
+#[derive(Parser)]
+#[command(
+    name = "tunnelfs-host",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
+  tunnelfs-host --socket-path /run/tfs.sock --shared-dir /srv/data
+  tunnelfs-host --config tunnelfs.toml --cache never --readonly
+  tunnelfs-host doctor --shared-dir /srv/data
+
+Beside a VM the socket is QEMU's (-chardev socket,path=...); without one, tunnelfs-guest's.
+
+Signals: SIGTERM and SIGINT end the host; its socket's file goes with it."
+)]
+struct Args {
+    /// Serve one guest, then exit
+    #[arg(long)]
+    once: bool,
+    /// Take the socket's path from a host that listens there; without this, a second host is refused
+    #[arg(long)]
+    replace: bool,
+    /// Number of a listening socket that this process is started with, instead of --socket-path
+    #[arg(long, value_name = "FD", conflicts_with = "socket-path")]
+    fd: Option<i32>,
+    /// virtiofsd's former options, comma-separated, as libvirt writes them: source=DIR, cache=none, xattr, ...
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    options: Vec<String>,
+    /// Print what this back end can do, as vhost-user's managers ask for it, and exit
+    #[arg(long)]
+    print_capabilities: bool,
+    /// Print the settings, each with where it comes from, and exit
+    #[arg(long)]
+    print_config: bool,
+    /// Check the settings, and exit
+    #[arg(long)]
+    check_config: bool,
+    #[command(subcommand)]
+    command: Option<Task>,
+}
+
+/// What else than serving there is to do.
+#[derive(Subcommand)]
+enum Task {
+    /// Look at what this machine gives a host with these settings, and say what to do about what is missing
+    Doctor,
+}
+
+fn command() -> Command {
+    let command = Args::command().args(args(SECTIONS));
+    command.mut_subcommand("doctor", |doctor| doctor.args(args(SECTIONS))).subcommands(shell::subcommands())
+}
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    let command = command();
+    let matches = command.clone().get_matches();
+    match shell::run(&command, &matches) {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(e) => return fail(&e),
+    }
+    if let Some(matches) = matches.subcommand_matches("doctor") {
+        return diagnose(matches).unwrap_or_else(|e| fail(&*e));
+    }
+    let args = Args::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    run(&matches, &args).map_or_else(|e| fail(&*e), |()| ExitCode::SUCCESS)
+}
+
+fn fail(e: &dyn Error) -> ExitCode {
+    eprintln!("tunnelfs-host: {e}");
+    ExitCode::FAILURE
+}
+
+fn diagnose(matches: &ArgMatches) -> Result<ExitCode, Box<dyn Error>> {
+    let settings = load(SECTIONS, matches)?.finish()?;
+    let good = doctor::examine(&settings).print(&mut std::io::stdout())?;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run(matches: &ArgMatches, args: &Args) -> Result<(), Box<dyn Error>> {
+    if args.print_capabilities {
+        println!("{{\n  \"type\": \"fs\",\n  \"features\": [\"separate-options\"]\n}}");
+        return Ok(());
+    }
+    let loader = loader(matches, args)?;
+    if args.print_config {
+        print!("{}", loader.print());
+        return Ok(());
+    }
+    let settings = loader.finish()?;
+    if args.check_config {
+        println!("tunnelfs-host: the settings are good");
+        return Ok(());
+    }
+    log::start(settings.log.level, true);
+    let socket = args.fd.or_else(activated).map(tunnelfs_host::listener_from_fd).transpose()?;
+    let guests = if args.once { Guests::One } else { Guests::Forever };
+    tunnelfs_host::serve_confined(&settings, Start { guests, replace: args.replace, socket })?;
+    Ok(())
+}
+
+/// The socket that systemd has made for this process (sd_listen_fds(3)), if there is one.
+fn activated() -> Option<i32> {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    (number("LISTEN_PID") == Some(std::process::id()) && number("LISTEN_FDS") == Some(1)).then_some(3)
+}
+
+fn loader(matches: &ArgMatches, args: &Args) -> Result<Loader, Box<dyn Error>> {
+    let mut loader = load(SECTIONS, matches)?;
+    for word in args.options.iter().filter_map(|word| compat::setting(word)) {
+        if !loader.mount_word(SECTIONS, &word)? {
+            return Err(format!("-o {word}: no option of virtiofsd's that is known here").into());
+        }
+    }
+    Ok(loader)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+        let matches = command().get_matches_from(["tunnelfs-host", "doctor", "--shared-dir", "/x"]);
+        assert!(matches.subcommand_matches("doctor").is_some());
+    }
+}
