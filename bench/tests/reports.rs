@@ -196,7 +196,7 @@ fn settings_as_lists_are_measured_by_turns_and_reported() {
 #[test]
 fn make_bench_leaves_the_clone_clean() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    for target in ["bench", "bench-full", "bench-calls", "bench-mount", "vm-bench"] {
+    for target in ["bench", "bench-full", "bench-calls", "bench-mount", "bench-tree", "vm-bench"] {
         // What it would do; what it needs is not made.
         let out = Command::new("make").args(["-n", target]).current_dir(&root).output().expect("make");
         assert!(words(&out).contains("target/bench/"), "{target}: {}", words(&out));

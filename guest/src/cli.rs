@@ -45,8 +45,8 @@ enum Command {
 -o takes mount(8)'s own words, and all settings by their names in tunnelfs.toml or
 above: slots=64, wait=spin, cpus=0:1, huge_pages.
 
-SIGTERM, SIGINT and SIGHUP unmount, SIGUSR1 logs what `tunnelfs-guest status` prints, SIGUSR2 starts and ends a
-recording for `tunnelfs-bench record`.")]
+SIGTERM, SIGINT and SIGHUP unmount, SIGUSR1 logs what `tunnelfs-guest status` prints,
+SIGUSR2 starts and ends a recording for tunnelfs-bench record.")]
 struct MountArgs {
     /// Where to mount
     mount_point: PathBuf,

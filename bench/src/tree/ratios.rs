@@ -32,8 +32,7 @@ pub fn ratios(run: &TreeRun) -> Vec<Ratio> {
     let mut out = Vec::new();
     let Some(ours) = best(run) else { return out };
     let mut add = |what: String, value: Option<f64>, bound: Bound| {
-        // Seconds are made of requests: their table tells.
-        let why = "see the requests by opcode".to_owned();
+        let why = what.split_once(':').and_then(|(op, _)| find(run, ours, op)).map_or(String::new(), why);
         out.extend(value.map(|value| Ratio { what, value, bound, why }));
     };
     for (op, limit) in REQUESTS {
@@ -54,6 +53,17 @@ pub fn ratios(run: &TreeRun) -> Vec<Ratio> {
 fn best(run: &TreeRun) -> Option<&str> {
     let with = |cache: &str| run.rows.iter().find(|r| r.cache == cache).map(|r| r.system.as_str());
     with("coherent").or_else(|| with("always"))
+}
+
+/// What a file is mostly asked, in a clause.
+fn why(row: &Row) -> String {
+    let mut asked: Vec<(&String, &f64)> = row.opcodes_per_file.iter().collect();
+    asked.sort_by(|a, b| b.1.total_cmp(a.1));
+    let most: Vec<String> = asked.iter().take(3).map(|(name, count)| format!("{count:.1} {name}")).collect();
+    match most.is_empty() {
+        true => format!("it took {:.2} s", row.seconds),
+        false => format!("each file is asked {}", most.join(", ")),
+    }
 }
 
 fn find<'a>(run: &'a TreeRun, system: &str, op: &str) -> Option<&'a Row> {

@@ -57,6 +57,7 @@ fn a_live_mount_is_recorded_and_tuned_for() {
     );
     // A process that a signal would end is left alone.
     let own = std::process::id().to_string();
+    drop(file);
     let other = bench(&["record", "--pid", &own, "--output", output]);
     assert!(!other.status.success() && words(&other).contains("is not a tunnelfs-guest"), "{}", words(&other));
     guest.unmount();
