@@ -1,20 +1,21 @@
 //! A mounted file system: connection, mount, INIT, workers, unmount.
 
 use crate::channel::{ChannelKind, Worker};
+use crate::config::GuestConfig;
+use crate::connect::{connect_under, Connection, RetainedMemory};
+use crate::error::Error;
 use crate::fuse::abi::{init_flag, opcode, reply_header, request_len, request_opcode, request_unique};
 use crate::fuse::device::{self, MountOptions};
 use crate::fuse::init::{self, InitReplay, InitResult};
 use crate::fuse::message::ROOT;
 use crate::fuse::message::{request, IN_HEADER, OUT_HEADER};
 use crate::fuse::mountinfo;
-use crate::link::{connect_under, Connection, GuestConfig, RetainedMemory};
 use crate::reconnect::monitor::{hangup_fds, root_of, HangupFds, HostMonitor};
 use crate::reconnect::Reconnect;
 use crate::stats::{self, QueueStats};
 use crate::timeout;
 use crate::timeout::Watchdog;
 use crate::transport::{call_within, reply_bytes, Transport};
-use crate::Error;
 use nix::mount::MsFlags;
 use nix::poll::PollTimeout;
 use parking_lot::Mutex;

@@ -1,7 +1,24 @@
 //! The driver's half of a split virtqueue (virtio 1.2, section 2.7), without an
 //! allocator: whoever uses it owns the descriptors and says which one heads a chain.
 
+use crate::fuse::abi::OUT_HEADER;
 use std::sync::atomic::{fence, AtomicU16, AtomicU32, Ordering};
+use tunnelfs_ring::SQE_INLINE_BYTES;
+
+/// A request's headers, in memory that the host reads and writes.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Headers {
+    pub out_header: [u8; OUT_HEADER],
+    pub head: [u8; SQE_INLINE_BYTES],
+}
+
+/// Request's head and payload, reply's header and payload.
+pub const PER_SLOT: u16 = 4;
+/// Bytes that a queue of `size` entries and its headers take.
+pub fn memory_bytes(size: u16) -> usize {
+    SplitQueue::bytes(size) + usize::from(size / PER_SLOT) * size_of::<Headers>()
+}
 
 /// `struct virtq_desc`.
 #[derive(Clone, Copy)]

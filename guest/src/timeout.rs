@@ -1,7 +1,7 @@
 //! A host that does not answer: neither the thread that mounts nor a program may wait for ever.
 
+use crate::error::Error;
 use crate::stats::QueueStats;
-use crate::Error;
 use nix::sys::socket::{
     connect, setsockopt, shutdown, socket, sockopt, AddressFamily, Shutdown, SockFlag, SockType, UnixAddr,
 };

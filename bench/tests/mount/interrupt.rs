@@ -5,7 +5,7 @@ use crate::stuck_fs::StuckFs;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tunnelfs_guest::fuse::abi::opcode;
 
 /// A mount whose share has a file system that can be held.
@@ -32,23 +32,10 @@ impl Setup {
         OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).unwrap()
     }
 
-    #[allow(dead_code)]
-    /// A program whose standard input is the file, opened for it alone: reads by one open file wait for each other in the
-    /// kernel.
-    fn start(&self, program: &[&str]) -> Child {
-        self.run(program, self.file())
-    }
-
-    /// The same, with requests of an opcode held from then on.
-    fn start_held(&self, program: &[&str], opcode: u32) -> Child {
-        let file = self.file();
-        self.stuck.hold_only(opcode);
-        self.run(program, file)
-    }
-
-    fn run(&self, program: &[&str], file: File) -> Child {
+    /// Starts a program.
+    fn run(&self, program: &[&str], input: impl Into<Stdio>) -> Child {
         let mut command = Command::new(program[0]);
-        command.args(&program[1..]).stdin(file).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(&program[1..]).stdin(input).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().unwrap()
     }
 }
@@ -73,7 +60,9 @@ fn ends_promptly(what: &str, mut children: Vec<Child>) {
 fn kill_stuck_programs(channel: &str, transport: &str) {
     let Some(setup) = Setup::new(channel, transport, "") else { return };
     for (opcode, program) in [(opcode::READ, READER), (opcode::GETATTR, ASKER)] {
-        let child = setup.start_held(program, opcode);
+        let file = setup.file();
+        setup.stuck.hold_only(opcode);
+        let child = setup.run(program, file);
         let what = format!("{channel}, {transport}: {program:?}");
         soon(&what, || (setup.stuck.held() > 0).then_some(()));
         ends_promptly(&what, vec![child]);
@@ -90,4 +79,45 @@ fn sigkill_ends_a_stuck_program_over_io_uring() {
 #[test]
 fn sigkill_ends_a_stuck_program_over_the_device() {
     ["ring", "virtqueue", "socket"].into_iter().for_each(|transport| kill_stuck_programs("fuse", transport));
+}
+
+/// Requests are stuck in all slots that there are: an INTERRUPT still gets through. (Over io_uring it has a queue of its
+/// own.)
+#[test]
+fn sigkill_ends_more_stuck_programs_than_there_are_slots() {
+    for transport in ["ring", "virtqueue", "socket"] {
+        let Some(setup) = Setup::new("fuse", transport, ",slots=4") else { return };
+        setup.stuck.hold_only(opcode::READ);
+        // Each opens the file itself: closing it here would be a request that no slot is left for.
+        let input = format!("if={}", setup.guest.point.join("stuck/file").display());
+        let reader = [READER, &[&input, "iflag=direct"]].concat();
+        let readers: Vec<_> = (0..6).map(|_| setup.run(&reader, Stdio::null())).collect();
+        soon("the slots are full", || (setup.stuck.held() >= 3).then_some(()));
+        ends_promptly(&format!("{transport}: six readers"), readers);
+        setup.stuck.release(None);
+        setup.guest.unmount();
+    }
+}
+
+/// The second reader's request waits in the guest for room (a stream carries one large one at a time): it can be killed
+/// there.
+#[test]
+fn sigkill_ends_a_program_whose_request_waits_for_room() {
+    for channel in ["uring", "fuse"] {
+        let Some(setup) = Setup::new(channel, "socket", "") else { return };
+        let (reader, files) = (["dd", "bs=64k", "count=1"], [setup.file(), setup.file()]);
+        setup.stuck.hold_only(opcode::READ);
+        let [first, second] = files;
+        let first = setup.run(&reader, first);
+        soon("one is stuck", || (setup.stuck.held() > 0).then_some(()));
+        let second = setup.run(&reader, second);
+        // Its request reaches the guest at some moment that nothing shows.
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(setup.stuck.held(), 1);
+        ends_promptly(&format!("{channel}: the one that waits"), vec![second]);
+        assert_eq!(setup.stuck.held(), 1);
+        ends_promptly(&format!("{channel}: the one before"), vec![first]);
+        setup.stuck.release(None);
+        setup.guest.unmount();
+    }
 }

@@ -2,9 +2,9 @@
 //! `writev` gathers the reply from there. No payload is copied in user space.
 
 use super::pending::{PendingQueue, Reply, CALLER_CHECK};
+use crate::error::Error;
 use crate::fuse::abi::{opcode, request_len};
 use crate::fuse::message::{request, IN_HEADER, OUT_HEADER};
-use crate::Error;
 use libc::iovec;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::io;

@@ -2,10 +2,10 @@
 
 use super::pending::{PendingQueue, PendingRequest};
 use super::session::Session;
+use crate::error::Error;
 use crate::fuse::abi::opcode::*;
 use crate::fuse::message::BODY;
 use crate::reconnect::inodes::HostInode;
-use crate::Error;
 
 /// Bytes of `struct fuse_batch_forget_in`, and of each node behind it.
 const BATCH: usize = 8;
@@ -88,10 +88,10 @@ impl PendingQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connect::RetainedMemory;
     use crate::fuse::message::tests::entry;
     use crate::fuse::message::{request, OUT_HEADER};
     use crate::fuse::message::{u64_at, Entry, ROOT};
-    use crate::link::RetainedMemory;
     use crate::reconnect::Reconnect;
     use crate::stats::QueueStats;
     use crate::transport::{Completion, Transport};
@@ -109,6 +109,8 @@ mod tests {
     struct Listener {
         told: Messages,
         done: Vec<u32>,
+        /// Takes and answers nothing.
+        full: bool,
         slot: *mut u8,
         fd: OwnedFd,
     }
@@ -121,13 +123,16 @@ mod tests {
             "listener"
         }
         fn slots(&self) -> u32 {
-            1
+            2
         }
         fn slot(&self, _slot: u32) -> (*mut u8, usize) {
             (self.slot, SLOT)
         }
         fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, _reply_max: u32) -> Result<bool, Error> {
             assert!(payload_len as usize <= SLOT);
+            if self.full {
+                return Ok(false);
+            }
             // SAFETY: the slot has that many bytes.
             let payload = unsafe { std::slice::from_raw_parts(self.slot, payload_len as usize) };
             self.told.lock().push((head.to_vec(), payload.to_vec()));
@@ -161,14 +166,35 @@ mod tests {
 
     fn listener(told: &Messages) -> Box<Listener> {
         let slot = Box::leak(vec![0u64; SLOT / 8].into_boxed_slice()).as_mut_ptr().cast();
-        Box::new(Listener { told: told.clone(), done: Vec::new(), slot, fd: Eventfd::new().unwrap() })
+        Box::new(Listener { told: told.clone(), done: Vec::new(), full: false, slot, fd: Eventfd::new().unwrap() })
     }
 
     /// A queue of the host of `time`.
     fn queue(host: Box<Listener>, reconnect: &Arc<Reconnect>, time: u64) -> PendingQueue {
-        let mut session = Session::new(reconnect.clone(), 0, 1, RetainedMemory::Private(Vec::new()));
+        let mut session = Session::new(reconnect.clone(), 0, 2, RetainedMemory::Private(Vec::new()));
         session.host_id = time;
-        PendingQueue::new(host, Arc::new(QueueStats::new(1)), Some(session))
+        PendingQueue::new(host, Arc::new(QueueStats::new(2)), Some(session))
+    }
+
+    /// An INTERRUPT that a host had no room for is answered when the host dies, and the next host does not get it.
+    #[test]
+    fn an_interrupt_ends_with_its_host() {
+        let told = Messages::default();
+        let reconnect = Arc::new(Reconnect::new(1));
+        let mut host = listener(&told);
+        host.full = true;
+        let mut queue = queue(host, &reconnect, 0);
+        queue.submit(0, &request(GETATTR, ROOT, 6, &[0; 16], 0), 0).unwrap();
+        queue.submit(1, &request(INTERRUPT, 0, 9, &8u64.to_ne_bytes(), 0), 0).unwrap();
+        assert!(queue.reap().unwrap().is_none());
+        reconnect.handover.host_lost();
+        queue.detach_host().unwrap();
+        let reply = queue.reap().unwrap().expect("the INTERRUPT's slot comes back");
+        assert!(reply.slot == 1 && reply.expects_no_reply());
+        reconnect.handover.host_ready(1, vec![listener(&told)]);
+        while queue.reap().unwrap().is_none() {}
+        let opcodes: Vec<_> = told.lock().iter().map(|(head, _)| crate::fuse::abi::request_opcode(head)).collect();
+        assert!(opcodes.contains(&GETATTR) && !opcodes.contains(&INTERRUPT), "{opcodes:?}");
     }
 
     /// It rested while there was no host, and takes the next one: when that one goes it is waited for.

@@ -8,12 +8,12 @@ mod pending;
 mod session;
 mod uring;
 
+use crate::connect::RetainedMemory;
+use crate::error::Error;
 use crate::fuse::device::clone_device;
-use crate::link::RetainedMemory;
 use crate::reconnect::Reconnect;
 use crate::stats::QueueStats;
 use crate::transport::Transport;
-use crate::Error;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;

@@ -2,13 +2,13 @@
 //! way, what must wait for room or for another host, and what the host may say about it.
 
 use super::session::{Prepared, Session};
+use crate::error::Error;
 use crate::fuse::abi::{has_reply, opcode, reply_capacity, reply_header, request_opcode, request_unique};
 use crate::fuse::message::OUT_HEADER;
 use crate::fuse::message::{u64_at, BODY};
 use crate::reconnect::absent::Absent;
 use crate::stats::QueueStats;
 use crate::transport::{Completion, Transport};
-use crate::Error;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

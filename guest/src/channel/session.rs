@@ -3,18 +3,18 @@
 
 use super::forget::ForgetAction;
 use super::pending::{PendingQueue, PendingRequest};
+use crate::connect::RetainedMemory;
+use crate::error::Error;
 use crate::fuse::abi::opcode::{name as opcode_name, *};
 use crate::fuse::abi::{request_opcode, u32_at};
 use crate::fuse::message::IN_HEADER;
 use crate::fuse::message::{self, put_u64, u64_at, Entry, BODY, NODE};
-use crate::link::RetainedMemory;
 use crate::reconnect::handle_cache::HandleCache;
 use crate::reconnect::inodes::Unresolved;
 use crate::reconnect::replay::{self, ReplayRule};
 use crate::reconnect::translate::Prerequisite;
 use crate::reconnect::{HostPoll, Reconnect};
 use crate::transport::{reply_bytes, Completion, Transport};
-use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -5,10 +5,10 @@
 //! and `fuse_uring_cmd_req` of linux/fuse.h 7.42, and the kernel's fs/fuse/dev_uring.c.
 
 use super::pending::{PendingQueue, Reply};
+use crate::error::Error;
 use crate::fuse::abi::{request_len, request_opcode};
 use crate::fuse::device::uring_hint;
 use crate::fuse::message::{IN_HEADER, OUT_HEADER};
-use crate::Error;
 use io_uring::squeue::Entry128;
 use io_uring::{cqueue, opcode, types, IoUring};
 use libc::iovec;

@@ -217,16 +217,23 @@ pub fn request_unique(head: &[u8]) -> u64 {
     u64::from(u32_at(head, 8)) | u64::from(u32_at(head, 12)) << 32
 }
 
+/// Bytes that every reply fits which is no data, list or extended attribute: more than any structure, as much as PATH_MAX.
+const SMALL_REPLY: u32 = 4096;
+
 /// Most bytes that a reply may have behind its header, in a slot of `slot_size` bytes.
 ///
 /// Not more than was asked for: stock virtiofsd 1.14 reads as much of a file as there is room. None for a request without
-/// a reply: the socket lets only small ones pass one that is under way, and an INTERRUPT must.
+/// a reply, and little where the reply is a structure: the socket lets only small ones pass one that is under way. An
+/// INTERRUPT must, and so must a killed program's FLUSH.
 pub fn reply_capacity(head: &[u8], slot_size: usize) -> u32 {
     let slot_size = slot_size as u32;
     match request_opcode(head) {
         // `fuse_read_in.size`
         opcode::READ | opcode::READDIR | opcode::READDIRPLUS => u32_at(head, IN_HEADER + 16).min(slot_size),
         opcode if !has_reply(opcode) => 0,
+        opcode::GETXATTR | opcode::LISTXATTR | opcode::IOCTL => slot_size,
+        // A structure, or a link's target.
+        1..=opcode::COPY_FILE_RANGE_64 => slot_size.min(SMALL_REPLY),
         _ => slot_size,
     }
 }
@@ -256,6 +263,10 @@ mod tests {
         head[56..60].copy_from_slice(&4096u32.to_ne_bytes());
         assert_eq!((reply_capacity(&head, 1 << 20), reply_capacity(&head, 1024)), (4096, 1024));
         head[4..8].copy_from_slice(&opcode::INIT.to_ne_bytes());
+        assert_eq!(reply_capacity(&head, 1 << 20), SMALL_REPLY);
+        head[4..8].copy_from_slice(&opcode::GETXATTR.to_ne_bytes());
+        assert_eq!(reply_capacity(&head, 1 << 20), 1 << 20);
+        head[4..8].copy_from_slice(&0x5446_0005u32.to_ne_bytes());
         assert_eq!(reply_capacity(&head, 1 << 20), 1 << 20);
         assert_eq!(reply_capacity(&head[..40], 100), 100);
         for silent in [opcode::INTERRUPT, opcode::FORGET, opcode::BATCH_FORGET] {

@@ -1,7 +1,7 @@
 //! `/dev/fuse`, and mounting a connection of it.
 
 use super::mountinfo;
-use crate::Error;
+use crate::error::Error;
 use nix::fcntl::{fcntl, open, FcntlArg, OFlag};
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use nix::sys::stat::Mode;

@@ -1,9 +1,11 @@
 //! The local link: a vhost-user front end on a UNIX socket that brings the memory.
 
-use super::{geometries, GuestConfig, Link, QueueMemory, RegionAllocator};
+use super::memory::{geometries, QueueMemory, RegionAllocator};
+use super::Link;
+use crate::config::GuestConfig;
+use crate::error::Error;
 use crate::split_queue::SplitQueue;
 use crate::timeout::Opened;
-use crate::Error;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -82,13 +84,13 @@ impl Memory {
     }
 
     /// How many virtqueues it has.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.queues.len()
     }
 }
 
 /// Connects, with the memory of a connection that has gone, if there was one; the link and its memory.
-pub(super) fn open(
+pub(crate) fn open(
     config: &GuestConfig,
     retained: Option<Arc<Memory>>,
     opened: &Opened,

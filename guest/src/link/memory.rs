@@ -1,7 +1,8 @@
 //! How a link's memory is divided among its queues.
 
-use crate::transport::virtqueue::memory_bytes;
-use crate::Error;
+use crate::config::GuestConfig;
+use crate::error::Error;
+use crate::split_queue::memory_bytes;
 use tunnelfs_ring::{Geometry, PAGE};
 
 /// Most entries of a virtqueue that are asked for.
@@ -115,6 +116,19 @@ impl<'a> RegionAllocator<'a> {
             self.at = end;
         }
     }
+}
+
+/// The control queue has few small messages; but a slot must take the largest
+/// request, for the kernel reads none into less.
+pub(crate) fn hiprio_geometry(of: Geometry) -> Geometry {
+    Geometry { entries: 4, slots: 2, slot_size: of.slot_size }
+}
+
+/// The geometry of every virtqueue of a connection.
+pub(super) fn geometries(config: &GuestConfig, request_queues: usize) -> Vec<Geometry> {
+    let mut all = vec![config.geometry; request_queues + 1];
+    all[0] = hiprio_geometry(config.geometry);
+    all
 }
 
 #[cfg(test)]

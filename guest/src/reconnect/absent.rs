@@ -1,7 +1,7 @@
 //! What stands for a host while there is none.
 
+use crate::error::Error;
 use crate::transport::{Completion, Transport};
-use crate::Error;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,15 +1,16 @@
 //! The thread that sees a host go, and brings the next one.
 
 use super::{missing_options, Reconnect};
+use crate::config::GuestConfig;
+use crate::connect::{connect_again, Connection, RetainedMemory};
+use crate::error::Error;
 use crate::fuse::abi::init_flag::INIT_EXT;
 use crate::fuse::abi::{opcode, u32_at};
 use crate::fuse::init::{self, InitReplay};
 use crate::fuse::message::{request, IN_HEADER};
 use crate::fuse::message::{Identity, ROOT};
-use crate::link::{connect_again, Connection, GuestConfig, RetainedMemory};
 use crate::timeout;
 use crate::transport::{call_within, reply_bytes, Transport};
-use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{shutdown, Shutdown};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -1,7 +1,7 @@
 //! The driver side of a transport: what a FUSE channel or a benchmark needs.
 
+use crate::error::Error;
 use crate::fuse::message::{reply_header, OUT_HEADER};
-use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::os::fd::BorrowedFd;
 use tunnelfs_ring::{Counters, Eventfd, CQE_INLINE_BYTES};

@@ -1,10 +1,10 @@
 //! Driver side of the ring.
 
 use super::{call, Completion, Transport};
+use crate::error::Error;
 use crate::fuse::message::{reply_header, request, OUT_HEADER};
 use crate::link::Link;
 use crate::transport::virtqueue;
-use crate::Error;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use tunnelfs_ring::{

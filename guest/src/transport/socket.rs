@@ -2,11 +2,11 @@
 //! each payload byte crosses the socket: copied, and counted.
 
 use super::{Completion, Transport};
+use crate::config::GuestConfig;
+use crate::error::Error;
 use crate::fuse::abi::{has_reply, request_opcode};
 use crate::fuse::message::{reply_header, request, OUT_HEADER};
-use crate::link::GuestConfig;
 use crate::timeout::Opened;
-use crate::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};

@@ -4,31 +4,17 @@
 //! Slot n has descriptors 4n to 4n+3 for good, and its own headers.
 
 use super::{Completion, Transport};
+use crate::error::Error;
 use crate::fuse::message::{reply_header, OUT_HEADER};
-use crate::link::{Link, SETUP_BUFFER};
-use crate::split_queue::{Descriptor, SplitQueue, NEXT, WRITE};
-use crate::Error;
+use crate::link::memory::SETUP_BUFFER;
+use crate::link::Link;
+use crate::split_queue::{Descriptor, Headers, SplitQueue, NEXT, PER_SLOT, WRITE};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use tunnelfs_ring::{Counters, Parker, WaitConfig, CQE_INLINE_BYTES, SQE_INLINE_BYTES};
 
-/// A request's headers, in memory that the host reads and writes.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Headers {
-    out_header: [u8; OUT_HEADER],
-    head: [u8; SQE_INLINE_BYTES],
-}
-
-/// Request's head and payload, reply's header and payload.
-const PER_SLOT: u16 = 4;
 /// `fuse_out_header` of a reply without anything: 16 bytes long, no error.
 const NO_ANSWER: [u8; OUT_HEADER] = (OUT_HEADER as u128).to_le_bytes();
-
-/// Bytes that a queue of `size` entries and its headers take.
-pub(crate) fn memory_bytes(size: u16) -> usize {
-    SplitQueue::bytes(size) + usize::from(size / PER_SLOT) * size_of::<Headers>()
-}
 
 /// A request queue over a virtqueue.
 pub struct VirtqueueTransport {

@@ -3,9 +3,10 @@
 use super::function::{capabilities, Capability, Function, MASTER, MEMORY};
 use super::interrupts::Interrupts;
 use super::memory::Pinned;
-use crate::link::QueueMemory;
+use super::registers::Registers;
+use crate::error::Error;
+use crate::link::memory::QueueMemory;
 use crate::split_queue::SplitQueue;
-use crate::Error;
 use memmap2::MmapRaw;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,45 +53,6 @@ const NO_VECTOR: u16 = 0xffff;
 /// Offset of `num_request_queues` in `struct virtio_fs_config`.
 const NUM_REQUEST_QUEUES: usize = 36;
 
-/// Registers in a mapped BAR; the mapping lives as long as any of them.
-#[derive(Clone)]
-pub struct Registers {
-    map: Arc<MmapRaw>,
-    offset: usize,
-    bytes: usize,
-}
-
-impl Registers {
-    /// `bytes` registers at `offset` in a mapping that is that large.
-    pub fn new(map: Arc<MmapRaw>, offset: usize, bytes: usize) -> Registers {
-        assert!(offset <= map.len() && bytes <= map.len() - offset);
-        Registers { map, offset, bytes }
-    }
-
-    fn at<T>(&self, offset: usize) -> *mut T {
-        assert!(offset + size_of::<T>() <= self.bytes, "register {offset} of {}", self.bytes);
-        let at = self.map.as_mut_ptr().wrapping_add(self.offset + offset);
-        assert!(at as usize % align_of::<T>() == 0);
-        at.cast()
-    }
-
-    /// Reads one.
-    pub fn read<T: Copy>(&self, offset: usize) -> T {
-        // SAFETY: in the mapped registers and aligned, by `at`.
-        unsafe { self.at::<T>(offset).read_volatile() }
-    }
-
-    fn write<T: Copy>(&self, offset: usize, value: T) {
-        // SAFETY: as in `read`.
-        unsafe { self.at::<T>(offset).write_volatile(value) }
-    }
-
-    fn write_address(&self, offset: usize, address: u64) {
-        self.write(offset, address as u32);
-        self.write(offset + 4, (address >> 32) as u32);
-    }
-}
-
 /// The device; stopped when dropped.
 pub struct Device {
     common: Registers,
@@ -125,7 +87,7 @@ impl Device {
         });
         let notify_multiplier = found.iter().find(|c| c.kind == NOTIFY).map_or(0, |c| c.more);
         let (common, notify, isr, config) = (common?, notify?, isr?, config?);
-        if common.bytes < BYTES || config.bytes < NUM_REQUEST_QUEUES + 4 {
+        if common.len() < BYTES || config.len() < NUM_REQUEST_QUEUES + 4 {
             return Err(Error::Setup("not a virtio-fs device: its registers are too few".into()));
         }
         function.config.command(MEMORY | MASTER, 0)?;

@@ -1,8 +1,8 @@
 //! A PCI function as user space gets it: config space, BARs and interrupts,
 //! the same whether uio or vfio gives them.
 
-use super::vfio::MsixVectors;
-use crate::Error;
+use super::msix::MsixVectors;
+use crate::error::Error;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::sys::uio::{pread, pwrite};
 use std::fs::File;

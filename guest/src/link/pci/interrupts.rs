@@ -1,8 +1,8 @@
 //! The bells of a device's queues, and word of the device's end.
 
-use super::device::Registers;
 use super::function::{FileRegion, Function, IrqSource, INTX_OFF};
-use crate::Error;
+use super::registers::Registers;
+use crate::error::Error;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::fs::File;
 use std::net::Shutdown;

@@ -5,7 +5,7 @@
 //! nothing moves or takes them, also not for a moment after this process has
 //! died: the device may still be writing then.
 
-use crate::Error;
+use crate::error::Error;
 use io_uring::IoUring;
 use std::fs::File;
 use std::os::unix::fs::FileExt;

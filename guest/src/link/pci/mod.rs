@@ -11,14 +11,16 @@ mod device;
 mod function;
 mod interrupts;
 mod memory;
+mod msix;
+mod registers;
 mod sysfs;
 mod uio;
 mod vfio;
 
-pub use sysfs::{DeviceId, Target};
-
-use super::{geometries, GuestConfig, Link, QueueMemory, RegionAllocator};
-use crate::Error;
+use super::memory::{geometries, QueueMemory, RegionAllocator};
+use super::Link;
+use crate::config::{GuestConfig, PciTarget};
+use crate::error::Error;
 use device::Device;
 use interrupts::Interrupts;
 use memory::Pinned;
@@ -73,7 +75,7 @@ impl Link for Pci {
 }
 
 /// Takes the device over; the link, and how many virtqueues it has.
-pub(super) fn open(config: &GuestConfig, target: &Target) -> Result<(Arc<dyn Link>, usize), Error> {
+pub(crate) fn open(config: &GuestConfig, target: &PciTarget) -> Result<(Arc<dyn Link>, usize), Error> {
     let found = sysfs::find(&target.which)?;
     let claim = match target.driver {
         PciDriver::Uio => found.claim("uio_pci_generic")?,

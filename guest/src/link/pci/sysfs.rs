@@ -1,11 +1,11 @@
 //! Finding the virtio-fs device, and taking it from the kernel's driver and back.
 
 use super::function::capabilities;
-use crate::Error;
+use crate::config::DeviceId;
+use crate::error::Error;
 use nix::sys::uio::{pread, pwrite};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use tunnelfs_settings::{Mount, PciDriver};
 
 const DEVICES: &str = "/sys/bus/pci/devices";
 const DRIVERS: &str = "/sys/bus/pci/drivers";
@@ -14,44 +14,6 @@ const VIRTIO: &str = "0x1af4";
 const VIRTIO_FS: &str = "0x105a";
 /// Bytes of the tag in the device's configuration (`struct virtio_fs_config`).
 const TAG_BYTES: usize = 36;
-
-/// Which device, and how to drive it.
-#[derive(Clone, Debug)]
-pub struct Target {
-    /// Which one.
-    pub which: DeviceId,
-    /// The kernel driver that opens it to user space.
-    pub driver: PciDriver,
-}
-
-/// Which device.
-#[derive(Clone, Debug)]
-pub enum DeviceId {
-    /// By its PCI address, such as `0000:00:03.0` (or `00:03.0`).
-    Address(String),
-    /// By its virtio-fs tag.
-    Tag(String),
-}
-
-impl std::fmt::Display for DeviceId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            DeviceId::Address(text) | DeviceId::Tag(text) => f.write_str(text),
-        }
-    }
-}
-
-impl Target {
-    /// What the settings name, if they name a device.
-    pub fn of(mount: &Mount) -> Option<Target> {
-        let which = match (mount.pci.as_str(), mount.tag.as_str()) {
-            ("", "") => return None,
-            ("", tag) => DeviceId::Tag(tag.into()),
-            (address, _) => DeviceId::Address(address.into()),
-        };
-        Some(Target { which, driver: mount.pci_driver })
-    }
-}
 
 /// A virtio-fs device of this machine.
 #[derive(Clone, Debug)]

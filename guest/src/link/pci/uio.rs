@@ -2,7 +2,7 @@
 
 use super::function::{FileRegion, Function, IrqSource};
 use super::sysfs::Device;
-use crate::Error;
+use crate::error::Error;
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;

@@ -5,24 +5,24 @@
 //! Source: linux/vfio.h and the kernel's Documentation/driver-api/vfio.rst.
 
 use super::function::{FileRegion, Function, IrqSource};
+use super::msix::MsixVectors;
 use super::sysfs::Device;
-use crate::Error;
+use crate::error::Error;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 use vfio_bindings::bindings::vfio::*;
 
 mod ioctl {
-    use super::{vfio_irq_set, vfio_region_info};
+    use super::vfio_region_info;
     use nix::request_code_none;
     // All of them are `_IO(VFIO_TYPE, VFIO_BASE + n)`.
     nix::ioctl_write_ptr_bad!(group_set_container, request_code_none!(b';', 104), i32);
     nix::ioctl_write_int_bad!(set_iommu, request_code_none!(b';', 102));
     nix::ioctl_write_ptr_bad!(group_get_device_fd, request_code_none!(b';', 106), libc::c_char);
     nix::ioctl_readwrite_bad!(device_get_region_info, request_code_none!(b';', 108), vfio_region_info);
-    nix::ioctl_write_ptr_bad!(device_set_irqs, request_code_none!(b';', 110), vfio_irq_set);
 }
 
 /// Opens a device that is bound to `vfio-pci`.
@@ -43,26 +43,7 @@ pub fn open(device: &Device) -> Result<Function, Error> {
     let bars = (VFIO_PCI_BAR0_REGION_INDEX..=VFIO_PCI_BAR5_REGION_INDEX)
         .map(|i| window(i).map(|w| Some(w).filter(|w| w.bytes > 0)));
     let bars = bars.collect::<io::Result<_>>().map_err(told)?;
-    Ok(Function { config, bars, interrupts: IrqSource::Vfio(MsixVectors { device: file, _keep: keep }) })
-}
-
-/// The device's interrupts, to be routed to eventfds.
-pub struct MsixVectors {
-    device: Arc<File>,
-    /// The container and the group.
-    _keep: [File; 2],
-}
-
-impl MsixVectors {
-    /// Routes the MSI-X vectors, one a queue; `request` is signalled when the device is to be given up.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn route(&self, bells: &[OwnedFd], request: &OwnedFd) -> io::Result<()> {
-        let bells: Vec<_> = bells.iter().map(AsRawFd::as_raw_fd).collect();
-        set_irqs(&self.device, VFIO_PCI_REQ_IRQ_INDEX, &[request.as_raw_fd()])?;
-        set_irqs(&self.device, VFIO_PCI_MSIX_IRQ_INDEX, &bells)
-    }
+    Ok(Function { config, bars, interrupts: IrqSource::Vfio(MsixVectors::new(file, keep)) })
 }
 
 /// The device, and the container and group that it must not outlive.
@@ -83,23 +64,4 @@ fn open_device(device: &Device) -> io::Result<(File, [File; 2])> {
         let fd = ioctl::group_get_device_fd(group.as_raw_fd(), name.as_ptr())?;
         Ok((File::from_raw_fd(fd), [container, group]))
     }
-}
-
-/// Routes a kind of interrupt to eventfds.
-fn set_irqs(device: &File, index: u32, bells: &[i32]) -> io::Result<()> {
-    const HEAD: usize = size_of::<vfio_irq_set>();
-    // `struct vfio_irq_set`, then the descriptors; u32s keep it aligned.
-    let mut words = vec![0u32; HEAD / 4];
-    words.extend(bells.iter().map(|&bell| bell as u32));
-    let head = [
-        (words.len() * 4) as u32,
-        VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
-        index,
-        0,
-        bells.len() as u32,
-    ];
-    words[..head.len()].copy_from_slice(&head);
-    // SAFETY: the structure says its own size, and is followed by as many descriptors.
-    unsafe { ioctl::device_set_irqs(device.as_raw_fd(), words.as_ptr().cast()) }?;
-    Ok(())
 }

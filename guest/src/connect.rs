@@ -1,0 +1,148 @@
+//! Connecting to a host: the one place that puts links and transports together.
+
+use crate::config::GuestConfig;
+use crate::error::Error;
+use crate::link::memory::hiprio_geometry;
+use crate::link::{local, pci, Link};
+use crate::timeout::Opened;
+use crate::transport::{ring, socket, virtqueue, Transport};
+use std::sync::Arc;
+use tunnelfs_ring::{Policy, Region, WaitConfig};
+use tunnelfs_settings::TransportKind;
+
+/// The queues of a connection.
+pub struct Connection {
+    /// For FORGET and the like, where they come apart from the others.
+    pub hiprio: Box<dyn Transport>,
+    /// The request queues.
+    pub queues: Vec<Box<dyn Transport>>,
+    /// What another connection can take over, if one can.
+    pub retained: Option<RetainedMemory>,
+}
+
+/// A connection's memory, which the next one has too: what lies in the slots is still to be done.
+#[derive(Clone)]
+pub enum RetainedMemory {
+    /// Shared with a host.
+    Shared(Arc<local::Memory>),
+    /// Of each streamed queue, the control queue's first.
+    Private(Vec<Arc<Region>>),
+}
+
+/// Connects; one transport per request queue.
+///
+/// # Errors
+/// [`Error::Connect`] when nobody serves the socket, [`Error::Setup`] when the
+/// device cannot be had; [`Error::Ring`] for sizes out of range or memory that cannot be had.
+pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
+    connect_under(config, &Opened::default())
+}
+
+/// As [`connect`], under a deadline.
+pub(crate) fn connect_under(config: &GuestConfig, opened: &Opened) -> Result<Connection, Error> {
+    config.geometry.check()?;
+    config.check_cpus()?;
+    let (link, retained, count) = match &config.pci {
+        Some(target) => pci::open(config, target).map(|(link, count)| (link, None, count))?,
+        None if config.transport == TransportKind::Socket => return connect_socket(config, opened),
+        None => {
+            let (link, memory) = local::open(config, None, opened)?;
+            let count = memory.count();
+            (link, Some(RetainedMemory::Shared(memory)), count)
+        }
+    };
+    let drivers = (0..count).map(|i| virtqueue_driver(&link, i, config)).collect();
+    Ok(Connection { retained, ..upgrade(drivers, config)? })
+}
+
+/// Connects to another host with a former connection's memory. `handshake` is the first to talk to it; what it says and
+/// hears lies beside the slots.
+///
+/// # Errors
+/// As [`connect`]; [`Error::Setup`] when this host cannot take over.
+pub(crate) fn connect_again(
+    config: &GuestConfig,
+    retained: &RetainedMemory,
+    opened: &Opened,
+    handshake: impl FnOnce(&mut dyn Transport) -> Result<(), Error>,
+) -> Result<Connection, Error> {
+    let memory = match retained {
+        RetainedMemory::Shared(memory) => memory,
+        RetainedMemory::Private(regions) => return connect_socket_again(config, regions, opened, handshake),
+    };
+    let (link, memory) = local::open(config, Some(memory.clone()), opened)?;
+    let mut drivers: Vec<_> =
+        (0..memory.count()).map(|i| virtqueue_driver(&link, i, config).beside_the_slots()).collect();
+    handshake(&mut drivers[1])?;
+    Ok(Connection { retained: Some(retained.clone()), ..upgrade(drivers, config)? })
+}
+
+fn virtqueue_driver(link: &Arc<dyn Link>, index: usize, config: &GuestConfig) -> virtqueue::VirtqueueTransport {
+    let park = WaitConfig { policy: Policy::Park, ..config.wait };
+    virtqueue::VirtqueueTransport::new(link.clone(), index, if index == 0 { park } else { config.wait })
+}
+
+/// Rings for the request queues, where they are wanted and the host knows them.
+fn upgrade(drivers: Vec<virtqueue::VirtqueueTransport>, config: &GuestConfig) -> Result<Connection, Error> {
+    let count = drivers.len() - 1;
+    let transports = drivers.into_iter().enumerate().map(|(i, driver)| match config.transport {
+        TransportKind::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpu(i - 1, count)),
+        _ => Ok(Box::new(driver.settled()) as Box<dyn Transport>),
+    });
+    let mut queues = transports.collect::<Result<Vec<_>, _>>()?;
+    Ok(Connection { hiprio: queues.remove(0), queues, retained: None })
+}
+
+fn connect_socket(config: &GuestConfig, opened: &Opened) -> Result<Connection, Error> {
+    let token = socket::new_token()?;
+    let control = socket::connect(config, hiprio_geometry(config.geometry), None, opened)?.join(&token)?;
+    let queues = (0..config.queues).map(|_| socket::connect(config, config.geometry, None, opened)?.join(&token));
+    let queues = queues.collect::<Result<Vec<_>, _>>()?;
+    let regions = std::iter::once(&control).chain(&queues).map(|driver| driver.memory().clone()).collect();
+    let queues = queues.into_iter().map(|driver| driver as Box<dyn Transport>).collect();
+    Ok(Connection { hiprio: control, queues, retained: Some(RetainedMemory::Private(regions)) })
+}
+
+fn connect_socket_again(
+    config: &GuestConfig,
+    regions: &[Arc<Region>],
+    opened: &Opened,
+    handshake: impl FnOnce(&mut dyn Transport) -> Result<(), Error>,
+) -> Result<Connection, Error> {
+    let [of_hiprio, of_first, of_others @ ..] = regions else {
+        return Err(Error::Protocol("no memory to go on with"));
+    };
+    let token = socket::new_token()?;
+    let connect =
+        |geometry, region: &Arc<Region>| socket::connect(config, geometry, Some(region.clone()), opened)?.join(&token);
+    let control = connect(hiprio_geometry(config.geometry), of_hiprio)?;
+    // The first words lie in memory of their own; by a queue that stays: a host forgets all with its last connection.
+    let mut first = socket::connect(config, config.geometry, None, opened)?.join(&token)?;
+    handshake(first.as_mut())?;
+    let mut queues: Vec<Box<dyn Transport>> = vec![Box::new(first.with_memory(of_first.clone()))];
+    for region in of_others {
+        queues.push(connect(config.geometry, region)?);
+    }
+    Ok(Connection { hiprio: control, queues, retained: Some(RetainedMemory::Private(regions.to_vec())) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tunnelfs_settings::Settings;
+
+    #[test]
+    fn cpus_that_cannot_be_had_are_refused() {
+        let mut config = GuestConfig::from(&Settings::default());
+        assert!(config.check_cpus().is_ok());
+        let here = tunnelfs_ring::allowed_cpus()[0];
+        config.cpus = vec![here, here];
+        assert!(config.check_cpus().is_ok());
+        for cpu in [1023, 1 << 20, usize::MAX] {
+            config.cpus = vec![here, cpu];
+            // Before anybody is connected to.
+            let refused = connect(&config).map(drop).unwrap_err().to_string();
+            assert!(refused.contains(&format!("no CPU {cpu}")), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! A virtio device's registers, in a mapped BAR.
+
+use memmap2::MmapRaw;
+use std::sync::Arc;
+
+/// Registers in a mapped BAR; the mapping lives as long as any of them.
+#[derive(Clone)]
+pub struct Registers {
+    map: Arc<MmapRaw>,
+    offset: usize,
+    bytes: usize,
+}
+
+impl Registers {
+    /// `bytes` registers at `offset` in a mapping that is that large.
+    pub fn new(map: Arc<MmapRaw>, offset: usize, bytes: usize) -> Registers {
+        assert!(offset <= map.len() && bytes <= map.len() - offset);
+        Registers { map, offset, bytes }
+    }
+
+    /// Returns how many bytes the registers take.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Returns the address of the register at `offset`.
+    pub fn at<T>(&self, offset: usize) -> *mut T {
+        assert!(offset + size_of::<T>() <= self.bytes, "register {offset} of {}", self.bytes);
+        let at = self.map.as_mut_ptr().wrapping_add(self.offset + offset);
+        assert!(at as usize % align_of::<T>() == 0);
+        at.cast()
+    }
+
+    /// Reads one.
+    pub fn read<T: Copy>(&self, offset: usize) -> T {
+        // SAFETY: in the mapped registers and aligned, by `at`.
+        unsafe { self.at::<T>(offset).read_volatile() }
+    }
+
+    /// Writes one.
+    pub fn write<T: Copy>(&self, offset: usize, value: T) {
+        // SAFETY: as in `read`.
+        unsafe { self.at::<T>(offset).write_volatile(value) }
+    }
+
+    /// Writes an address, as two registers.
+    pub fn write_address(&self, offset: usize, address: u64) {
+        self.write(offset, address as u32);
+        self.write(offset + 4, (address >> 32) as u32);
+    }
+}
