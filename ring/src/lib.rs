@@ -86,6 +86,7 @@ mod error;
 mod geometry;
 mod layout;
 mod notify;
+#[cfg(not(loom))]
 mod pressure;
 #[cfg(not(loom))]
 mod queue;
@@ -123,4 +124,5 @@ pub use setup::{RingSetup, SlotRun, CPU_UNKNOWN, MAGIC, MAX_RUNS, VERSION};
 pub use slots::{SlotPool, SlotTable};
 pub use spsc::{CacheLine, Cell, Consumer, Producer};
 pub use sync::Entry;
+#[cfg(not(loom))]
 pub use wait::{hand_off, Counters, Goal, Parker, Policy, SpinMode, Wait, WaitConfig};
