@@ -114,9 +114,11 @@ impl ChangeThread {
                     continue;
                 }
                 asked.changes = false;
-                match -done.error() {
+                // A host may say any number.
+                const ENOSYS: i32 = -libc::ENOSYS;
+                match done.error() {
                     0 => self.take(&reply_bytes(&*self.transport, &done), dispatcher),
-                    libc::ENOSYS => {
+                    ENOSYS => {
                         asked.never = true;
                         self.counters.set_active(false);
                     }
