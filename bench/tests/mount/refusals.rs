@@ -56,8 +56,8 @@ pub fn answer_init(socket: &Path, error: i32, words: &[u32]) -> std::thread::Joi
     let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
     let words = words.to_vec();
     std::thread::spawn(move || {
-        // The control connection comes first.
-        let mut streams: Vec<_> = listener.incoming().take(2).map(Result::unwrap).map(let_join).collect();
+        // The control connection comes first, then the queue's and the one for changes.
+        let mut streams: Vec<_> = listener.incoming().take(3).map(Result::unwrap).map(let_join).collect();
         let mut request = [0; 104];
         streams[1].read_exact(&mut request).unwrap();
         let mut reply = vec![0; if error == 0 { 80 } else { 16 }];
