@@ -102,6 +102,7 @@ fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
 mod tests {
     use super::*;
     use crate::fuse::message::request;
+    use crate::fuse::message::tests::direntplus_of;
 
     const PARENT: u64 = 1;
 
@@ -172,15 +173,7 @@ mod tests {
         let stamp = counters.stamp();
         counters.note(Key::name(PARENT, b"b"));
         counters.note(Key::host_node(9));
-        let listed = |node: u64, name: &[u8]| {
-            let mut bytes = entry(node);
-            bytes.extend([0; 16]);
-            bytes.extend((name.len() as u32).to_ne_bytes());
-            bytes.extend([0; 4]);
-            bytes.extend(name);
-            bytes.resize(bytes.len().next_multiple_of(8), 0);
-            bytes
-        };
+        let listed = |node: u64, name: &[u8]| direntplus_of(entry(node), name);
         let mut reply = [listed(7, b"a"), listed(8, b"b"), listed(9, b"c")].concat();
         assert!(expire(&counters, stamp, &ask(READDIRPLUS, PARENT), b"", &mut reply));
         let got: Vec<_> = direntplus_entries(&reply).iter().map(|(at, _, _)| limits(&reply[*at..])).collect();

@@ -169,7 +169,12 @@ pub(crate) mod tests {
     }
 
     pub fn direntplus(node: u64, ino: u64, name: &[u8]) -> Vec<u8> {
-        let mut bytes = entry(node, ino, libc::S_IFREG, 1);
+        direntplus_of(entry(node, ino, libc::S_IFREG, 1), name)
+    }
+
+    /// A `fuse_direntplus` of an entry.
+    pub fn direntplus_of(entry: Vec<u8>, name: &[u8]) -> Vec<u8> {
+        let mut bytes = entry;
         bytes.extend([0; 16]);
         bytes.extend((name.len() as u32).to_ne_bytes());
         bytes.extend([0; 4]);

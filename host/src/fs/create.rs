@@ -226,7 +226,7 @@ impl Passthrough {
         };
         match held {
             Ok(held) => {
-                let open_flags = self.file_cache() | self.close_flags(file.as_fd(), flags);
+                let open_flags = self.file_cache() | self.close_flags(&inode, file.as_fd(), flags);
                 let fh = self.handles.add(file, held, flags, count);
                 Ok(CreateOut { entry, open: OpenOut { fh, open_flags, backing_id: 0 } })
             }

@@ -3,12 +3,12 @@
 use super::credentials::kill_privileges;
 use super::file_system::*;
 use super::handles::{Counted, Handle};
+use super::inodes::Inode;
 use super::listener::Happening;
 use super::owners::Owners;
 use super::passthrough::Passthrough;
 use super::sys::{self, errno};
 use crate::zero_copy::ZeroCopyBuf;
-use nix::sys::statfs::{self, FsType};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tunnelfs_fuse_abi::changes::kind;
@@ -29,14 +29,6 @@ const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
 const FS_IOC_FSGETXATTR: u32 = 0x801c_581f;
 /// `FS_IOC_FSSETXATTR`.
 const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
-
-/// File systems whose kernel code has nothing to do, and so no error to report, when a file is closed.
-const SILENT: [FsType; 4] =
-    [statfs::TMPFS_MAGIC, statfs::EXT4_SUPER_MAGIC, statfs::XFS_SUPER_MAGIC, statfs::BTRFS_SUPER_MAGIC];
-
-fn closes_silently(file: BorrowedFd<'_>) -> bool {
-    statfs::fstatfs(file).is_ok_and(|st| SILENT.contains(&st.filesystem_type()))
-}
 
 impl Passthrough {
     /// The flags to open a file with, of those that the guest's program gave.
@@ -71,10 +63,11 @@ impl Passthrough {
 
     /// What OPEN tells the kernel of closing the file: no FLUSH where it would do nothing. A file system that may report
     /// an error when a writer closes is asked.
-    pub(super) fn close_flags(&self, file: BorrowedFd<'_>, flags: i32) -> u32 {
+    pub(super) fn close_flags(&self, inode: &Inode, file: BorrowedFd<'_>, flags: i32) -> u32 {
         let waits = self.config.shared_locks || self.agreed(init::WRITEBACK_CACHE);
         let reads = flags & libc::O_ACCMODE == libc::O_RDONLY;
-        if !waits && (reads || closes_silently(file)) {
+        let is_local = || if self.inodes.is_of_share(inode) { self.is_local } else { sys::is_local(file) };
+        if !waits && (reads || is_local()) {
             fopen::NOFLUSH
         } else {
             0
@@ -105,7 +98,7 @@ impl Passthrough {
             }
             other => other?,
         };
-        let mut open_flags = self.file_cache() | self.close_flags(file.as_fd(), flags);
+        let mut open_flags = self.file_cache() | self.close_flags(&inode, file.as_fd(), flags);
         let fh = self.handles.add(file, held, flags, count);
         if !writes && self.config.cache == Cache::Coherent {
             let handle = self.handle(fh, node)?;

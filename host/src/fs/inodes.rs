@@ -97,6 +97,11 @@ impl Inodes {
         &self.root
     }
 
+    /// Whether an inode lies on the mount of the shared directory, not on one below it.
+    pub fn is_of_share(&self, inode: &Inode) -> bool {
+        inode.key.mount == self.root.key.mount
+    }
+
     /// Whether inodes of the share's own file system have handles.
     pub fn has_handles(&self) -> bool {
         self.handles
@@ -177,7 +182,7 @@ impl Inodes {
         };
         let pin = Pin::new(self.mounts.open(inode.key.mount, &handle)?, &self.pins);
         // A mount that the guest only looks at can be unmounted: only open files pin it.
-        if inode.key.mount == self.root.key.mount || inode.opens.load(Acquire) > 0 {
+        if self.is_of_share(inode) || inode.opens.load(Acquire) > 0 {
             self.warm(inode, &pin);
         }
         Ok(pin)
@@ -189,7 +194,7 @@ impl Inodes {
             *place = Place::Pinned(pin.clone());
             drop(place);
             // On another mount only what is open has a descriptor, for as long as it is.
-            if inode.key.mount == self.root.key.mount {
+            if self.is_of_share(inode) {
                 self.clock.lock().push_back(inode.id);
                 self.make_room();
             }
@@ -216,7 +221,7 @@ impl Inodes {
 
     /// Lets go of a descriptor that the guest's open file had kept on a mount.
     pub fn released(&self, inode: &Arc<Inode>) {
-        if inode.key.mount != self.root.key.mount && inode.opens.load(Acquire) == 0 {
+        if !self.is_of_share(inode) && inode.opens.load(Acquire) == 0 {
             let _ = self.cool(inode);
         }
     }
@@ -275,7 +280,7 @@ impl Inodes {
             _ => true,
         };
         if same {
-            if known.key.mount == self.root.key.mount {
+            if self.is_of_share(&known) {
                 let pin = Pin::new(fd.try_clone()?, &self.pins);
                 self.warm(&known, &pin);
             }

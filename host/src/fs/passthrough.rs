@@ -82,6 +82,8 @@ pub struct Passthrough {
     pub(super) numbers: Numbers,
     /// `/proc/self/fd`, each serving thread's working directory.
     pub(super) descriptors: OwnedFd,
+    /// Whether the share's own file system is local ([`sys::is_local`]).
+    pub(super) is_local: bool,
     /// What was agreed on with the guest's kernel (`flags::init`).
     agreed: AtomicU64,
 }
@@ -103,6 +105,7 @@ impl Passthrough {
             None => path(libc::O_PATH | libc::O_DIRECTORY, std::path::Path::new("/proc/self/fd"))?,
         };
         let st = sys::stat(root.as_fd())?;
+        let is_local = sys::is_local(root.as_fd());
         let handles = config.handles != FileHandles::Never && credentials::opens_by_handle();
         let inodes = Inodes::new(root.into(), config.inodes, handles)?;
         if config.handles == FileHandles::Mandatory && !inodes.has_handles() {
@@ -126,6 +129,7 @@ impl Passthrough {
             locks: Locks::default(),
             numbers: Numbers::new(device(st.stx_dev_major, st.stx_dev_minor)),
             descriptors,
+            is_local,
             agreed: AtomicU64::new(0),
             config,
         })

@@ -1,5 +1,6 @@
 //! System calls of a file server, as safe functions over descriptors.
 
+use nix::sys::statfs::{fstatfs, FsType, BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC};
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -46,6 +47,17 @@ pub fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<libc::statx> {
     // SAFETY: a borrowed descriptor, a C string, and room for the answer.
     check(unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, STAT_MASK, &raw mut st) })?;
     Ok(st)
+}
+
+/// Whether the file system is one of this machine's alone, which lies over no other: all changes of it are made here and
+/// reported, and its code has nothing to do, and so no error to report, when a file is closed.
+pub fn is_local(file: BorrowedFd<'_>) -> bool {
+    fstatfs(file).is_ok_and(|st| is_local_kind(st.filesystem_type()))
+}
+
+/// The same by the file system's number: tmpfs, ext4, XFS and Btrfs are local.
+pub fn is_local_kind(kind: FsType) -> bool {
+    [TMPFS_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC].contains(&kind)
 }
 
 /// A device's number, as one word.

@@ -11,19 +11,14 @@ use super::changes::Change;
 use super::cover::Watch;
 use super::fanotify::{handle_ino, Group, Object};
 use super::inodes::{Inode, Inodes, Key};
-use super::sys::{FdName, FileHandle};
-use nix::sys::statfs::{self, FsType};
+use super::sys::{is_local_kind, FdName, FileHandle};
+use nix::sys::statfs;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use tunnelfs_fuse_abi::changes::kind;
-
-/// File systems that report all changes, whoever makes them. Those of a network report only this machine's, and those
-/// that lie over others miss what happens below them.
-const REPORTING: [FsType; 4] =
-    [statfs::TMPFS_MAGIC, statfs::EXT4_SUPER_MAGIC, statfs::XFS_SUPER_MAGIC, statfs::BTRFS_SUPER_MAGIC];
 
 /// A file system, by mount and device.
 type System = (u64, u64);
@@ -154,7 +149,7 @@ impl Watches {
             let (kind, bytes) = handle.parts();
             handle_ino(kind, bytes) == Some(key.ino)
         });
-        if !REPORTING.contains(&magic) || !readable {
+        if !is_local_kind(magic) || !readable {
             tracing::warn!(
                 "a file system of type {:#x} does not report all changes: its files are cached as with cache = \"auto\"",
                 magic.0
