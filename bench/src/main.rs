@@ -108,24 +108,9 @@ struct MatrixArgs {
     report: Option<PathBuf>,
 }
 
+/// What `mount` and `tree` have in common.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
-  tunnelfs-bench mount --quick
-  tunnelfs-bench mount --system ring,in-process,virtiofsd --rw randread-4k,read-1m --json run.json
-  tunnelfs-bench mount --peer 'hp=passthrough_hp -f --nopassthrough {src} {mnt}' --report run.md")]
-struct MountArgs {
-    /// One short round, about a minute and a half
-    #[arg(long)]
-    quick: bool,
-    /// Only these: native, ring, ring-fuse, in-process, virtqueue, socket, virtiofsd
-    #[arg(long = "system", value_delimiter = ',')]
-    systems: Vec<String>,
-    /// Only these jobs, by the names in the report
-    #[arg(long = "rw", value_delimiter = ',')]
-    jobs: Vec<String>,
-    /// Length of each turn of a timed job, milliseconds
-    #[arg(long, value_name = "MS")]
-    runtime: Option<u64>,
+struct MountedArgs {
     /// Rounds, of which the medians count
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
@@ -145,6 +130,28 @@ struct MountArgs {
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
+  tunnelfs-bench mount --quick
+  tunnelfs-bench mount --system ring,in-process,virtiofsd --rw randread-4k,read-1m --json run.json
+  tunnelfs-bench mount --peer 'hp=passthrough_hp -f --nopassthrough {src} {mnt}' --report run.md")]
+struct MountArgs {
+    /// One short round, about a minute and a half
+    #[arg(long)]
+    quick: bool,
+    /// Only these: native, ring, ring-fuse, in-process, virtqueue, socket, virtiofsd
+    #[arg(long = "system", value_delimiter = ',')]
+    systems: Vec<String>,
+    /// Only these jobs, by the names in the report
+    #[arg(long = "rw", value_delimiter = ',')]
+    jobs: Vec<String>,
+    /// Length of each turn of a timed job, milliseconds
+    #[arg(long, value_name = "MS")]
+    runtime: Option<u64>,
+    #[command(flatten)]
+    common: MountedArgs,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
   tunnelfs-bench tree --quick
   tunnelfs-bench tree --system native,ring,ring-always --rw files,git-add --json run.json
   tunnelfs-bench tree --source /usr/include --peer 'hp=passthrough_hp -f --nopassthrough {src} {mnt}'")]
@@ -158,27 +165,14 @@ struct TreeArgs {
     /// Only these jobs, by the names in the report, or groups of them: files, packages, build, git
     #[arg(long = "rw", value_delimiter = ',')]
     jobs: Vec<String>,
-    /// Rounds, of which the medians count
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: Option<u32>,
     /// Files of the tree, instead of the planned ones
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     files: Option<u32>,
     /// Make the trees of this directory's files (default: the sources of this workspace's dependencies)
     #[arg(long, value_name = "DIR")]
     source: Option<PathBuf>,
-    /// Another FUSE program: NAME=COMMAND, in the foreground, with {src} and {mnt} for the directory and the mount point
-    #[arg(long = "peer")]
-    peers: Vec<Peer>,
-    /// Directory to work in (default: a new one in /dev/shm)
-    #[arg(long)]
-    directory: Option<PathBuf>,
-    /// Write the run as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write the report as Markdown
-    #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
+    #[command(flatten)]
+    common: MountedArgs,
 }
 
 #[derive(clap::Args)]
@@ -280,53 +274,57 @@ fn run(args: &MatrixArgs, matrix: Matrix, mut settings: Vec<Settings>) -> io::Re
     Ok(())
 }
 
-fn run_mount(args: &MountArgs, settings: &Settings) -> io::Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(io::Error::other("mounting needs root"));
+fn check_root() -> io::Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        Ok(())
+    } else {
+        Err(io::Error::other("mounting needs root"))
     }
+}
+
+impl MountedArgs {
+    /// Prints a run's page, and writes what is to be written.
+    fn tell(&self, run: &impl serde::Serialize, page: &str) -> io::Result<()> {
+        println!("{page}");
+        if let Some(path) = &self.json {
+            std::fs::write(path, serde_json::to_vec_pretty(run)?)?;
+        }
+        if let Some(path) = &self.report {
+            std::fs::write(path, page)?;
+        }
+        Ok(())
+    }
+}
+
+fn run_mount(args: &MountArgs, settings: &Settings) -> io::Result<()> {
+    check_root()?;
     let mut plan = MountPlan::new(args.quick);
     plan.jobs.clone_from(&args.jobs);
     plan.systems.clone_from(&args.systems);
-    plan.peers.clone_from(&args.peers);
+    plan.peers.clone_from(&args.common.peers);
     plan.runtime = args.runtime.map_or(plan.runtime, |ms| Duration::from_millis(ms.max(1)));
-    plan.rounds = args.rounds.map_or(plan.rounds, |rounds| rounds as usize);
-    let scratch = scratch(args.directory.as_deref())?;
+    plan.rounds = args.common.rounds.map_or(plan.rounds, |rounds| rounds as usize);
+    let scratch = scratch(args.common.directory.as_deref())?;
     let run = mount::run(&plan, scratch.path(), settings)?;
     let page = mount::page(&run)?;
-    println!("{page}");
-    if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_vec_pretty(&run)?)?;
-    }
-    if let Some(path) = &args.report {
-        std::fs::write(path, page)?;
-    }
-    Ok(())
+    args.common.tell(&run, &page)
 }
 
 fn run_tree(args: &TreeArgs, settings: &Settings) -> io::Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(io::Error::other("mounting needs root"));
-    }
+    check_root()?;
     let mut plan = TreePlan::new(args.quick);
     plan.jobs.clone_from(&args.jobs);
     plan.systems.clone_from(&args.systems);
-    plan.peers.clone_from(&args.peers);
+    plan.peers.clone_from(&args.common.peers);
     plan.source.clone_from(&args.source);
-    plan.rounds = args.rounds.map_or(plan.rounds, |rounds| rounds as usize);
+    plan.rounds = args.common.rounds.map_or(plan.rounds, |rounds| rounds as usize);
     if let Some(files) = args.files {
         (plan.files, plan.git_files) = (files as usize, files as usize);
     }
-    let scratch = scratch(args.directory.as_deref())?;
+    let scratch = scratch(args.common.directory.as_deref())?;
     let run = tree::run(&plan, scratch.path(), settings)?;
     let page = tree::page(&run);
-    println!("{page}");
-    if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_vec_pretty(&run)?)?;
-    }
-    if let Some(path) = &args.report {
-        std::fs::write(path, page)?;
-    }
-    Ok(())
+    args.common.tell(&run, &page)
 }
 
 fn run_calls(args: &CallsArgs) -> io::Result<()> {
