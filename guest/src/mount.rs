@@ -1,6 +1,6 @@
 //! A mounted file system: connection, mount, INIT, workers, unmount.
 
-use crate::channel::{ChannelKind, Worker};
+use crate::channel::{ChannelKind, Worker, WriteOrder};
 use crate::coherence::changes::ChangeThread;
 use crate::coherence::counters::ChangeCounters;
 use crate::config::GuestConfig;
@@ -92,6 +92,7 @@ pub struct Mount {
     reconnect: Option<(Arc<Reconnect>, Option<RetainedMemory>)>,
     /// What has changed when, where the host may tell.
     counters: Option<Arc<ChangeCounters>>,
+    write_order: Arc<WriteOrder>,
     no_host: Failure,
 }
 
@@ -133,6 +134,7 @@ impl Mount {
             watchdog: None,
             reconnect: None,
             counters: None,
+            write_order: Arc::default(),
             no_host: Failure::default(),
         };
         let (agreed, init) = negotiate_init(&device, connection.queues[0].as_mut(), config)?;
@@ -254,8 +256,8 @@ impl Mount {
         let stats = Arc::new(QueueStats::new(transport.slots()));
         let reconnect = self.reconnect.clone().map(|(reconnect, retained)| (reconnect, self.queues.len(), retained));
         self.queues.push((transport.name(), transport.slots(), stats.clone()));
-        let counters = self.counters.clone();
-        let worker = Worker { transport, device: device.clone(), kind, cpu, stats, reconnect, counters };
+        let (counters, write_order) = (self.counters.clone(), self.write_order.clone());
+        let worker = Worker { transport, device: device.clone(), kind, cpu, stats, reconnect, counters, write_order };
         let ended = self.exit_fd.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             let result = worker.run();

@@ -172,7 +172,7 @@ mod tests {
     fn queue(host: Box<Listener>, reconnect: &Arc<Reconnect>, time: u64) -> PendingQueue {
         let mut session = Session::new(reconnect.clone(), 0, 2, None);
         session.host_id = time;
-        PendingQueue::new(host, Arc::new(QueueStats::new(2)), Some(session))
+        PendingQueue::new(host, Arc::new(QueueStats::new(2)), Some(session), Arc::default())
     }
 
     /// An INTERRUPT that a host had no room for is answered when the host dies, and the next host does not get it.

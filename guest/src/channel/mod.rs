@@ -8,6 +8,9 @@ mod guard;
 mod pending;
 mod session;
 mod uring;
+mod write_order;
+
+pub use write_order::WriteOrder;
 
 use crate::coherence::counters::{ChangeCounters, Deliveries};
 use crate::connect::RetainedMemory;
@@ -52,6 +55,8 @@ pub struct Worker {
     pub(crate) reconnect: Option<(Arc<Reconnect>, usize, Option<RetainedMemory>)>,
     /// What has changed when, where the host tells.
     pub(crate) counters: Option<Arc<ChangeCounters>>,
+    /// The mount's WRITEs that are under way.
+    pub(crate) write_order: Arc<WriteOrder>,
 }
 
 impl Worker {
@@ -69,7 +74,7 @@ impl Worker {
         let session = self
             .reconnect
             .map(|(reconnect, queue_index, kept)| session::Session::new(reconnect, queue_index, slots, kept));
-        let mut queue = pending::PendingQueue::new(self.transport, self.stats, session);
+        let mut queue = pending::PendingQueue::new(self.transport, self.stats, session, self.write_order);
         queue.deliveries = self.counters.zip(queue_index).map(|(counters, index)| Deliveries::new(counters, index));
         match self.kind {
             ChannelKind::Dev | ChannelKind::DevForget => {

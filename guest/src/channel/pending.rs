@@ -2,6 +2,7 @@
 //! way, what must wait for room or for another host, and what the host may say about it.
 
 use super::session::{Prepared, Session};
+use super::write_order::{Repeats, WriteOrder};
 use crate::coherence::counters::Deliveries;
 use crate::error::Error;
 use crate::fuse::abi::{has_reply, opcode, reply_capacity, reply_header, request_opcode, request_unique};
@@ -37,6 +38,8 @@ pub struct PendingRequest {
     pub forgotten_on: Option<u64>,
     /// When it was sent, by the clock of changes.
     pub stamp: u64,
+    /// Of a READ that was beside a WRITE of its bytes.
+    pub repeats: Repeats,
 }
 
 /// The host's answer to the request in `slot`, fit for the kernel.
@@ -104,11 +107,17 @@ pub struct PendingQueue {
     pub session: Option<Session>,
     /// Where the host tells what has changed: the replies on their way to the kernel.
     pub deliveries: Option<Deliveries>,
+    write_order: Arc<WriteOrder>,
     transport_id: u32,
 }
 
 impl PendingQueue {
-    pub fn new(transport: Box<dyn Transport>, stats: Arc<QueueStats>, session: Option<Session>) -> Self {
+    pub fn new(
+        transport: Box<dyn Transport>,
+        stats: Arc<QueueStats>,
+        session: Option<Session>,
+        write_order: Arc<WriteOrder>,
+    ) -> Self {
         PendingQueue {
             requests: (0..transport.slots()).map(|_| None).collect(),
             transport,
@@ -119,6 +128,7 @@ impl PendingQueue {
             stats,
             session,
             deliveries: None,
+            write_order,
             transport_id: 0,
         }
     }
@@ -162,6 +172,7 @@ impl PendingQueue {
     pub fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32) -> Result<(), Error> {
         let mut request = PendingRequest::new(head, payload_len);
         self.stamp(&mut request);
+        self.write_order.begin(&request);
         if let Some(session) = &mut self.session {
             session.save(slot, &request, self.transport.slot(slot));
         }
@@ -174,6 +185,10 @@ impl PendingQueue {
         if request_opcode(head) == opcode::INTERRUPT {
             return self.interrupt(slot, head);
         }
+        self.submit_or_queue(slot)
+    }
+
+    fn submit_or_queue(&mut self, slot: u32) -> Result<(), Error> {
         let before = self.transport_id;
         if (!self.backlog.is_empty() || !self.try_submit(slot)?) && self.transport_id == before {
             self.backlog.push_back(slot);
@@ -287,8 +302,9 @@ impl PendingQueue {
 
     /// Answers a request without the host.
     fn reply_locally(&mut self, slot: u32, error: i32) {
-        if let Some(request) = self.requests[slot as usize].take() {
+        if let Some(mut request) = self.requests[slot as usize].take() {
             self.stats.end(slot);
+            self.write_order.end(&mut request);
             self.local_replies.push_back(Reply::own(slot, &request, error));
         }
     }
@@ -302,13 +318,14 @@ impl PendingQueue {
             self.poll_for_host()?;
         }
         if self.local_replies.is_empty() {
-            match self.next_completion() {
-                Ok(None) => return Ok(None),
+            match self.next_reply() {
                 Ok(Some(answer)) => {
                     self.pending -= 1;
                     self.submit_backlog()?;
                     return Ok(Some(answer));
                 }
+                // One may have been made here meanwhile.
+                Ok(None) => {}
                 Err(Error::HostGone) => self.detach_host()?,
                 Err(e) => return Err(e),
             }
@@ -318,16 +335,21 @@ impl PendingQueue {
         Ok(answer)
     }
 
-    fn next_completion(&mut self) -> Result<Option<Reply>, Error> {
-        let completion = match self.stash.pop_front() {
-            Some(stashed) => Some(stashed),
-            None => self.transport.reap()?,
-        };
-        completion.map(|completion| self.complete(completion)).transpose()
+    fn next_reply(&mut self) -> Result<Option<Reply>, Error> {
+        loop {
+            let completion = match self.stash.pop_front() {
+                Some(stashed) => Some(stashed),
+                None => self.transport.reap()?,
+            };
+            let Some(completion) = completion else { return Ok(None) };
+            if let Some(reply) = self.complete(completion)? {
+                return Ok(Some(reply));
+            }
+        }
     }
 
-    /// A completion to its answer.
-    fn complete(&mut self, mut completion: Completion) -> Result<Reply, Error> {
+    /// A completion to its answer; `None` if the request has to be sent again.
+    fn complete(&mut self, mut completion: Completion) -> Result<Option<Reply>, Error> {
         let slot = completion.slot;
         let sent = self.requests.get(slot as usize).and_then(Option::as_ref).is_some_and(|request| request.sent);
         if !sent {
@@ -338,6 +360,10 @@ impl PendingQueue {
             e @ -511..=0 => e,
             _ => -libc::EIO,
         };
+        if self.ends_too_early(slot) && error == 0 {
+            self.repeat(slot)?;
+            return Ok(None);
+        }
         self.expire_stale(&mut completion, error);
         if self.session.is_some() {
             self.translate_reply(&mut completion, error)?;
@@ -352,7 +378,23 @@ impl PendingQueue {
         let mut answer = Reply { slot, header, opcode: request.opcode, completion };
         let len = OUT_HEADER + answer.inline().len() + answer.payload_len();
         answer.header[..4].copy_from_slice(&(len as u32).to_ne_bytes());
-        Ok(answer)
+        Ok(Some(answer))
+    }
+
+    /// Notes that a request is answered, and whether it is a READ that may have overtaken a WRITE.
+    fn ends_too_early(&mut self, slot: u32) -> bool {
+        self.requests[slot as usize].as_mut().is_some_and(|request| self.write_order.end(request))
+    }
+
+    /// Sends a request again; to the next host, if this one has gone.
+    fn repeat(&mut self, slot: u32) -> Result<(), Error> {
+        if self.session.as_ref().is_some_and(|session| session.draining) {
+            return Ok(());
+        }
+        if let Some(request) = &mut self.requests[slot as usize] {
+            request.sent = false;
+        }
+        self.submit_or_queue(slot)
     }
 
     /// The host has gone: lets go of what was shared with it, and keeps what is to be asked of the next one.
@@ -364,7 +406,7 @@ impl PendingQueue {
         session.draining = true;
         // What it still answered.
         while self.requests.iter().flatten().any(|request| request.sent) {
-            match self.next_completion() {
+            match self.next_reply() {
                 Ok(Some(answer)) => self.local_replies.push_back(answer),
                 _ => break,
             }
@@ -440,6 +482,7 @@ impl PendingRequest {
             interrupted: false,
             forgotten_on: None,
             stamp: 0,
+            repeats: Repeats::default(),
         }
     }
 }

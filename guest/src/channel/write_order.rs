@@ -1,0 +1,210 @@
+//! A READ that has overtaken a WRITE is asked again.
+//!
+//! The kernel lets go of a page before it sends the WRITE with the page's new bytes. Whoever opens the file then, or has
+//! seen its times change, may drop the page and read it anew. If that READ goes by another queue and is served first, the
+//! page has the old bytes, and the kernel keeps them: the writer would read what was there before its write.
+//!
+//! A page that is being read is locked, so a WRITE of it that the kernel sends later has been under way for longer than the
+//! READ. So all count that are under way when the READ is sent, or come before its answer; not those that come later.
+
+use super::pending::PendingRequest;
+use crate::fuse::abi::{opcode, u32_at};
+use crate::fuse::message::{u64_at, BODY, NODE};
+use crossbeam_utils::CachePadded;
+use parking_lot::Mutex;
+
+/// Files share a list by their node's number.
+const BUCKETS: usize = 32;
+/// How often a READ is asked again: longer than a WRITE takes that is not stuck. Its answer then goes to the kernel as
+/// it is, since a program that reads must not wait for a stuck one that writes (on a file without a cache it need not).
+const TRIES: u16 = 1000;
+
+/// The READs and WRITEs of a mount that are under way.
+#[derive(Default)]
+pub struct WriteOrder {
+    buckets: [CachePadded<Mutex<Bucket>>; BUCKETS],
+}
+
+#[derive(Default)]
+struct Bucket {
+    transfers: Vec<Transfer>,
+    /// WRITEs so far.
+    writes: u64,
+}
+
+struct Transfer {
+    unique: u64,
+    range: Range,
+    kind: Kind,
+}
+
+enum Kind {
+    /// The how many-th it was.
+    Write(u64),
+    Read {
+        /// There was a WRITE of its bytes beside it.
+        beside_write: bool,
+    },
+}
+
+/// What a READ has to know of WRITEs, from its first answer on.
+#[derive(Clone, Copy, Default)]
+pub struct Repeats {
+    /// How often it has been repeated.
+    count: u16,
+    /// WRITEs from this one on do not matter.
+    until: u64,
+    /// One that does was under way when it was sent.
+    beside_write: bool,
+}
+
+struct Range {
+    node: u64,
+    start: u64,
+    end: u64,
+}
+
+impl Range {
+    /// Of a READ's or a WRITE's header: `fuse_read_in` and `fuse_write_in` both begin with `fh`, `offset`, `size`.
+    fn of(request: &PendingRequest) -> Range {
+        let start = u64_at(&request.head, BODY + 8);
+        let end = start.saturating_add(u64::from(u32_at(&request.head, BODY + 16)));
+        Range { node: u64_at(&request.head, NODE), start, end }
+    }
+
+    fn overlaps(&self, other: &Range) -> bool {
+        self.node == other.node && self.start < other.end && other.start < self.end
+    }
+}
+
+impl Bucket {
+    fn add_write(&mut self, unique: u64, range: Range) {
+        for transfer in &mut self.transfers {
+            if let (Kind::Read { beside_write }, true) = (&mut transfer.kind, transfer.range.overlaps(&range)) {
+                *beside_write = true;
+            }
+        }
+        self.transfers.push(Transfer { unique, range, kind: Kind::Write(self.writes) });
+        self.writes += 1;
+    }
+
+    fn add_read(&mut self, unique: u64, range: Range) {
+        let beside_write = self.has_write(&range, self.writes);
+        self.transfers.push(Transfer { unique, range, kind: Kind::Read { beside_write } });
+    }
+
+    /// Whether one of the first `until` WRITEs is under way there.
+    fn has_write(&self, range: &Range, until: u64) -> bool {
+        let mut transfers = self.transfers.iter();
+        transfers
+            .any(|other| matches!(other.kind, Kind::Write(number) if number < until) && other.range.overlaps(range))
+    }
+
+    fn remove(&mut self, unique: u64) -> Option<Kind> {
+        let at = self.transfers.iter().position(|transfer| transfer.unique == unique)?;
+        Some(self.transfers.swap_remove(at).kind)
+    }
+}
+
+impl WriteOrder {
+    /// Notes a request that is about to be sent.
+    pub fn begin(&self, request: &PendingRequest) {
+        match request.opcode {
+            opcode::WRITE => self.bucket(request).lock().add_write(request.unique, Range::of(request)),
+            opcode::READ => self.bucket(request).lock().add_read(request.unique, Range::of(request)),
+            _ => {}
+        }
+    }
+
+    /// Notes an answer. Whether the request must be sent again, if the answer is no error.
+    pub fn end(&self, request: &mut PendingRequest) -> bool {
+        if !matches!(request.opcode, opcode::READ | opcode::WRITE) {
+            return false;
+        }
+        let mut bucket = self.bucket(request).lock();
+        let repeats = &mut request.repeats;
+        match bucket.remove(request.unique) {
+            Some(Kind::Read { beside_write }) => (repeats.beside_write, repeats.until) = (beside_write, bucket.writes),
+            Some(Kind::Write(_)) => return false,
+            None => {}
+        }
+        if !repeats.beside_write || repeats.count == TRIES {
+            return false;
+        }
+        repeats.count += 1;
+        let until = repeats.until;
+        request.repeats.beside_write = bucket.has_write(&Range::of(request), until);
+        true
+    }
+
+    fn bucket(&self, request: &PendingRequest) -> &Mutex<Bucket> {
+        &self.buckets[u64_at(&request.head, NODE) as usize % BUCKETS]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuse::message::request;
+
+    fn pending(opcode: u32, unique: u64, node: u64, offset: u64, size: u32) -> PendingRequest {
+        let mut body = [0; 40];
+        body[8..16].copy_from_slice(&offset.to_ne_bytes());
+        body[16..20].copy_from_slice(&size.to_ne_bytes());
+        PendingRequest::new(&request(opcode, node, unique, &body, 0), 0)
+    }
+
+    fn begun(order: &WriteOrder, request: PendingRequest) -> PendingRequest {
+        order.begin(&request);
+        request
+    }
+
+    #[test]
+    fn a_read_beside_a_write_of_its_bytes_is_repeated_until_that_has_ended() {
+        let order = WriteOrder::default();
+        let mut write = begun(&order, pending(opcode::WRITE, 2, 5, 1000, 3000));
+        let mut read = begun(&order, pending(opcode::READ, 4, 5, 0, 4096));
+        assert!(order.end(&mut read));
+        assert!(!order.end(&mut write));
+        // It was sent while the WRITE was under way; the next time it was not.
+        assert!(order.end(&mut read) && !order.end(&mut read));
+    }
+
+    #[test]
+    fn a_write_that_comes_and_goes_during_the_read_counts() {
+        let order = WriteOrder::default();
+        let mut read = begun(&order, pending(opcode::READ, 4, 5, 0, 4096));
+        let mut write = begun(&order, pending(opcode::WRITE, 2, 5, 1000, 3000));
+        order.end(&mut write);
+        assert!(order.end(&mut read) && !order.end(&mut read));
+    }
+
+    #[test]
+    fn later_writes_do_not() {
+        let order = WriteOrder::default();
+        let mut read = begun(&order, pending(opcode::READ, 4, 5, 0, 4096));
+        let mut write = begun(&order, pending(opcode::WRITE, 2, 5, 0, 1));
+        assert!(order.end(&mut read));
+        begun(&order, pending(opcode::WRITE, 6, 5, 0, 1));
+        order.end(&mut write);
+        assert!(order.end(&mut read) && !order.end(&mut read));
+    }
+
+    #[test]
+    fn reads_of_other_bytes_go_on() {
+        let order = WriteOrder::default();
+        begun(&order, pending(opcode::WRITE, 2, 5, 1000, 3000));
+        for (node, offset, size) in [(5, 0, 1000), (5, 4000, 4096), (5 + BUCKETS as u64, 0, 4096)] {
+            let mut read = begun(&order, pending(opcode::READ, 4, node, offset, size));
+            assert!(!order.end(&mut read));
+        }
+    }
+
+    #[test]
+    fn a_stuck_write_lets_readers_go_on() {
+        let order = WriteOrder::default();
+        begun(&order, pending(opcode::WRITE, 2, 5, 0, 1));
+        let mut read = begun(&order, pending(opcode::READ, 4, 5, 0, 4096));
+        assert_eq!((0..=TRIES).filter(|_| order.end(&mut read)).count(), usize::from(TRIES));
+    }
+}
