@@ -3,13 +3,13 @@
 
 use super::pending::{PendingQueue, Reply, CALLER_CHECK};
 use crate::error::Error;
-use crate::fuse::abi::{opcode, request_len};
-use crate::fuse::message::{request, IN_HEADER, OUT_HEADER};
+use crate::fuse::message::{request, request_len, IN_HEADER, OUT_HEADER};
 use libc::iovec;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
+use tunnelfs_fuse_abi::opcode;
 use tunnelfs_ring::SlotPool;
 
 /// Header and operation structure of WRITE: behind them the data starts, in the slot.

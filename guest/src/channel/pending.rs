@@ -5,15 +5,16 @@ use super::session::{Prepared, Session};
 use super::write_order::{Repeats, WriteOrder};
 use crate::coherence::counters::Deliveries;
 use crate::error::Error;
-use crate::fuse::abi::{has_reply, opcode, reply_capacity, reply_header, request_opcode, request_unique};
-use crate::fuse::message::OUT_HEADER;
-use crate::fuse::message::{u64_at, BODY};
+use crate::fuse::message::{
+    has_reply, reply_capacity, reply_header, request_opcode, request_unique, u64_at, BODY, OUT_HEADER,
+};
 use crate::reconnect::absent::Absent;
 use crate::stats::QueueStats;
 use crate::transport::{Completion, Transport};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tunnelfs_fuse_abi::opcode;
 use tunnelfs_ring::{CQE_INLINE_BYTES, SQE_INLINE_BYTES};
 
 /// How long a request waits for room until the guest checks whether its caller has been killed.

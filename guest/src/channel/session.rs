@@ -5,10 +5,7 @@ use super::forget::ForgetAction;
 use super::pending::{PendingQueue, PendingRequest};
 use crate::connect::RetainedMemory;
 use crate::error::Error;
-use crate::fuse::abi::opcode::{name as opcode_name, *};
-use crate::fuse::abi::{request_opcode, u32_at};
-use crate::fuse::message::IN_HEADER;
-use crate::fuse::message::{self, put_u64, u64_at, Entry, BODY, NODE};
+use crate::fuse::message::{self, put_u64, request_opcode, u32_at, u64_at, Entry, BODY, IN_HEADER, NODE};
 use crate::reconnect::handle_cache::HandleCache;
 use crate::reconnect::inodes::Unresolved;
 use crate::reconnect::replay::{self, ReplayRule};
@@ -18,6 +15,7 @@ use crate::transport::{reply_bytes, Completion, Transport};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tunnelfs_fuse_abi::opcode::{name as opcode_name, *};
 use tunnelfs_ring::SQE_INLINE_BYTES;
 
 /// Bytes at a slot's start that are kept privately: two names, and more than any reply to a request with a payload

@@ -8,10 +8,10 @@
 //! READ. So all count that are under way when the READ is sent, or come before its answer; not those that come later.
 
 use super::pending::PendingRequest;
-use crate::fuse::abi::{opcode, u32_at};
-use crate::fuse::message::{u64_at, BODY, NODE};
+use crate::fuse::message::{u32_at, u64_at, BODY, NODE};
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
+use tunnelfs_fuse_abi::opcode;
 
 /// Files share a list by their node's number.
 const BUCKETS: usize = 32;

@@ -1,7 +1,7 @@
 //! The driver side of a transport: what a FUSE channel or a benchmark needs.
 
 use crate::error::Error;
-use crate::fuse::message::{reply_header, OUT_HEADER};
+use crate::fuse::message::{parse_reply_header, OUT_HEADER};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::os::fd::BorrowedFd;
 use tunnelfs_ring::{Counters, Eventfd, CQE_INLINE_BYTES};
@@ -26,7 +26,7 @@ pub struct Completion {
 impl Completion {
     /// 0, or a negative errno.
     pub fn error(&self) -> i32 {
-        reply_header(&self.head).1
+        parse_reply_header(&self.head).1
     }
 
     /// Reply bytes in the entry, behind the header.
