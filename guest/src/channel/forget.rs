@@ -1,6 +1,7 @@
 //! FORGET and RELEASE: the kernel gives nodes and handles back, and a later host has other numbers for them.
 
-use super::pending::{PendingQueue, PendingRequest};
+use super::pending::PendingQueue;
+use super::request::PendingRequest;
 use super::session::Session;
 use crate::error::Error;
 use crate::fuse::message::BODY;

@@ -6,6 +6,8 @@ mod dev;
 mod forget;
 mod guard;
 mod pending;
+mod prepare;
+mod request;
 mod session;
 mod uring;
 mod write_order;

@@ -4,7 +4,8 @@
 //! Source of the protocol: `struct fuse_uring_req_header`, `fuse_uring_ent_in_out`
 //! and `fuse_uring_cmd_req` of linux/fuse.h 7.42, and the kernel's fs/fuse/dev_uring.c.
 
-use super::pending::{PendingQueue, Reply};
+use super::pending::PendingQueue;
+use super::request::Reply;
 use crate::error::Error;
 use crate::fuse::device::uring_hint;
 use crate::fuse::message::{request_len, request_opcode, IN_HEADER, OUT_HEADER};

@@ -137,6 +137,19 @@ fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>, limit: PollTimeout) -> 
     }
 }
 
+/// Writes a reply's bytes back to where they were.
+pub fn write_reply(transport: &dyn Transport, completion: &mut Completion, reply: &[u8]) {
+    let start = completion.head_len - completion.inline().len();
+    let inline = completion.inline().len();
+    let end = completion.head_len;
+    completion.head[start..end].copy_from_slice(&reply[..inline]);
+    let (at, size) = transport.slot(completion.slot);
+    let rest = &reply[inline..];
+    assert!(rest.len() <= size);
+    // SAFETY: the slot is ours again, and that large.
+    unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), at, rest.len()) };
+}
+
 /// A private copy of a reply without its header.
 pub fn reply_bytes(transport: &dyn Transport, done: &Completion) -> Vec<u8> {
     let mut body = done.inline().to_vec();
