@@ -47,14 +47,20 @@ pub fn start(connection: u32, point: &Path) -> io::Result<()> {
         .arg(point);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
     // SAFETY: only system calls, which a process between fork and exec may make.
-    unsafe { command.pre_exec(|| prepare().map_err(io::Error::from)) };
+    unsafe { command.pre_exec(prepare) };
     command.spawn().map(drop)
 }
 
-/// It ends with the mount's process, not by signals: a whole session or service may be told to end.
-fn prepare() -> nix::Result<()> {
+/// It ends with the mount's process, not by signals: a whole session or service may be told to end. It keeps no file of
+/// the mount's: somebody may wait for the end of one.
+fn prepare() -> io::Result<()> {
     SigSet::all().thread_block()?;
-    set_pdeathsig(MAIN_THREAD_ENDED)
+    set_pdeathsig(MAIN_THREAD_ENDED)?;
+    // SAFETY: a system call that takes numbers.
+    match unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Waits until the mount's process has ended; ends its connection if it cannot.
