@@ -85,6 +85,8 @@ mod error;
 #[cfg(not(loom))]
 mod geometry;
 mod layout;
+#[cfg(not(loom))]
+mod live;
 mod notify;
 #[cfg(not(loom))]
 mod pressure;
@@ -109,6 +111,8 @@ pub use error::Error;
 #[cfg(not(loom))]
 pub use geometry::{Geometry, MAX_ENTRIES, MAX_SLOT_SIZE};
 pub use layout::{Cqe, Sqe, CQE_INLINE_BYTES, NO_SLOT, PAGE, SQE_INLINE_BYTES};
+#[cfg(not(loom))]
+pub use live::LiveWait;
 #[cfg(not(loom))]
 pub use notify::Eventfd;
 pub use notify::{NeedWakeup, PeerCpu};

@@ -4,6 +4,7 @@
 //! has a core of its own, and that changes with the load. `auto` learns it from how its spins end. While other threads of
 //! the machine wait for CPUs, it does not spin at all: they would pay for it.
 
+use crate::live::LiveWait;
 use crate::pressure::CpuPressure;
 use crossbeam_utils::Backoff;
 use serde::{Deserialize, Serialize};
@@ -153,6 +154,9 @@ pub trait Wait {
 /// Waits for one peer: it spins as the policy says, then sleeps, and learns from both.
 #[derive(Debug)]
 pub struct Parker {
+    /// Where `config` comes from, and the changes there that it has.
+    live: LiveWait,
+    changes: u32,
     config: WaitConfig,
     mode: SpinMode,
     /// Failed spins in a row.
@@ -169,29 +173,45 @@ pub struct Parker {
 }
 
 impl Parker {
-    /// A parker that has learnt nothing yet.
-    pub fn new(config: WaitConfig) -> Self {
+    /// A parker that has learnt nothing yet. It waits by a [`WaitConfig`] for good, or by a [`LiveWait`] as it changes.
+    pub fn new(config: impl Into<LiveWait>) -> Self {
+        let live = config.into();
+        let (changes, config) = (live.changes(), live.get());
         let retry = *RETRY_AFTER_SLEEPS.start();
         Parker {
+            live,
+            changes,
             config,
             mode: SpinMode::default(),
             failed: 0,
             until_retry: retry,
             retry,
             asleep_since: None,
-            pressure: if config.goal == Goal::Balanced { CpuPressure::new() } else { CpuPressure::default() },
+            pressure: pressure(config.goal),
             counters: Counters::default(),
         }
     }
 
     /// As [`Self::new`], for spins of another mode.
-    pub fn with_mode(config: WaitConfig, mode: SpinMode) -> Self {
+    pub fn with_mode(config: impl Into<LiveWait>, mode: SpinMode) -> Self {
         Parker { mode, ..Parker::new(config) }
     }
 
     /// Returns the policy and its budgets.
     pub fn config(&self) -> WaitConfig {
         self.config
+    }
+
+    /// Returns where the policy and its budgets come from.
+    pub fn live(&self) -> &LiveWait {
+        &self.live
+    }
+
+    /// Takes over what has been changed, and forgets what `auto` has learnt.
+    #[cold]
+    fn reload(&mut self) {
+        let mode = self.mode;
+        *self = Parker { counters: self.counters, ..Parker::with_mode(&self.live, mode) };
     }
 
     /// Sets what a spin does between two looks. A change forgets what `auto` has learnt.
@@ -219,6 +239,9 @@ impl Parker {
     /// Spins for `ready` as long as the policy says. Returns `true` once it holds, and `false` when the caller must
     /// sleep, and call [`Self::unparked`] afterwards.
     pub fn spin(&mut self, ready: impl FnMut() -> bool) -> bool {
+        if self.live.changes() != self.changes {
+            self.reload();
+        }
         let (budget, auto) = (self.budget(), self.config.policy == Policy::Auto);
         let pressure = auto.then_some(&mut self.pressure);
         let spun = match self.mode {
@@ -275,6 +298,14 @@ impl Parker {
             Policy::Auto if self.failed < MAX_FAILED_SPINS || self.until_retry == 0 => self.auto_budget(),
             Policy::Auto => Duration::ZERO,
         }
+    }
+}
+
+/// What `auto` looks at beside its own spins.
+fn pressure(goal: Goal) -> CpuPressure {
+    match goal {
+        Goal::Balanced => CpuPressure::new(),
+        Goal::Latency | Goal::Cpu => CpuPressure::default(),
     }
 }
 
