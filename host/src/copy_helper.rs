@@ -172,6 +172,7 @@ mod tests {
     use super::*;
     use std::panic::{catch_unwind, AssertUnwindSafe};
     use tunnelfs_ring::Policy;
+    use tunnelfs_ring::WaitConfig;
 
     fn helper(policy: Policy) -> CopyHelper {
         CopyHelper::new(tunnelfs_ring::allowed_cpus(), WaitConfig { policy, ..WaitConfig::default() }.into()).unwrap()

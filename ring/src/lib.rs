@@ -89,6 +89,8 @@ mod layout;
 mod live;
 mod notify;
 #[cfg(not(loom))]
+mod policy;
+#[cfg(not(loom))]
 mod pressure;
 #[cfg(not(loom))]
 mod queue;
@@ -117,6 +119,8 @@ pub use live::LiveWait;
 pub use notify::Eventfd;
 pub use notify::{NeedWakeup, PeerCpu};
 #[cfg(not(loom))]
+pub use policy::{Goal, Policy, WaitConfig};
+#[cfg(not(loom))]
 pub use pressure::open_cpu_pressure;
 #[cfg(not(loom))]
 pub use queue::{DeviceQueue, DriverQueue};
@@ -129,4 +133,4 @@ pub use slots::{SlotPool, SlotTable};
 pub use spsc::{CacheLine, Cell, Consumer, Producer};
 pub use sync::Entry;
 #[cfg(not(loom))]
-pub use wait::{hand_off, Counters, Goal, Parker, Policy, SpinMode, Wait, WaitConfig};
+pub use wait::{hand_off, Counters, Parker, SpinMode, Wait};

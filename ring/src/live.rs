@@ -1,6 +1,6 @@
 //! Wait settings that may change while threads wait by them.
 
-use crate::wait::WaitConfig;
+use crate::policy::WaitConfig;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
