@@ -171,8 +171,7 @@ impl Mailbox {
 mod tests {
     use super::*;
     use std::panic::{catch_unwind, AssertUnwindSafe};
-    use tunnelfs_ring::Policy;
-    use tunnelfs_ring::WaitConfig;
+    use tunnelfs_ring::{Policy, WaitConfig};
 
     fn helper(policy: Policy) -> CopyHelper {
         CopyHelper::new(tunnelfs_ring::allowed_cpus(), WaitConfig { policy, ..WaitConfig::default() }.into()).unwrap()
