@@ -6,7 +6,7 @@
 //! the connection: both would wait for ever. So this process ends the connection.
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_name, set_pdeathsig};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{getppid, Pid};
 use std::io;
@@ -41,7 +41,7 @@ pub struct Mounted {
 pub fn start(connection: u32, point: &Path) -> io::Result<()> {
     let mut command = Command::new("/proc/self/exe");
     command
-        .arg0("tunnelfs-guest")
+        .arg0("tunnelfs-abort")
         .arg(COMMAND)
         .args([std::process::id().to_string(), connection.to_string()])
         .arg(point);
@@ -68,6 +68,7 @@ fn prepare() -> io::Result<()> {
 /// # Errors
 /// The system's.
 pub fn run(mounted: &Mounted) -> io::Result<()> {
+    set_name(c"tunnelfs-abort")?;
     let Some(process) = open_process(mounted.pid)? else { return Ok(()) };
     // It may have ended before its end was to be told.
     if getppid() == Pid::from_raw(mounted.pid) {
