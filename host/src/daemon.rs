@@ -134,7 +134,7 @@ fn serve_vhost_user<H: Handler>(
             }
         };
         let (permit, backend) = (permits.try_acquire(), guest.backend.clone());
-        let thread = std::thread::Builder::new().name("guest".into()).spawn(move || {
+        let thread = crate::thread::spawn("guest", move || {
             let _permit = permit;
             guest.serve();
         });

@@ -348,3 +348,47 @@ fn a_socket_from_systemd() {
     let mut host = Host(shell.stderr(Stdio::null()).spawn().unwrap());
     assert!(noop(&place.socket()) && is_running(&mut host));
 }
+
+/// A host that the system gives too few threads says what it lacks, and what may be done; it does not stand there.
+#[test]
+fn a_host_without_threads_says_so() {
+    const USER: u32 = 54_321;
+    if !nix::unistd::geteuid().is_root() {
+        return crate::skip::lacking("another user's limits need root");
+    }
+    let place = Place::new();
+    let program = place.0.path().join("host");
+    fs::copy(sibling("tunnelfs-host").unwrap(), &program).unwrap();
+    for file in ["", "share", "host"] {
+        std::os::unix::fs::chown(place.0.path().join(file), Some(USER), Some(USER)).unwrap();
+    }
+    let (mut refused, mut serves) = (0, false);
+    // Of processes and threads.
+    for limit in 1..=40 {
+        let mut command = Command::new("setpriv");
+        command.args([&format!("--reuid={USER}"), &format!("--regid={USER}"), "--clear-groups", "prlimit"]);
+        command.arg(format!("--nproc={limit}")).arg(&program).args(place.command(&["--sandbox", "none"]).get_args());
+        let log = place.0.path().join("log");
+        command.stderr(fs::File::create(&log).unwrap()).stdin(Stdio::null());
+        let mut host = Host(command.spawn().unwrap());
+        let ended = soon("it listens or ends", || {
+            let ended = host.0.try_wait().unwrap();
+            ended.map(Some).or_else(|| noop_if_there(&place.socket()).then_some(None))
+        });
+        let Some(status) = ended else {
+            serves = true;
+            break;
+        };
+        let told = fs::read_to_string(&log).unwrap();
+        println!("{limit}: {status}: {told}");
+        assert_eq!(status.code(), Some(1), "{limit}: {told}");
+        assert!(told.contains("thread"), "{limit}: {told}");
+        refused += 1;
+    }
+    assert!(serves && refused > 0, "{refused} times refused");
+}
+
+/// Whether a host serves there.
+fn noop_if_there(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_ok() && noop(socket)
+}
