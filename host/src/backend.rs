@@ -3,6 +3,7 @@
 
 use crate::admission::next_guest;
 use crate::handler::Handler;
+use crate::live::Live;
 use crate::memory::{self, GuestTables, Memory};
 use crate::queue_thread::{DeviceContext, QueueThread};
 use crate::vring::{Vring, MAX_QUEUE_SIZE};
@@ -31,7 +32,6 @@ const SLOW_END: Duration = Duration::from_secs(10);
 /// One guest's device.
 pub struct Backend<H: Handler> {
     device: Arc<DeviceContext<H>>,
-    settings: Settings,
     config_space: Vec<u8>,
     queues: usize,
     tables: Arc<GuestTables>,
@@ -56,16 +56,15 @@ impl<H: Handler> Backend<H> {
     ///
     /// # Errors
     /// When the system has no threads or descriptors left.
-    pub fn new(settings: &Settings, memory: Memory) -> io::Result<Self> {
+    pub fn new(settings: &Settings, live: &Live, memory: Memory) -> io::Result<Self> {
         let queues = settings.transport.queue_count();
         // struct virtio_fs_config: the tag, zero-padded, then the number of request queues.
         let mut config_space = settings.host.tag.clone().into_bytes();
         config_space.resize(TAG_BYTES, 0);
         config_space.extend_from_slice(&(queues as u32).to_le_bytes());
-        let device = DeviceContext::new(settings, memory)?;
+        let device = DeviceContext::new(settings, live.clone(), memory)?;
         Ok(Backend {
             device: Arc::new(device),
-            settings: settings.clone(),
             config_space,
             // One more for the high-priority queue, number 0, and one at the end that a guest may have for the request
             // that waits for changes.
@@ -94,7 +93,7 @@ impl<H: Handler> Backend<H> {
                     tracing::warn!("{e}: a new driver of this guest must set its memory table");
                 }
             });
-            self.device.pool.start(QueueThread::new(self.device.clone(), number, vring.clone(), self.settings.wait))?;
+            self.device.pool.start(QueueThread::new(self.device.clone(), number, vring.clone()))?;
         }
         Ok(())
     }

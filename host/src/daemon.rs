@@ -5,6 +5,7 @@ use crate::admission::{Semaphore, MAX_GUESTS, RETRY_PAUSE};
 use crate::backend::Backend;
 use crate::handler::Handler;
 use crate::listen::{self, SocketFile};
+use crate::live::Live;
 use crate::memory;
 use crate::streams;
 use crate::vring::Vring;
@@ -47,6 +48,7 @@ type Socket = (Listener, Option<SocketFile>);
 /// ```
 pub struct Daemon {
     settings: Settings,
+    live: Live,
     socket: Socket,
 }
 
@@ -67,7 +69,12 @@ impl Daemon {
     }
 
     pub(crate) fn new(settings: &Settings, listener: Listener, file: Option<SocketFile>) -> Daemon {
-        Daemon { settings: settings.clone(), socket: (listener, file) }
+        Daemon { settings: settings.clone(), live: Live::new(settings), socket: (listener, file) }
+    }
+
+    /// What may be changed while it serves.
+    pub fn live(&self) -> Live {
+        self.live.clone()
     }
 
     /// Serves guests: `open` makes the handler of each one. It is called once before the first guest comes.
@@ -81,9 +88,9 @@ impl Daemon {
     {
         let (settings, first) = (&self.settings, open()?);
         match settings.transport.kind {
-            TransportKind::Socket => streams::serve(settings, guests == Guests::One, self.socket, first, open),
+            TransportKind::Socket => streams::serve(self.live, guests == Guests::One, self.socket, first, open),
             TransportKind::Ring | TransportKind::Virtqueue => {
-                serve_vhost_user(settings, guests, self.socket, first, open)
+                serve_vhost_user((settings, &self.live), guests, self.socket, first, open)
             }
         }
     }
@@ -114,7 +121,7 @@ fn accepting(listener: &Listener) -> io::Result<UnixListener> {
 }
 
 fn serve_vhost_user<H: Handler>(
-    settings: &Settings,
+    config: (&Settings, &Live),
     guests: Guests,
     (mut listener, file): Socket,
     first: H,
@@ -122,10 +129,10 @@ fn serve_vhost_user<H: Handler>(
 ) -> io::Result<()> {
     memory::install_sigbus_handler()?;
     let permits = Semaphore::new(MAX_GUESTS);
-    let mut next = Some(Guest::new(settings, first)?);
+    let mut next = Some(Guest::new(config, first)?);
     let mut logged = String::new();
     loop {
-        let started = next.take().map_or_else(|| open().and_then(|handler| Guest::new(settings, handler)), Ok);
+        let started = next.take().map_or_else(|| open().and_then(|handler| Guest::new(config, handler)), Ok);
         let guest = match started.and_then(|guest| guest.accept(&mut listener)) {
             Ok(guest) => guest,
             Err(e) => {
@@ -190,9 +197,9 @@ struct Guest<H: Handler> {
 
 impl<H: Handler> Guest<H> {
     /// A device for the next guest, with its threads.
-    fn new(settings: &Settings, handler: H) -> io::Result<Self> {
+    fn new((settings, live): (&Settings, &Live), handler: H) -> io::Result<Self> {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let backend = Arc::new(Backend::new(settings, memory.clone())?);
+        let backend = Arc::new(Backend::new(settings, live, memory.clone())?);
         let (daemon, vrings) =
             Vring::collect(|| VhostUserDaemon::new("vhost-user".into(), backend.clone(), memory).map_err(other));
         let guest = Guest { daemon: daemon?, backend };

@@ -198,13 +198,15 @@ struct TaskQueue<T> {
     idle: usize,
     /// All threads.
     threads: usize,
-    /// Most threads.
+    /// Most threads, beside the pool's spares.
     limit: usize,
     stopping: bool,
     handles: Vec<JoinHandle<()>>,
 }
 
 struct PoolState<T> {
+    /// Threads for late requests; may change at any time.
+    spares: Arc<AtomicUsize>,
     queue: Mutex<TaskQueue<T>>,
     /// A task has come, or the end.
     more: Condvar,
@@ -229,19 +231,14 @@ impl<T: Task> WorkerPool<T> {
     ///
     /// # Errors
     /// The system has no thread left.
-    pub fn new(spares: usize) -> io::Result<Self> {
+    pub fn new(spares: Arc<AtomicUsize>) -> io::Result<Self> {
         interrupt::install()?;
-        let queue = TaskQueue {
-            tasks: VecDeque::new(),
-            idle: 0,
-            threads: 0,
-            limit: spares.max(1),
-            stopping: false,
-            handles: Vec::new(),
-        };
+        let queue =
+            TaskQueue { tasks: VecDeque::new(), idle: 0, threads: 0, limit: 0, stopping: false, handles: Vec::new() };
         let watcher =
             Arc::new(WatcherWakeup { asleep: CachePadded::new(AtomicBool::new(false)), thread: Mutex::new(None) });
         let state = Arc::new(PoolState {
+            spares,
             queue: Mutex::new(queue),
             more: Condvar::new(),
             ended: Condvar::new(),
@@ -377,10 +374,14 @@ impl<T: Task> PoolState<T> {
         }
     }
 
+    fn spares(&self) -> usize {
+        self.spares.load(Ordering::Relaxed).max(1)
+    }
+
     /// Whether another thread is idle, or could be started.
     fn has_spare(self: &Arc<Self>) -> bool {
         let mut queue = self.queue.lock();
-        queue.idle > queue.tasks.len() || queue.threads < queue.limit && self.spawn(&mut queue).is_ok()
+        queue.idle > queue.tasks.len() || queue.threads < queue.limit + self.spares() && self.spawn(&mut queue).is_ok()
     }
 
     /// Gives a late thread's task to another one.
@@ -535,7 +536,7 @@ mod tests {
     #[test]
     fn a_task_is_taken_before_the_late_answer_is_delivered() {
         let (late, takeovers) = (Arc::new(AtomicI32::new(0)), Arc::new(AtomicU32::new(0)));
-        let pool = WorkerPool::new(8).unwrap();
+        let pool = WorkerPool::new(Arc::new(AtomicUsize::new(8))).unwrap();
         pool.start(Borderline { left: 300, late: late.clone(), takeovers: takeovers.clone() }).unwrap();
         let ended = Instant::now() + Duration::from_secs(60);
         while Arc::strong_count(&takeovers) > 1 && Instant::now() < ended {
