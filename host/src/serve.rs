@@ -1,5 +1,6 @@
 //! Serves the shared directory: settings, sandbox, file systems and daemon are put together here.
 
+use crate::asked::Asked;
 use crate::daemon::{Daemon, Guests};
 use crate::fs::Passthrough;
 use crate::fs_builder::FsBuilder;
@@ -70,6 +71,7 @@ pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
         how.to_lowercase(),
         if host.readonly { ", read-only" } else { "" },
     );
+    let asked = Asked::new(settings)?;
     notify_ready();
     if settings.host.sandbox == Sandbox::Chroot {
         listen::fork_remover(listener.as_raw_fd())?;
@@ -84,6 +86,7 @@ pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
     if let Some(reload) = start.reload {
         reload.start(daemon.live())?;
     }
+    asked.serve(daemon.live().figures().clone())?;
     daemon.run(servers(builder), start.guests)
 }
 

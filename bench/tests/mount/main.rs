@@ -3,6 +3,7 @@
 //!
 //! Needs root and `/dev/fuse`; skips without them.
 
+mod figures;
 mod files;
 mod helpers;
 mod interrupt;
