@@ -49,6 +49,8 @@ pub fn serve(settings: &Settings, guests: Guests) -> io::Result<()> {
 /// # Errors
 /// As [`serve`], or that the sandbox cannot be had.
 pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
+    // Said before the log says that it is shared.
+    SharedDir::unconfined(&settings.host)?;
     // Before anybody can see the socket, and take the host for one that is there.
     listen::handle_signals();
     reload::handle_signal()?;
