@@ -35,6 +35,7 @@ mod serve;
 mod server;
 mod streams;
 mod takeover;
+mod thread;
 pub mod transport;
 mod vring;
 mod zero_copy;

@@ -78,7 +78,7 @@ pub fn serve<H: Handler>(
         accept();
         return Ok(());
     }
-    std::thread::Builder::new().name("accept".into()).spawn(accept)?;
+    crate::thread::spawn("accept", accept)?;
     let mut left = streams.left.lock();
     while *left == 0 {
         streams.changed.wait(&mut left);
@@ -102,7 +102,7 @@ impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O>
                 tracing::warn!("a guest's connection: {e}");
             }
         };
-        std::thread::Builder::new().name("greet".into()).spawn(greet).map(|_| ())
+        crate::thread::spawn("greet", greet).map(|_| ())
     }
 
     fn greet(self: &Arc<Self>, mut stream: UnixStream) -> io::Result<()> {
