@@ -8,7 +8,7 @@ use tunnelfs_guest::mount::MountConfig;
 use tunnelfs_guest::Error;
 use tunnelfs_program::log::Control;
 use tunnelfs_program::reload::{Reloader, SettingsFile};
-use tunnelfs_program::shell;
+use tunnelfs_program::{shell, top};
 use tunnelfs_settings::{args, load, Loader, LogLevel, Settings};
 
 /// The settings that a mount's command line has.
@@ -30,6 +30,13 @@ enum Command {
     Status {
         /// Where it is mounted
         mount_point: PathBuf,
+    },
+    /// Watch a mount: requests, latencies, slots in use and kicks
+    Top {
+        /// Where it is mounted
+        mount_point: PathBuf,
+        #[command(flatten)]
+        options: top::Options,
     },
     /// Look at what this machine gives a mount with these settings, and say what to do about what is missing
     Doctor,
@@ -100,6 +107,7 @@ pub enum Request {
     Mount(Box<MountCommand>),
     /// Of the mount there.
     Status(PathBuf),
+    Top(PathBuf, top::Options),
     Doctor(Box<Settings>),
     AbortWhenKilled(Mounted),
     /// It has been done.
@@ -138,6 +146,11 @@ pub struct Again {
 const LIVE_KEYS: &[&str] = &["wait.policy", "wait.goal", "wait.spin_us", "wait.auto_us", "log.level"];
 
 impl Again {
+    /// The settings of the mount.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// What reads the file, after the command line has been read.
     pub fn reloader(&self, log: Control) -> Reloader {
         let (file, settings) = (SettingsFile::new(self.file.as_deref()), self.settings.clone());
@@ -187,6 +200,7 @@ fn program() -> Result<Request, Error> {
     match Program::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()).command {
         Command::Mount(given) => mount(&given, args("mount")),
         Command::Status { mount_point } => Ok(Request::Status(mount_point)),
+        Command::Top { mount_point, options } => Ok(Request::Top(mount_point, options)),
         Command::AbortWhenKilled(mounted) => Ok(Request::AbortWhenKilled(mounted)),
         Command::Doctor => Ok(Request::Doctor(Box::new(load(SECTIONS, args("doctor"))?.finish()?))),
     }

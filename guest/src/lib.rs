@@ -6,6 +6,7 @@ mod coherence;
 pub mod config;
 pub mod connect;
 mod error;
+pub mod figures;
 pub mod fuse;
 pub mod link;
 pub mod mount;

@@ -11,7 +11,7 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{fork, ForkResult};
-use status::Status;
+use status::What;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,14 +22,19 @@ use tunnelfs_guest::config::wait_config;
 use tunnelfs_guest::fuse::device;
 use tunnelfs_guest::mount::{Mount, MountConfig};
 use tunnelfs_guest::Error;
-use tunnelfs_program::log;
 use tunnelfs_program::reload::Reloader;
+use tunnelfs_program::{log, metrics, top};
 
 fn main() -> ExitCode {
     let done = cli::request().and_then(|request| match request {
         Request::Mount(command) => run(&command).map(|()| true),
         Request::Status(point) => {
-            print!("{}", status::ask(&point)?);
+            print!("{}", status::ask(&point, What::Status)?);
+            Ok(true)
+        }
+        Request::Top(point, options) => {
+            let title = format!("{} by tunnelfs-guest", point.display());
+            top::run(&title, options, || status::ask(&point, What::Metrics))?;
             Ok(true)
         }
         Request::Doctor(settings) => Ok(doctor::examine(&settings).print(&mut std::io::stdout())?),
@@ -173,6 +178,8 @@ fn serve(config: &MountConfig, mut reload: Reload, ready: impl FnOnce(&Mount)) -
     // Before any thread starts, so that all inherit it.
     wanted.thread_block().map_err(std::io::Error::from)?;
     let signals = SignalFd::with_flags(&wanted, SfdFlags::SFD_CLOEXEC).map_err(std::io::Error::from)?;
+    let address = &reload.again.settings().mount.metrics;
+    let scrapers = (!address.is_empty()).then(|| metrics::listen(address)).transpose()?;
     let mount = Mount::new(config)?;
     if let Some(connection) = mount.needs_abort_when_killed() {
         let started = abort_when_killed::start(connection, &config.point);
@@ -180,7 +187,16 @@ fn serve(config: &MountConfig, mut reload: Reload, ready: impl FnOnce(&Mount)) -
     }
     ready(&mount);
     tracing::info!("{}", mount.describe());
-    let status = Status::new(&config.point);
+    let figures = mount.figures();
+    let others = status::listen(&config.point, What::Metrics).map(|socket| {
+        let figures = figures.clone();
+        let text: Box<dyn Fn() -> String + Send> = Box::new(move || figures.metrics());
+        vec![(socket, text)]
+    });
+    let others =
+        others.inspect_err(|e| tracing::warn!("`tunnelfs-guest top` will not answer: {e}")).unwrap_or_default();
+    metrics::serve(scrapers, others, move || figures.metrics())?;
+    let status = status::listen(&config.point, What::Status);
     let status = status.inspect_err(|e| tracing::warn!("`tunnelfs-guest status` will not answer: {e}")).ok();
     let mut unmounted = false;
     loop {

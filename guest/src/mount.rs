@@ -6,6 +6,7 @@ use crate::coherence::counters::ChangeCounters;
 use crate::config::GuestConfig;
 use crate::connect::{connect_under, Connection, RetainedMemory};
 use crate::error::Error;
+use crate::figures::Figures;
 use crate::fuse::device::{self, MountOptions};
 use crate::fuse::init::{self, InitReplay, InitResult};
 use crate::fuse::message::{
@@ -320,6 +321,12 @@ impl Mount {
     /// The operations so far.
     pub fn statistics(&self) -> String {
         stats::render(self.wait.get().policy, self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))
+    }
+
+    /// Where the figures for monitoring come from; they may be read on any thread.
+    pub fn figures(&self) -> Figures {
+        let reconnect = self.reconnect.as_ref().map(|(reconnect, _)| reconnect.clone());
+        Figures { queues: self.queues.clone(), reconnect }
     }
 
     /// Starts to record what the mount is asked; once it has been started, ends it and leaves the recording in its file.

@@ -60,6 +60,28 @@ impl QueueStats {
         oldest.map_or(Duration::ZERO, |since| self.start.elapsed().saturating_sub(Duration::from_micros(since - 1)))
     }
 
+    /// Requests that the host has.
+    pub fn in_use(&self) -> u64 {
+        self.asked.iter().filter(|asked| asked.load(Ordering::Relaxed) != 0).count() as u64
+    }
+
+    /// How waits have ended.
+    pub fn waits(&self) -> Counters {
+        self.counts.lock().waits
+    }
+
+    /// Payload bytes that were copied in user space.
+    pub fn copied(&self) -> u64 {
+        self.counts.lock().copied
+    }
+
+    /// Calls `each` with the opcode, the failures and the latencies in nanoseconds of each operation.
+    pub fn each_operation(&self, mut each: impl FnMut(u32, u64, &Histogram<u64>)) {
+        for (&number, operation) in &self.counts.lock().operations {
+            each(number, operation.failed, &operation.latency);
+        }
+    }
+
     /// Counts an answered request, while `in_use` slots were in use.
     pub fn record(&self, opcode: u32, error: i32, took: Duration, in_use: usize, by: &dyn Transport) {
         let mut counts = self.counts.lock();

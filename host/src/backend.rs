@@ -2,6 +2,7 @@
 //! [`crate::queue_thread`]), which wait for their kicks themselves: a hand-over to another thread costs a wake.
 
 use crate::admission::next_guest;
+use crate::figures::Figures;
 use crate::handler::Handler;
 use crate::live::Live;
 use crate::memory::{self, GuestTables, Memory};
@@ -40,7 +41,8 @@ pub struct Backend<H: Handler> {
     front_end: Mutex<FrontEnd>,
     front_end_changed: Condvar,
     /// The guest's number in the log.
-    number: AtomicU64,
+    number: Arc<AtomicU64>,
+    figures: Figures,
 }
 
 /// Whether the front end has sent a message, or has left without one.
@@ -73,7 +75,8 @@ impl<H: Handler> Backend<H> {
             vrings: OnceLock::new(),
             front_end: Mutex::new(FrontEnd::Silent),
             front_end_changed: Condvar::new(),
-            number: AtomicU64::new(0),
+            number: Arc::default(),
+            figures: live.figures.clone(),
         })
     }
 
@@ -93,7 +96,8 @@ impl<H: Handler> Backend<H> {
                     tracing::warn!("{e}: a new driver of this guest must set its memory table");
                 }
             });
-            self.device.pool.start(QueueThread::new(self.device.clone(), number, vring.clone()))?;
+            let figures = self.figures.add(&self.number, number);
+            self.device.pool.start(QueueThread::new(self.device.clone(), number, vring.clone(), figures))?;
         }
         Ok(())
     }

@@ -5,13 +5,17 @@ use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcomma
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use tunnelfs_host::asked::{self, What};
 use tunnelfs_host::{Guests, Reload, Start, LIVE_KEYS};
 use tunnelfs_program::reload::{Reloader, SettingsFile};
-use tunnelfs_program::{log, shell};
+use tunnelfs_program::{log, shell, top};
 use tunnelfs_settings::{args, load, Loader, Settings};
 
 /// The settings that a host's command line has.
 const SECTIONS: &[&str] = &["transport.kind", "transport.socket_path", "transport.queues", "wait", "host", "log"];
+
+/// Those of `status` and `top`.
+const SOCKET: &[&str] = &["transport.socket_path"];
 
 /// Share a directory with a guest over shared-memory rings, virtqueues or a socket.
 #[derive(Clone, Parser)]
@@ -60,11 +64,20 @@ struct Args {
 enum Task {
     /// Look at what this machine gives a host with these settings, and say what to do about what is missing
     Doctor,
+    /// Tell how the host behind a socket is: its guests, and what their queues have done
+    Status,
+    /// Watch the host behind a socket: requests, kicks, spinning and sleeping
+    Top {
+        #[command(flatten)]
+        options: top::Options,
+    },
 }
 
 fn command() -> Command {
     let command = Args::command().args(args(SECTIONS));
-    command.mut_subcommand("doctor", |doctor| doctor.args(args(SECTIONS))).subcommands(shell::subcommands())
+    let command = command.mut_subcommand("doctor", |doctor| doctor.args(args(SECTIONS)));
+    let command = command.mut_subcommand("status", |status| status.args(args(SOCKET)));
+    command.mut_subcommand("top", |top| top.args(args(SOCKET))).subcommands(shell::subcommands())
 }
 
 /// Does what the command line says.
@@ -79,6 +92,9 @@ pub fn main() -> ExitCode {
     if let Some(matches) = matches.subcommand_matches("doctor") {
         return diagnose(matches).unwrap_or_else(|e| fail(&*e));
     }
+    if let Some((word @ ("status" | "top"), matches)) = matches.subcommand() {
+        return ask(word, matches).map_or_else(|e| fail(&*e), |()| ExitCode::SUCCESS);
+    }
     let args = Args::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     run(&matches, &args).map_or_else(|e| fail(&*e), |()| ExitCode::SUCCESS)
 }
@@ -86,6 +102,17 @@ pub fn main() -> ExitCode {
 fn fail(e: &dyn Error) -> ExitCode {
     eprintln!("tunnelfs-host: {e}");
     ExitCode::FAILURE
+}
+
+/// `status` and `top`.
+fn ask(word: &str, matches: &ArgMatches) -> Result<(), Box<dyn Error>> {
+    let socket = load(SOCKET, matches)?.finish()?.transport.socket_path;
+    if word == "status" {
+        print!("{}", asked::ask(&socket, What::Status)?);
+        return Ok(());
+    }
+    let title = format!("{} by tunnelfs-host", socket.display());
+    Ok(top::run(&title, top::Options::from_arg_matches(matches)?, || asked::ask(&socket, What::Metrics))?)
 }
 
 fn diagnose(matches: &ArgMatches) -> Result<ExitCode, Box<dyn Error>> {

@@ -6,13 +6,30 @@ use std::fs::File;
 use std::io;
 use std::time::Duration;
 use tunnelfs_settings::{Cache, Host, KeepOwners, LockScope, Negotiation};
-use virtiofsd::passthrough::xattrmap::XattrMap;
+use virtiofsd::passthrough::xattrmap::{self, XattrMap};
 use virtiofsd::soft_idmap::cmdline::IdMap;
 
 /// Open files that are kept back from guests, for the host's own needs: this many, or a quarter of a small limit.
 const OWN_FILES: u64 = 640;
 /// The smallest limit of open files that a host works with.
 const MIN_FILES: u64 = 256;
+
+/// What is wrong with rules for attributes' names.
+fn explain_rule(e: &xattrmap::Error) -> String {
+    use xattrmap::ErrorKind::*;
+    let why = match &e.cause {
+        InvalidScope { got, expected } | InvalidType { got, expected } => {
+            format!("`{got}` should be one of {expected}")
+        }
+        InvalidDelimiter => "it does not end with the delimiter that it begins with".into(),
+        IncompleteRule => "it is not complete: a rule is :TYPE:SCOPE:KEY:PREPEND:".into(),
+        _ => "the rules as a whole cannot be: end them with one that catches all, such as :bad:all:::".into(),
+    };
+    match e.rule {
+        Some(number) => format!("rule {number}: {why}"),
+        None => why,
+    }
+}
 
 /// Builds the file systems of all guests.
 #[derive(Debug)]
@@ -94,7 +111,7 @@ impl FsBuilder {
             "" => Ok(None),
             rules => match XattrMap::try_from(rules) {
                 Ok(map) => Ok(Some(map)),
-                Err(e) => Err(invalid(format!("host.xattrmap = {rules}: {e}"))),
+                Err(e) => Err(invalid(format!("host.xattrmap = {rules}: {}", explain_rule(&e)))),
             },
         }
     }
@@ -183,4 +200,19 @@ fn guest_files(host: &Host) -> io::Result<u64> {
         return Err(invalid(format!("host.rlimit_nofile = {limit}: must be at least {MIN_FILES}")));
     }
     Ok(limit - OWN_FILES.min(limit / 4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No message is Rust's own.
+    #[test]
+    fn wrong_rules_are_explained() {
+        for rules in [":bad", ":nothing:all:::", ":ok:nobody:::"] {
+            let Err(e) = XattrMap::try_from(rules) else { panic!("{rules} is good") };
+            let text = explain_rule(&e);
+            assert!(!text.contains('{') && text.contains(' '), "{rules}: {text}");
+        }
+    }
 }

@@ -9,11 +9,13 @@
 //! (raw copies and iovecs) and decoded once, in [`request`]: the trust boundary.
 
 mod admission;
+pub mod asked;
 mod backend;
 pub mod copy_helper;
 mod daemon;
 mod detach;
 mod extensions;
+pub mod figures;
 pub mod fs;
 pub mod fs_builder;
 mod gate;

@@ -1,5 +1,6 @@
 //! The settings that a running host takes over.
 
+use crate::figures::Figures;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use tunnelfs_ring::LiveWait;
@@ -15,13 +16,19 @@ pub struct Live {
     pub(crate) wait: LiveWait,
     /// Threads for late requests, of each guest.
     pub(crate) spares: Arc<AtomicUsize>,
+    pub(crate) figures: Figures,
 }
 
 impl Live {
     /// What `settings` start with.
     pub fn new(settings: &Settings) -> Self {
         let spares = Arc::new(AtomicUsize::new(settings.host.thread_pool_size));
-        Live { wait: LiveWait::new(settings.wait), spares }
+        Live { wait: LiveWait::new(settings.wait), spares, figures: Figures::default() }
+    }
+
+    /// What the queues have done so far.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     /// Takes `settings` over, for all guests.

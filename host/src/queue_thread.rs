@@ -1,5 +1,6 @@
 //! Serves one queue: its virtqueue, and its ring once the guest has asked for one.
 
+use crate::figures::QueueFigures;
 use crate::guest_buf::{self, serve_for};
 use crate::handler::{Handler, Outcome};
 use crate::live::Live;
@@ -107,6 +108,7 @@ pub struct QueueThread<H: Handler> {
     placement: Option<Placement>,
     /// The driver that set up the ring, as [`crate::gate::Pass`] numbers it.
     driver: u32,
+    figures: Arc<QueueFigures>,
     /// An error has been logged.
     logged: bool,
 }
@@ -136,9 +138,9 @@ impl<H: Handler> Task for QueueThread<H> {
 }
 
 impl<H: Handler> QueueThread<H> {
-    pub fn new(device: Arc<DeviceContext<H>>, number: usize, vring: Vring) -> Self {
+    pub fn new(device: Arc<DeviceContext<H>>, number: usize, vring: Vring, figures: Arc<QueueFigures>) -> Self {
         let parker = Parker::with_mode(&device.wait, SpinMode::Yield);
-        QueueThread { device, number, vring, ring: None, parker, placement: None, driver: 0, logged: false }
+        QueueThread { device, number, vring, ring: None, parker, placement: None, driver: 0, figures, logged: false }
     }
 
     /// Moves the calling thread to the queue's CPU, if it has one. Returns whether the thread may have moved.
@@ -304,6 +306,9 @@ impl<H: Handler> QueueThread<H> {
             served.bytes += done.complete(&request, outcome).unwrap_or_else(close);
         }
         vring.gate().leave();
+        if served.requests > 0 {
+            self.figures.served(served.requests.into(), self.parker.counters);
+        }
         if self.placement.as_mut().is_some_and(|p| p.served(served)) {
             self.publish_cpu();
         }
@@ -317,7 +322,7 @@ impl<H: Handler> QueueThread<H> {
         let (vring, device) = (self.vring.clone(), self.device.clone());
         serve_for(&vring, pass);
         let memory: Arc<GuestMemoryMmap> = device.memory.memory().clone().into_inner();
-        let mut result = Ok(false);
+        let (mut result, mut requests) = (Ok(false), 0);
         for _ in 0..virtqueue::lap(&vring) {
             if vring.gate().is_closing() {
                 break;
@@ -345,6 +350,7 @@ impl<H: Handler> QueueThread<H> {
                             }
                         }
                         request.complete(&vring, outcome);
+                        requests += 1;
                     }
                 }
                 Err(e) => {
@@ -355,6 +361,9 @@ impl<H: Handler> QueueThread<H> {
             result = Ok(true);
         }
         vring.gate().leave();
+        if requests > 0 {
+            self.figures.served(requests, self.parker.counters);
+        }
         Some((self, result))
     }
 
@@ -364,7 +373,9 @@ impl<H: Handler> QueueThread<H> {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let vring = self.vring.clone();
+        let figures = self.figures.clone();
         let call: Notifier = Arc::new(move || {
+            figures.calls.fetch_add(1, Ordering::Relaxed);
             let _ = vring.signal_used_queue();
         });
         let ring = RingDevice::new(setup, memory, call).map_err(|e| {

@@ -166,6 +166,9 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
         let wanted = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value.into())?;
         SeccompRule::new(vec![wanted])
     };
+    // Who asks how the host is.
+    let option = SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, SO_PEERCRED as u64)?;
+    rules.insert(SYS_getsockopt, vec![SeccompRule::new(vec![option])?]);
     rules.insert(SYS_fanotify_init, vec![one(0, FANOTIFY_FLAGS)?]);
     rules.insert(SYS_fanotify_mark, vec![one(1, FAN_MARK_ADD)?, one(1, FAN_MARK_REMOVE)?]);
     // A limit may be read, not set: `prlimit64` without new values.

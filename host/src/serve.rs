@@ -1,5 +1,6 @@
 //! Serves the shared directory: settings, sandbox, file systems and daemon are put together here.
 
+use crate::asked::Asked;
 use crate::daemon::{Daemon, Guests};
 use crate::fs::Passthrough;
 use crate::fs_builder::FsBuilder;
@@ -48,6 +49,8 @@ pub fn serve(settings: &Settings, guests: Guests) -> io::Result<()> {
 /// # Errors
 /// As [`serve`], or that the sandbox cannot be had.
 pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
+    // Said before the log says that it is shared.
+    SharedDir::unconfined(&settings.host)?;
     // Before anybody can see the socket, and take the host for one that is there.
     listen::handle_signals();
     reload::handle_signal()?;
@@ -70,6 +73,7 @@ pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
         how.to_lowercase(),
         if host.readonly { ", read-only" } else { "" },
     );
+    let asked = Asked::new(settings)?;
     if let Some(warning) = unshared_mappings(host) {
         tracing::warn!("{warning}");
     }
@@ -87,6 +91,7 @@ pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
     if let Some(reload) = start.reload {
         reload.start(daemon.live())?;
     }
+    asked.serve(daemon.live().figures().clone())?;
     daemon.run(servers(builder), start.guests)
 }
 

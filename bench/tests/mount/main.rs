@@ -3,6 +3,7 @@
 //!
 //! Needs root and `/dev/fuse`; skips without them.
 
+mod figures;
 mod files;
 mod helpers;
 mod interrupt;
@@ -100,6 +101,24 @@ fn with_stock_virtiofsd(channel: &str) {
     let host = Host::start(&scratch, Peer::Virtiofsd);
     let guest = Guest::mount(&scratch, &host, &format!("channel={channel},transport=ring"));
     run_checks(&guest.place(&host), &format!("{channel}, stock virtiofsd"));
+    guest.unmount();
+}
+
+/// Without a tag it has no config space, and so does not say how many queues it has.
+#[test]
+fn stock_virtiofsd_without_a_tag() {
+    let Some(scratch) = Scratch::new() else { return };
+    let Some(program) = tunnelfs_bench::session::virtiofsd() else {
+        return skip::lacking("no stock virtiofsd: make deps");
+    };
+    let (socket, share) = (scratch.path("socket"), scratch.path("share"));
+    let mut command = std::process::Command::new(program);
+    command.arg("--socket-path").arg(&socket).arg("--shared-dir").arg(&share).args(["--sandbox", "none"]);
+    let host = Host::of(command.spawn().unwrap(), socket.clone(), share.clone());
+    rig::soon("it listens", || rig::is_listening(&socket).then_some(()));
+    let guest = Guest::mount(&scratch, &host, "transport=virtqueue");
+    std::fs::write(guest.point.join("file"), "x").unwrap();
+    assert_eq!(std::fs::read(share.join("file")).unwrap(), b"x");
     guest.unmount();
 }
 

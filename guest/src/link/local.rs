@@ -152,7 +152,9 @@ fn negotiate(front: &mut Frontend) -> vhost::Result<(u64, usize, usize)> {
     if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
         front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
-    let (mut count, mut virtqueues) = (u64::from(request_queues(front)?), 0);
+    // A stock virtiofsd without --tag has no config space, and does not say how many queues it has.
+    let told = if protocol.contains(VhostUserProtocolFeatures::CONFIG) { request_queues(front)? } else { 1 };
+    let (mut count, mut virtqueues) = (u64::from(told), 0);
     if protocol.contains(VhostUserProtocolFeatures::MQ) {
         // The control queue is one of them.
         virtqueues = front.get_queue_num()?;

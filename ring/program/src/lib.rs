@@ -1,7 +1,10 @@
-//! What TunnelFS's programs have in common beside their settings: the log, `doctor`'s checks, completions and manual
-//! pages.
+//! What TunnelFS's programs have in common beside their settings: the log, `doctor`'s checks, figures, `top`, completions
+//! and manual pages.
 
+pub mod control;
 pub mod doctor;
 pub mod log;
+pub mod metrics;
 pub mod reload;
 pub mod shell;
+pub mod top;

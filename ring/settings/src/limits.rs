@@ -153,9 +153,15 @@ pub(crate) fn memory(s: &Settings) -> Checked {
     let wanted = t.queue_count() * t.geometry().bytes();
     let Some(free) = Region::available(t.huge_pages).filter(|&free| wanted > free) else { return Ok(()) };
     let what = if t.huge_pages { "free 2 MiB pages" } else { "available memory" };
+    let remedy = if t.huge_pages {
+        let more = (wanted - free).div_ceil(2 << 20);
+        format!(", or sysctl vm.nr_hugepages=$(($(sysctl -n vm.nr_hugepages) + {more}))")
+    } else {
+        String::new()
+    };
     let allowed = format!(
         "{} queues of {} slots need {} MiB of shared memory, and this machine has {} MiB of {what}: \
-         fewer queues, fewer slots or smaller ones",
+         fewer queues, fewer slots or smaller ones{remedy}",
         t.queue_count(),
         t.slots,
         wanted >> 20,

@@ -111,6 +111,8 @@ pub const OPTIONS: &[OptionSpec] = &[
         Value("MAPS"),
         "Groups of the guest: TYPE:FROM:TO:COUNT, more after commas",
     ),
+    option("host.metrics", "metrics", Value("ADDR"), "Port, or address and port, where Prometheus reads the figures"),
+    option("mount.metrics", "metrics", Value("ADDR"), "Port, or address and port, where Prometheus reads the figures"),
     option("mount.pci", "pci", Value("ADDRESS"), "In a VM: PCI address of the virtio-fs device, such as 0000:00:03.0"),
     option("mount.tag", "tag", Value("TAG"), "In a VM: tag of the virtio-fs device"),
     option("mount.pci_driver", "pci-driver", Value("DRIVER"), "Kernel driver for that device: auto, uio or vfio"),

@@ -257,6 +257,7 @@ pub struct Host {
     pub modcaps: String,
     pub uid_map: String,
     pub gid_map: String,
+    pub metrics: String,
     pub translate_uid: String,
     pub translate_gid: String,
 }
@@ -290,6 +291,7 @@ impl Default for Host {
             modcaps: String::new(),
             uid_map: String::new(),
             gid_map: String::new(),
+            metrics: String::new(),
             translate_uid: String::new(),
             translate_gid: String::new(),
         }
@@ -352,6 +354,8 @@ pub struct Mount {
     pub reconnect_timeout: u64,
     /// Where a daemon's log goes; if empty, to the system's log.
     pub log_file: PathBuf,
+    /// Where Prometheus reads the mount's figures, a port or an address and a port; if empty, nowhere.
+    pub metrics: String,
 }
 
 impl Default for Mount {
@@ -369,6 +373,7 @@ impl Default for Mount {
             reconnect: true,
             reconnect_timeout: 60,
             log_file: PathBuf::new(),
+            metrics: String::new(),
         }
     }
 }

@@ -276,3 +276,12 @@ fn help_has_defaults_and_ranges() {
         assert!(help.contains(part), "{part}: {help}");
     }
 }
+
+#[test]
+fn too_few_huge_pages_come_with_the_command_that_makes_more() {
+    let file = "[transport]\nhuge_pages = true\nqueues = 62\nslots = 16384\nentries = 16384\n";
+    // A machine with 992 GiB of them has them.
+    if let Err(e) = from(file, &[]) {
+        assert!(e.contains("2 MiB pages") && e.contains("sysctl vm.nr_hugepages=$(("), "{e}");
+    }
+}
