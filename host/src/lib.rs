@@ -11,6 +11,7 @@
 mod admission;
 mod backend;
 pub mod copy_helper;
+mod counted;
 mod daemon;
 mod extensions;
 pub mod fs;
@@ -18,6 +19,7 @@ pub mod fs_builder;
 mod gate;
 pub mod guest_buf;
 pub mod handler;
+pub mod in_process;
 mod interrupt;
 mod listen;
 mod memory;
@@ -34,7 +36,9 @@ pub mod transport;
 mod vring;
 mod zero_copy;
 
+pub use counted::{Counted, Meter, Statistics};
 pub use daemon::{listener_from_fd, Daemon, Guests};
 pub use handler::Handler;
+pub use in_process::Host;
 pub use serve::{serve, serve_confined, Start};
 pub use server::Server;
