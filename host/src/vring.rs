@@ -160,15 +160,11 @@ pub fn set_proc_self_fd(directory: File) {
 }
 
 fn is_eventfd(fd: RawFd) -> bool {
-    let open = || File::open("/proc/self/fd");
-    let directory = match PROC_SELF_FD.get() {
-        Some(directory) => directory,
-        None => match open() {
-            Ok(directory) => PROC_SELF_FD.get_or_init(|| directory),
-            Err(_) => return false,
-        },
+    let name = match PROC_SELF_FD.get() {
+        Some(directory) => nix::fcntl::readlinkat(directory, fd.to_string().as_str()).map_err(io::Error::from),
+        None => std::fs::read_link(format!("/proc/self/fd/{fd}")).map(Into::into),
     };
-    nix::fcntl::readlinkat(directory, fd.to_string().as_str()).is_ok_and(|kind| kind == "anon_inode:[eventfd]")
+    name.is_ok_and(|kind| kind == "anon_inode:[eventfd]")
 }
 
 /// Empties the counter of an eventfd without waiting, whatever its flags are.
