@@ -18,9 +18,8 @@ pub struct Stopper {
 }
 
 impl Stopper {
-    pub(crate) fn new(listener: BorrowedFd<'_>) -> io::Result<Stopper> {
-        let listener = Arc::new(listener.try_clone_to_owned()?);
-        Ok(Stopper { stopping: Arc::default(), listener })
+    pub(crate) fn new(stopping: Arc<AtomicBool>, listener: BorrowedFd<'_>) -> io::Result<Stopper> {
+        Ok(Stopper { stopping, listener: Arc::new(listener.try_clone_to_owned()?) })
     }
 
     /// Has [`crate::Daemon::run`] return once its guests' requests have ended.
