@@ -1,5 +1,6 @@
 //! The command line of a mount, and mount(8)'s `-o` words.
 
+use crate::abort_when_killed::{self, Mounted};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use tunnelfs_guest::fuse::device::MountOptions;
@@ -30,6 +31,8 @@ enum Command {
     },
     /// Look at what this machine gives a mount with these settings, and say what to do about what is missing
     Doctor,
+    #[command(name = abort_when_killed::COMMAND, hide = true)]
+    AbortWhenKilled(Mounted),
 }
 
 /// `tunnelfs-guest mount`.
@@ -95,6 +98,7 @@ pub enum Request {
     /// Of the mount there.
     Status(PathBuf),
     Doctor(Box<Settings>),
+    AbortWhenKilled(Mounted),
     /// It has been done.
     Nothing,
 }
@@ -142,6 +146,7 @@ fn program() -> Result<Request, Error> {
     match Program::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()).command {
         Command::Mount(given) => mount(&given, args("mount")),
         Command::Status { mount_point } => Ok(Request::Status(mount_point)),
+        Command::AbortWhenKilled(mounted) => Ok(Request::AbortWhenKilled(mounted)),
         Command::Doctor => Ok(Request::Doctor(Box::new(load(SECTIONS, args("doctor"))?.finish()?))),
     }
 }

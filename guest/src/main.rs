@@ -1,5 +1,6 @@
 //! `tunnelfs-guest`: mounts a host's directory; also `mount.tunnelfs` for mount(8).
 
+mod abort_when_killed;
 mod cli;
 mod doctor;
 mod status;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
             Ok(true)
         }
         Request::Doctor(settings) => Ok(doctor::examine(&settings).print(&mut std::io::stdout())?),
+        Request::AbortWhenKilled(mounted) => Ok(abort_when_killed::run(&mounted).map(|()| true)?),
         Request::Nothing => Ok(true),
     });
     match done {
@@ -142,6 +144,10 @@ fn serve(config: &MountConfig, ready: impl FnOnce(&Mount)) -> Result<(), Error> 
     wanted.thread_block().map_err(std::io::Error::from)?;
     let signals = SignalFd::with_flags(&wanted, SfdFlags::SFD_CLOEXEC).map_err(std::io::Error::from)?;
     let mount = Mount::new(config)?;
+    if let Some(connection) = mount.needs_abort_when_killed() {
+        let started = abort_when_killed::start(connection, &config.point);
+        started.unwrap_or_else(|e| tracing::warn!("a second process for this mount cannot be started: {e}"));
+    }
     ready(&mount);
     tracing::info!("{}", mount.describe());
     let status = Status::new(&config.point);

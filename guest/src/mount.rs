@@ -299,6 +299,12 @@ impl Mount {
         )
     }
 
+    /// The kernel's number of the connection, if a thread of this process may be in a call that only the end of the
+    /// connection ends: somebody must see to it when this process is killed ([`abort`]).
+    pub fn needs_abort_when_killed(&self) -> Option<u32> {
+        self.connection.filter(|_| self.counters.is_some())
+    }
+
     /// Whether the host has gone, and another one is waited for.
     pub fn is_host_away(&self) -> bool {
         self.reconnect.as_ref().is_some_and(|(reconnect, _)| reconnect.handover.is_away())
@@ -380,7 +386,7 @@ fn used_queues(connection: &Connection, agreed: InitResult) -> usize {
 
 /// Ends the kernel's connection, if it can be done: all that is under way fails at once, and all that comes.
 /// The dead mount stays until it is unmounted: what lies below must not be taken for it.
-fn abort(point: &Path, connection: Option<u32>) -> bool {
+pub fn abort(point: &Path, connection: Option<u32>) -> bool {
     let Some(number) = connection else { return false };
     if std::fs::write(format!("/sys/fs/fuse/connections/{number}/abort"), "1").is_ok() {
         return true;

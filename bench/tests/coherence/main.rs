@@ -15,11 +15,16 @@ mod scripted;
 #[path = "../common/skip.rs"]
 mod skip;
 
-use rig::{Guest, Host, Scratch};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use rig::{soon, Guest, Host, Scratch};
 use scripted::Script;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use tunnelfs_fuse_abi::changes::kind;
 use tunnelfs_settings::TransportKind;
 
 /// A share, a mount of it, and the script between them. Dropped in this order.
@@ -106,4 +111,41 @@ fn changes_are_seen_by_dev_fuse() {
 #[test]
 fn changes_are_seen_over_a_stream() {
     all_cases("fuse", "socket");
+}
+
+/// Whether a thread of the guest waits in the kernel, and no signal wakes it.
+fn is_stuck(guest: Pid) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{guest}/task")).unwrap();
+    tasks.flatten().any(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.contains(") D ")
+    })
+}
+
+/// The kernel's thread for a name waits for the directory's lock, which a CREATE has that nobody will answer.
+fn killed_beside_a_busy_directory(channel: &str, transport: &str) {
+    let Some(mut world) = World::new(channel, transport) else { return };
+    std::fs::create_dir(world.behind("busy")).unwrap();
+    world.script.name(kind::CREATED, &world.behind("busy"), 0);
+    soon("it appears", || std::fs::metadata(world.inside("busy")).ok());
+    assert!(std::fs::metadata(world.inside("busy/new")).is_err());
+    world.script.hold_creates.store(true, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let creating = scope.spawn(|| std::fs::File::create(world.inside("busy/mine")).map(drop));
+        soon("the host has the CREATE", || (world.script.held_creates.load(Ordering::SeqCst) > 0).then_some(()));
+        std::fs::write(world.behind("busy/new"), "x").unwrap();
+        world.script.name(kind::CREATED, &world.behind("busy/new"), 0);
+        soon("the guest waits for the directory", || is_stuck(world.guest.pid()).then_some(()));
+        world.guest.signal(Signal::SIGKILL);
+        let ended = soon("the program goes on", || creating.is_finished().then_some(()));
+        world.script.hold_creates.store(false, Ordering::SeqCst);
+        assert_eq!((ended, creating.join().unwrap().is_err()), ((), true));
+    });
+    assert_eq!(world.guest.ended().signal(), Some(libc::SIGKILL));
+}
+
+#[test]
+fn a_guest_that_is_killed_beside_a_busy_directory_ends() {
+    killed_beside_a_busy_directory("uring", "ring");
+    killed_beside_a_busy_directory("fuse", "socket");
 }
