@@ -1,6 +1,7 @@
 //! The examples of the host and of its C interface, served over real mounts.
 //!
-//! Needs root and `/dev/fuse`; is skipped without them.
+//! Needs root and `/dev/fuse`; is skipped without them. The examples and the C library are those that
+//! `cargo build --workspace --all-targets` has left: building them here, of a package alone, would have other features.
 
 #[allow(dead_code)]
 #[path = "mount/rig.rs"]
@@ -29,11 +30,6 @@ impl Drop for Ended {
 /// The example, which listens on the scratch's `socket`, as a mount.
 fn mounted(scratch: &Scratch, example: &str, args: &[&Path]) -> (Ended, Ended, Unmounted) {
     let (socket, point) = (scratch.path("socket"), scratch.path("mnt"));
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "tunnelfs-host", "--example", example])
-        .status()
-        .unwrap();
-    assert!(built.success());
     let host = Command::new(sibling(&format!("examples/{example}")).unwrap()).args(args).arg(&socket).spawn();
     let host = Ended(host.unwrap());
     soon("the example listens", || is_listening(&socket).then_some(()));
@@ -102,6 +98,40 @@ fn a_tar_archive() {
     assert!(fs::write(point.join("new"), "x").is_err());
 }
 
+/// A program that mounts by itself is told what becomes of its mount.
+#[test]
+fn a_guest_with_events() {
+    let Some(scratch) = Scratch::new() else { return };
+    let (share, socket, point) = (scratch.path("share"), scratch.path("socket"), scratch.path("mnt"));
+    fs::write(share.join("hello"), "there").unwrap();
+    let start_host = || {
+        let mut host = Command::new(sibling("tunnelfs-host").unwrap());
+        host.arg("--socket-path").arg(&socket).arg("--shared-dir").arg(&share).args(["--sandbox", "none"]);
+        let host = Ended(host.spawn().unwrap());
+        soon("the host listens", || is_listening(&socket).then_some(()));
+        host
+    };
+    let host = start_host();
+    let _unmounted = Unmounted(point.clone());
+    let mut command = Command::new(sibling("examples/mount").unwrap());
+    command.arg(&socket).arg(&point).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut guest = Ended(command.spawn().unwrap());
+    let mut out = BufReader::new(guest.0.stdout.take().unwrap()).lines();
+    let mut line = || out.next().map_or_else(String::new, |line| line.unwrap());
+    assert_eq!(line(), "mounted");
+    assert_eq!(fs::read_to_string(point.join("hello")).unwrap(), "there");
+    drop(host);
+    assert_eq!(line(), "host lost: whoever uses the mount waits");
+    let _host = start_host();
+    assert_eq!(line(), "host back");
+    fs::write(point.join("back"), "again").unwrap();
+    assert_eq!(fs::read_to_string(share.join("back")).unwrap(), "again");
+    drop(guest.0.stdin.take());
+    assert_eq!(line(), "ended");
+    assert!(soon("the program ends", || guest.0.try_wait().unwrap()).success());
+    assert!(!rig::is_mounted(&point));
+}
+
 /// The names of functions that begin with `tunnelfs_`, sorted.
 fn functions(text: &str, before: &str) -> Vec<String> {
     let starts = text.match_indices("tunnelfs_").filter(|(at, _)| text[..*at].ends_with(before));
@@ -125,8 +155,6 @@ fn a_share_from_c() {
     let code: String = declared.lines().filter(|line| !line.starts_with("/*") && !line.starts_with(" *")).collect();
     let exported = functions(&fs::read_to_string(library).unwrap(), "extern \"C\" fn ");
     assert_eq!(functions(&code, ""), exported, "the header has the library's functions");
-    let built = Command::new(env!("CARGO")).args(["build", "--quiet", "--package", "tunnelfs-capi"]).status().unwrap();
-    assert!(built.success());
     let program = scratch.path("program");
     let compiled = Command::new("cc")
         .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-g", "-fsanitize=address"])
@@ -146,7 +174,7 @@ fn a_share_from_c() {
     let mut host = Ended(command.spawn().unwrap());
     let mut out = BufReader::new(host.0.stdout.take().unwrap()).lines();
     let mut line = || out.next().map_or_else(String::new, |line| line.unwrap());
-    assert_eq!(line(), "in-process: INIT, LOOKUP, reset, INIT");
+    assert_eq!(line(), "in-process: requests, pause, reset, requests");
     assert_eq!(line(), "listening");
     let _unmounted = Unmounted(point.clone());
     let mut guest = Command::new(sibling("tunnelfs-guest").unwrap());

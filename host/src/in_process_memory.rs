@@ -63,7 +63,7 @@ unsafe fn duplicate(region: &MemoryRegion) -> io::Result<MmapRegion> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemory, GuestMemoryRegion};
+    use vm_memory::{Bytes, GuestMemory};
 
     fn mmap(flags: i32) -> MemoryRegion {
         // SAFETY: a new anonymous mapping.

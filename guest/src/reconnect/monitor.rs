@@ -4,6 +4,7 @@ use super::{missing_options, Reconnect};
 use crate::config::GuestConfig;
 use crate::connect::{connect_again, Connection, RetainedMemory};
 use crate::error::Error;
+use crate::events::{Event, Listener};
 use crate::fuse::abi::init_flag::INIT_EXT;
 use crate::fuse::abi::{opcode, u32_at};
 use crate::fuse::init::{self, InitReplay};
@@ -44,6 +45,8 @@ pub struct HostMonitor {
     pub limit: Duration,
     /// The queues.
     pub reconnect: Arc<Reconnect>,
+    /// Who is told.
+    pub listener: Listener,
 }
 
 /// Asks for the root's attributes.
@@ -84,6 +87,7 @@ impl HostMonitor {
                 let _ = shutdown(line.as_raw_fd(), Shutdown::Both);
             }
             self.reconnect.handover.host_lost();
+            self.listener.tell(Event::HostLost);
             while !self.reconnect.handover.all_detached() {
                 if self.unmounted_within(AGAIN / 4) {
                     return None;
@@ -98,6 +102,7 @@ impl HostMonitor {
                 }
             };
             tracing::info!("going on with another host, after {} ms", gone.elapsed().as_millis());
+            self.listener.tell(Event::HostBack { after: gone.elapsed() });
         }
     }
 

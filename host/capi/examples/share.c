@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-_Static_assert(sizeof(tunnelfs_memory) == 24 && sizeof(tunnelfs_queue) == 40 && sizeof(tunnelfs_statistics) == 32,
+_Static_assert(sizeof(tunnelfs_memory) == 24 && sizeof(tunnelfs_queue) == 48 && sizeof(tunnelfs_statistics) == 32,
                "the layout that the library has");
 
 enum { GUEST = 0x40000000, BYTES = 1 << 20, ENTRIES = 8 };
@@ -90,16 +90,22 @@ static void in_process(const char *directory)
     check(reply->error, "LOOKUP of hello");
     reply = ask(1, 1, "missing", 8);
     check(reply->error != -2, "LOOKUP of what is not there");
+    /* The VM is paused, and goes on: the same driver. */
+    int next = tunnelfs_stop_queue(share, 1);
+    check(next != 3, "stop after three requests");
+    queue.next = next;
+    check(tunnelfs_start_queue(share, &queue), "queue 1 goes on");
+    check(ask(1, 1, "hello", 6)->error, "LOOKUP after a pause");
     tunnelfs_statistics counts;
-    check(tunnelfs_get_statistics(share, &counts) || counts.requests != 3 || counts.errors != 1, "statistics");
+    check(tunnelfs_get_statistics(share, &counts) || counts.requests != 4 || counts.errors != 1, "statistics");
     check(tunnelfs_reset(share), "reset");
     memset(memory, 0, BYTES);
-    submitted = 0;
+    submitted = queue.next = 0;
     check(tunnelfs_start_queue(share, &queue), "queue 1 of the next guest");
     check(ask(26, 0, init, 64)->error, "INIT of the next guest");
     tunnelfs_stop(share);
     munmap(memory, BYTES);
-    puts("in-process: INIT, LOOKUP, reset, INIT");
+    puts("in-process: requests, pause, reset, requests");
 }
 
 int main(int argc, char **argv)

@@ -17,7 +17,8 @@ extern "C" {
 /* One shared directory. */
 typedef struct tunnelfs_share tunnelfs_share;
 
-/* A piece of the guest's memory, as this process has it mapped: whole pages, readable and writable. */
+/* A piece of the guest's memory, as this process has it mapped: whole pages of one MAP_SHARED mapping, readable and
+ * writable. The library maps the same pages once more, and leaves this mapping as it is. */
 typedef struct tunnelfs_memory {
     uint64_t guest_address;
     void *start;
@@ -28,10 +29,11 @@ typedef struct tunnelfs_memory {
 typedef struct tunnelfs_queue {
     uint32_t number;      /* 0: high priority; 1 and up: requests */
     uint16_t size;        /* entries */
-    uint16_t event_idx;   /* 1 if the driver has taken VIRTIO_RING_F_EVENT_IDX */
+    uint16_t next;        /* 0 for a new driver; for one that was paused, what tunnelfs_stop_queue() returned */
     uint64_t descriptors; /* guest addresses */
     uint64_t available;
     uint64_t used;
+    uint32_t event_idx;   /* 1 if the driver has taken VIRTIO_RING_F_EVENT_IDX */
     int kick;             /* eventfd: signalled when the guest notifies the device */
     int call;             /* eventfd: signalled by the library for an interrupt */
 } tunnelfs_queue;
@@ -44,7 +46,8 @@ typedef struct tunnelfs_statistics {
     uint64_t bytes_out; /* payload of replies */
 } tunnelfs_statistics;
 
-/* Shares a directory on a UNIX socket, to vhost-user front ends (a VMM, tunnelfs-guest). options: comma-separated, by
+/* Shares a directory on a UNIX socket, to vhost-user front ends (a VMM, tunnelfs-guest). It installs signal handlers for
+ * SIGBUS and SIGRTMIN+6, the latter only if the program has none. options: comma-separated, by
  * the names of tunnelfs.toml: "shared_dir=/srv,socket_path=/run/x.sock,cache=never"; "config=FILE" first for a file. */
 tunnelfs_share *tunnelfs_listen(const char *options);
 
@@ -61,7 +64,8 @@ int tunnelfs_queues(const tunnelfs_share *share);
 /* Starts a queue. The descriptors are duplicated: they stay the caller's. */
 int tunnelfs_start_queue(tunnelfs_share *share, const tunnelfs_queue *queue);
 
-/* Stops a queue, and waits for its requests in flight. */
+/* Stops a queue, and waits for its requests in flight, at most 5 seconds. Returns where the device would go on, for
+ * tunnelfs_queue.next when the same driver goes on; -1 when it fails. */
 int tunnelfs_stop_queue(tunnelfs_share *share, uint32_t number);
 
 /* The guest has reset the device or has rebooted: stops all queues, and forgets what it had open. */

@@ -33,10 +33,11 @@ pub struct Memory {
 pub struct QueueSetup {
     number: u32,
     size: u16,
-    event_idx: u16,
+    next: u16,
     descriptors: u64,
     available: u64,
     used: u64,
+    event_idx: u32,
     kick: c_int,
     call: c_int,
 }
@@ -51,7 +52,7 @@ pub struct Statistics {
 }
 
 // As the C compiler has them: `examples/share.c` asserts the same.
-const _: () = assert!(size_of::<Memory>() == 24 && size_of::<QueueSetup>() == 40 && size_of::<Statistics>() == 32);
+const _: () = assert!(size_of::<Memory>() == 24 && size_of::<QueueSetup>() == 48 && size_of::<Statistics>() == 32);
 
 enum Served {
     Socket { stopper: Stopper, thread: Option<JoinHandle<()>> },
@@ -190,6 +191,7 @@ pub extern "C" fn tunnelfs_start_queue(share: *mut Share, queue: *const QueueSet
             available: q.available,
             used: q.used,
             event_idx: q.event_idx != 0,
+            next: q.next,
             kick: copy(q.kick, "kick")?,
             call: copy(q.call, "call")?,
         };
@@ -200,7 +202,7 @@ pub extern "C" fn tunnelfs_start_queue(share: *mut Share, queue: *const QueueSet
 /// See `tunnelfs.h`.
 #[no_mangle]
 pub extern "C" fn tunnelfs_stop_queue(share: *mut Share, number: u32) -> c_int {
-    guarded(-1, || required(share, "share")?.device()?.stop_queue(number as usize).map(|()| 0))
+    guarded(-1, || required(share, "share")?.device()?.stop_queue(number as usize).map(c_int::from))
 }
 
 /// See `tunnelfs.h`.
