@@ -41,12 +41,7 @@ impl Meter {
     pub fn statistics(&self) -> Statistics {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let Counters { requests, errors, bytes_in, bytes_out } = &*self.0;
-        Statistics {
-            requests: of(requests),
-            errors: of(errors),
-            bytes_in: of(bytes_in),
-            bytes_out: of(bytes_out),
-        }
+        Statistics { requests: of(requests), errors: of(errors), bytes_in: of(bytes_in), bytes_out: of(bytes_out) }
     }
 }
 

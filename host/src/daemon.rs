@@ -96,7 +96,9 @@ impl Daemon {
     {
         let (settings, first, stopper) = (&self.settings, open()?, self.stopper()?);
         match settings.transport.kind {
-            TransportKind::Socket => streams::serve(settings, guests == Guests::One, self.socket, stopper, (first, open)),
+            TransportKind::Socket => {
+                streams::serve(settings, guests == Guests::One, self.socket, stopper, (first, open))
+            }
             TransportKind::Ring | TransportKind::Virtqueue => {
                 serve_vhost_user(settings, guests, self.socket, &stopper, (first, open))
             }

@@ -8,8 +8,7 @@ use crate::backend::{start_queues, stop_queues, VIRTIO_FEATURES};
 use crate::fs::Passthrough;
 use crate::fs_builder::FsBuilder;
 use crate::handler::Handler;
-use crate::in_process_memory;
-use crate::memory::Memory;
+use crate::in_process_memory::{self, Regions};
 use crate::queue_thread::DeviceContext;
 use crate::sandbox::{invalid, SharedDir};
 use crate::server::Server;
@@ -25,6 +24,8 @@ use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 
+pub use crate::in_process_memory::MemoryRegion;
+
 /// The feature bits that a [`Device`] has, for the VMM to offer to its guest.
 pub const FEATURES: u64 = VIRTIO_FEATURES;
 
@@ -33,17 +34,6 @@ pub const FEATURES: u64 = VIRTIO_FEATURES;
 pub struct Host {
     settings: Settings,
     builder: FsBuilder,
-}
-
-/// A piece of the guest's memory, as the program has it mapped.
-#[derive(Clone, Copy, Debug)]
-pub struct MemoryRegion {
-    /// Where the guest has it.
-    pub guest_address: u64,
-    /// Where the program has it.
-    pub start: *mut u8,
-    /// Bytes.
-    pub len: usize,
 }
 
 /// A virtqueue as the guest's driver has set it up, and how both sides are notified.
@@ -66,29 +56,6 @@ pub struct Queue {
     /// Where the device goes on: 0 for a driver that has just set the queue up, what [`Device::stop_queue`] returned for
     /// one that was only paused.
     pub next: u16,
-}
-
-/// The program's mappings, of which the device makes its own.
-#[derive(Clone)]
-struct Regions(Vec<MemoryRegion>);
-
-// SAFETY: the addresses are only given to the kernel, which maps what is there; they are valid for as long as the
-// device lives, by the contract of `Device::new`.
-unsafe impl Send for Regions {}
-// SAFETY: as above.
-unsafe impl Sync for Regions {}
-
-impl Regions {
-    /// A stop has taken pages of the present mappings from a READ: the next driver gets new ones.
-    fn map_again(&self, memory: &Memory) {
-        // SAFETY: mapped for as long as the device lives.
-        let mapped = unsafe { in_process_memory::map(&self.0) };
-        match (mapped, memory.lock()) {
-            (Ok(mapped), Ok(present)) => present.replace(mapped),
-            (Err(e), _) => tracing::warn!("{e}: the next driver of this guest may lack pages"),
-            (_, Err(e)) => tracing::warn!("{e}: the next driver of this guest may lack pages"),
-        }
-    }
 }
 
 impl Host {
@@ -146,7 +113,7 @@ impl<H: Handler> Device<H> {
     pub unsafe fn new(settings: &Settings, handler: H, memory: &[MemoryRegion]) -> io::Result<Self> {
         // SAFETY: by this function's own contract.
         let mapped = unsafe { in_process_memory::map(memory)? };
-        let regions = Regions(memory.to_vec());
+        let regions = Regions::new(memory);
         let memory = GuestMemoryAtomic::new(mapped);
         let pool = WorkerPool::without_signals(settings.host.thread_pool_size)?;
         let context = Arc::new(DeviceContext::new(settings, memory.clone(), pool));

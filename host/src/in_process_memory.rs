@@ -1,13 +1,52 @@
 //! Guest memory that another part of the process has mapped: the device has mappings of its own of the same pages. What
 //! a stop does to them (see [`crate::detach`]) does not touch the program's.
 
-use crate::in_process::MemoryRegion;
+use crate::memory::Memory;
 use crate::sandbox::invalid;
 use std::io;
 use std::ptr::without_provenance_mut;
 use tunnelfs_ring::PAGE;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+/// A piece of the guest's memory, as the program has it mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryRegion {
+    /// Where the guest has it.
+    pub guest_address: u64,
+    /// Where the program has it.
+    pub start: *mut u8,
+    /// Bytes.
+    pub len: usize,
+}
+
+/// The program's mappings, of which the device makes its own.
+#[derive(Clone)]
+pub struct Regions(Vec<MemoryRegion>);
+
+// SAFETY: the addresses are only given to the kernel, which maps what is there; they are valid for as long as the
+// device lives, by the contract of `Device::new`.
+unsafe impl Send for Regions {}
+// SAFETY: as above.
+unsafe impl Sync for Regions {}
+
+impl Regions {
+    /// Those of a device.
+    pub fn new(regions: &[MemoryRegion]) -> Self {
+        Regions(regions.to_vec())
+    }
+
+    /// A stop has taken pages of the present mappings from a READ: the next driver gets new ones.
+    pub fn map_again(&self, memory: &Memory) {
+        // SAFETY: mapped for as long as the device lives.
+        let mapped = unsafe { map(&self.0) };
+        match (mapped, memory.lock()) {
+            (Ok(mapped), Ok(present)) => present.replace(mapped),
+            (Err(e), _) => tracing::warn!("{e}: the next driver of this guest may lack pages"),
+            (_, Err(e)) => tracing::warn!("{e}: the next driver of this guest may lack pages"),
+        }
+    }
+}
 
 /// Maps all of `regions` once more.
 ///
@@ -67,7 +106,8 @@ mod tests {
 
     fn mmap(flags: i32) -> MemoryRegion {
         // SAFETY: a new anonymous mapping.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), 16 * PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        let start =
+            unsafe { libc::mmap(std::ptr::null_mut(), 16 * PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
         assert_ne!(start, libc::MAP_FAILED);
         MemoryRegion { guest_address: 0x4000_0000, start: start.cast(), len: 16 * PAGE }
     }
