@@ -97,7 +97,7 @@ pub fn once(bytes: &[u8]) {
         0 => agree(rest),
         1 => LISTENER.with_borrow(|(listener, config, _)| {
             let stream = UnixStream::connect(&config.socket_path).unwrap();
-            let mut driver = socket::SocketTransport::new(stream, config.wait, GEOMETRY, None).unwrap();
+            let mut driver = socket::SocketTransport::new(stream, &config.wait, GEOMETRY, None).unwrap();
             let (host, _) = listener.accept().unwrap();
             host.set_nonblocking(true).unwrap();
             // A stream that has begun an answer would be waited for: before anything is taken off it, it ends.

@@ -40,7 +40,11 @@ pub struct Mounted {
 /// The system's.
 pub fn start(connection: u32, point: &Path) -> io::Result<()> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("tunnelfs-guest").arg(COMMAND).args([std::process::id().to_string(), connection.to_string()]).arg(point);
+    command
+        .arg0("tunnelfs-guest")
+        .arg(COMMAND)
+        .args([std::process::id().to_string(), connection.to_string()])
+        .arg(point);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
     // SAFETY: only system calls, which a process between fork and exec may make.
     unsafe { command.pre_exec(|| prepare().map_err(io::Error::from)) };

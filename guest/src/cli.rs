@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use tunnelfs_guest::fuse::device::MountOptions;
 use tunnelfs_guest::mount::MountConfig;
 use tunnelfs_guest::Error;
+use tunnelfs_program::log::Control;
+use tunnelfs_program::reload::{Reloader, SettingsFile};
 use tunnelfs_program::shell;
 use tunnelfs_settings::{args, load, Loader, LogLevel, Settings};
 
@@ -48,7 +50,8 @@ enum Command {
 -o takes mount(8)'s own words, and all settings by their names in tunnelfs.toml or
 above: slots=64, wait=spin, cpus=0:1, huge_pages.
 
-SIGTERM, SIGINT and SIGHUP unmount, SIGUSR1 logs what `tunnelfs-guest status` prints,
+SIGTERM and SIGINT unmount, SIGHUP reads the settings file again (wait policy and
+budgets, log level), SIGUSR1 logs what `tunnelfs-guest status` prints,
 SIGUSR2 starts and ends a recording for tunnelfs-bench record.")]
 struct MountArgs {
     /// Where to mount
@@ -114,6 +117,44 @@ pub struct MountCommand {
     pub fake: bool,
     /// Change the flags of what is mounted there.
     pub remount: bool,
+    /// What SIGHUP reads again.
+    pub again: Again,
+}
+
+/// What the settings of a mount are made of, to make them once more.
+#[derive(Clone, Debug, Default)]
+pub struct Again {
+    /// `--config`.
+    file: Option<PathBuf>,
+    settings: Settings,
+    /// Of `tunnelfs-guest mount`.
+    matches: Option<ArgMatches>,
+    /// Those of `-o`.
+    words: Vec<String>,
+    sloppy: bool,
+}
+
+/// The keys that a mount takes over while it is used.
+const LIVE_KEYS: &[&str] = &["wait.policy", "wait.goal", "wait.spin_us", "wait.auto_us", "log.level"];
+
+impl Again {
+    /// What reads the file, after the command line has been read.
+    pub fn reloader(&self, log: Control) -> Reloader {
+        let (file, settings) = (SettingsFile::new(self.file.as_deref()), self.settings.clone());
+        Reloader { file, settings, sections: SECTIONS, live: LIVE_KEYS, restart: "a remount", log }
+    }
+
+    /// Has the command line go before the file.
+    ///
+    /// # Errors
+    /// Names the setting that cannot be.
+    pub fn finish(&self, mut loader: Loader) -> Result<Settings, Error> {
+        if let Some(matches) = &self.matches {
+            loader.apply_args(SECTIONS, matches)?;
+        }
+        mount_options(&mut loader, &self.words, self.sloppy)?;
+        Ok(loader.finish_again()?)
+    }
 }
 
 /// Reads the command line.
@@ -163,7 +204,10 @@ fn mount(args: &MountArgs, matches: &ArgMatches) -> Result<Request, Error> {
         println!("tunnelfs-guest: the settings are good");
         return Ok(Request::Nothing);
     }
-    Ok(Request::Mount(Box::new(MountCommand { foreground: args.foreground, ..command })))
+    let file = matches.get_one::<PathBuf>("config").map(std::path::absolute).transpose()?;
+    let (matches, words) = (Some(matches.clone()), args.options.clone());
+    let again = Again { file, matches, words, ..command.again };
+    Ok(Request::Mount(Box::new(MountCommand { foreground: args.foreground, again, ..command })))
 }
 
 fn helper(args: HelperArgs) -> Result<MountCommand, Error> {
@@ -175,7 +219,8 @@ fn helper(args: HelperArgs) -> Result<MountCommand, Error> {
     let mut loader = Loader::new(None)?;
     let options = mount_options(&mut loader, &words, sloppy)?;
     let command = mount_command(loader, &args.mount_point, options)?;
-    Ok(MountCommand { fake: args.fake, remount, ..command })
+    let again = Again { words, sloppy, ..command.again };
+    Ok(MountCommand { fake: args.fake, remount, again, ..command })
 }
 
 /// Takes over the words of `-o`: settings, and options of mount(8).
@@ -217,7 +262,8 @@ fn mount_command(loader: Loader, point: &Path, mut options: MountOptions) -> Res
         file => std::path::absolute(file)?,
     };
     let log_level = settings.log.level;
-    Ok(MountCommand { config, log_level, foreground: false, log_file, fake: false, remount: false })
+    let again = Again { settings, ..Again::default() };
+    Ok(MountCommand { config, log_level, foreground: false, log_file, fake: false, remount: false, again })
 }
 
 /// What mount(8)'s first argument means: a path is a host's socket, a PCI address or a tag a VM's device.

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use std::path::PathBuf;
-use tunnelfs_ring::{first_unusable_cpu, Geometry, WaitConfig};
+use tunnelfs_ring::{first_unusable_cpu, Geometry, LiveWait, WaitConfig};
 use tunnelfs_settings::{Mount, PciDriver, Settings, TransportKind};
 
 /// How to reach a host.
@@ -20,8 +20,8 @@ pub struct GuestConfig {
     pub geometry: Geometry,
     /// Back the region with 2 MiB pages.
     pub huge_pages: bool,
-    /// How this side waits.
-    pub wait: WaitConfig,
+    /// How this side waits; copies of this configuration share it.
+    pub wait: LiveWait,
     /// The CPU that each queue's thread will stay on, in order; the others' threads go where they like.
     pub cpus: Vec<usize>,
     /// With none of them said: one each, where there are so many queues.
@@ -36,22 +36,24 @@ impl From<&Settings> for GuestConfig {
     fn from(settings: &Settings) -> Self {
         let transport = &settings.transport;
         let pci = PciTarget::of(&settings.mount);
-        let wait = settings.wait;
         GuestConfig {
             socket_path: transport.socket_path.clone(),
             transport: transport.kind,
             queues: transport.queue_count(),
             geometry: transport.geometry(),
             huge_pages: transport.huge_pages,
-            wait: WaitConfig {
-                auto_us: wait.auto_us.saturating_mul(if pci.is_some() { WAKEUP_COST } else { 1 }),
-                ..wait
-            },
+            wait: LiveWait::new(wait_config(settings)),
             pci,
             cpus: settings.mount.cpus.clone(),
             one_cpu_per_queue: None,
         }
     }
+}
+
+/// How a guest with these settings waits.
+pub fn wait_config(settings: &Settings) -> WaitConfig {
+    let (wait, in_vm) = (settings.wait, PciTarget::of(&settings.mount).is_some());
+    WaitConfig { auto_us: wait.auto_us.saturating_mul(if in_vm { WAKEUP_COST } else { 1 }), ..wait }
 }
 
 impl GuestConfig {

@@ -9,7 +9,7 @@ use crate::transport::{ring, socket, virtqueue, Transport};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
-use tunnelfs_ring::{Policy, Region, WaitConfig};
+use tunnelfs_ring::Region;
 use tunnelfs_settings::TransportKind;
 
 /// How long a host may take to answer on a connection that was given.
@@ -100,8 +100,12 @@ pub(crate) fn connect_again(
 }
 
 fn virtqueue_driver(link: &Arc<dyn Link>, index: usize, config: &GuestConfig) -> virtqueue::VirtqueueTransport {
-    let park = WaitConfig { policy: Policy::Park, ..config.wait };
-    virtqueue::VirtqueueTransport::new(link.clone(), index, if index == 0 { park } else { config.wait })
+    let driver = virtqueue::VirtqueueTransport::new(link.clone(), index, &config.wait);
+    if index == 0 {
+        driver.parking()
+    } else {
+        driver
+    }
 }
 
 /// Rings for the request queues, where they are wanted and the host knows them.
@@ -114,7 +118,7 @@ fn upgrade(
     let changes = changes.map(|driver| Box::new(driver.parking().settled()) as Box<dyn Transport>);
     let count = drivers.len() - 1;
     let transports = drivers.into_iter().enumerate().map(|(i, driver)| match config.transport {
-        TransportKind::Ring if i > 0 => ring::upgrade(driver, config.wait, config.cpu(i - 1, count)),
+        TransportKind::Ring if i > 0 => ring::upgrade(driver, &config.wait, config.cpu(i - 1, count)),
         _ => Ok(Box::new(driver.settled()) as Box<dyn Transport>),
     });
     let mut queues = transports.collect::<Result<Vec<_>, _>>()?;

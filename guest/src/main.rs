@@ -5,22 +5,24 @@ mod cli;
 mod doctor;
 mod status;
 
-use cli::{MountCommand, Request};
+use cli::{Again, MountCommand, Request};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{fork, ForkResult};
 use status::Status;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::ExitCode;
+use tunnelfs_guest::config::wait_config;
 use tunnelfs_guest::fuse::device;
 use tunnelfs_guest::mount::{Mount, MountConfig};
 use tunnelfs_guest::Error;
 use tunnelfs_program::log;
+use tunnelfs_program::reload::Reloader;
 
 fn main() -> ExitCode {
     let done = cli::request().and_then(|request| match request {
@@ -44,8 +46,9 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &MountCommand) -> Result<(), Error> {
-    let MountCommand { config, log_level, foreground, log_file, fake, remount } = command;
-    log::start(*log_level, *foreground);
+    let MountCommand { config, log_level, foreground, log_file, fake, remount, .. } = command;
+    let log = log::start(*log_level, *foreground);
+    let reload = Reload { again: command.again.clone(), reloader: command.again.reloader(log) };
     if *fake {
         return Ok(());
     }
@@ -53,7 +56,7 @@ fn run(command: &MountCommand) -> Result<(), Error> {
         return device::remount(&config.point, config.options.flags);
     }
     if *foreground {
-        return serve(config, |mount| println!("{}", mount.describe()));
+        return serve(config, reload, |mount| println!("{}", mount.describe()));
     }
     let log = open_log(log_file)?;
     let (told, tell) = nix::unistd::pipe().map_err(std::io::Error::from)?;
@@ -65,7 +68,7 @@ fn run(command: &MountCommand) -> Result<(), Error> {
         }
         ForkResult::Child => {
             drop(told);
-            daemon(config, log, File::from(tell))
+            daemon((config, reload), log, File::from(tell))
         }
     }
 }
@@ -81,10 +84,10 @@ fn await_daemon(mut told: File) -> Result<(), Error> {
     }
 }
 
-fn daemon(config: &MountConfig, log: Option<OwnedFd>, mut tell: File) -> Result<(), Error> {
+fn daemon((config, reload): (&MountConfig, Reload), log: Option<OwnedFd>, mut tell: File) -> Result<(), Error> {
     nix::unistd::setsid().map_err(std::io::Error::from)?;
     let mut told = false;
-    let result = serve(config, |_| {
+    let result = serve(config, reload, |_| {
         told = tell.write_all(b"ok").is_ok();
         leave_terminal(log);
         // The parent waits for the end of the pipe.
@@ -128,6 +131,31 @@ fn leave_terminal(log: Option<OwnedFd>) {
     }
 }
 
+/// What SIGHUP does.
+struct Reload {
+    again: Again,
+    reloader: Reloader,
+}
+
+impl Reload {
+    fn reload(&mut self, mount: &Mount) {
+        let Reload { again, reloader } = self;
+        if let Some(settings) = reloader.reload(|loader| again.finish(loader)) {
+            mount.wait().set(wait_config(settings));
+        }
+    }
+}
+
+/// Whether this process was started on a terminal. When that goes, SIGHUP means the end.
+#[derive(Clone, Copy)]
+struct Terminal(bool);
+
+impl Terminal {
+    fn is_gone(self) -> bool {
+        self.0 && !std::io::stdin().is_terminal()
+    }
+}
+
 /// How a mount is.
 fn tell(mount: &Mount) -> String {
     let host = if mount.is_host_away() { "gone, waiting for another one" } else { "there" };
@@ -135,11 +163,12 @@ fn tell(mount: &Mount) -> String {
 }
 
 /// Mounts, then serves until the file system is unmounted or a signal ends it.
-fn serve(config: &MountConfig, ready: impl FnOnce(&Mount)) -> Result<(), Error> {
+fn serve(config: &MountConfig, mut reload: Reload, ready: impl FnOnce(&Mount)) -> Result<(), Error> {
     let mut wanted = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
         wanted.add(signal);
     }
+    let terminal = Terminal(std::io::stdin().is_terminal());
     // Before any thread starts, so that all inherit it.
     wanted.thread_block().map_err(std::io::Error::from)?;
     let signals = SignalFd::with_flags(&wanted, SfdFlags::SFD_CLOEXEC).map_err(std::io::Error::from)?;
@@ -176,6 +205,7 @@ fn serve(config: &MountConfig, ready: impl FnOnce(&Mount)) -> Result<(), Error> 
             Ok(Some(s)) if s.ssi_signo == Signal::SIGUSR2 as u32 => {
                 mount.record().unwrap_or_else(|e| tracing::warn!("the recording cannot be written: {e}"));
             }
+            Ok(Some(s)) if s.ssi_signo == Signal::SIGHUP as u32 && !terminal.is_gone() => reload.reload(&mount),
             // Whoever insists is not kept waiting for the last user: without us the kernel ends the connection.
             Ok(Some(_)) if unmounted => return Ok(()),
             Ok(Some(_)) => {

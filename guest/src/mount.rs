@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{Eventfd, Policy};
+use tunnelfs_ring::{Eventfd, LiveWait};
 use tunnelfs_settings::{Channel, Settings};
 
 /// How long a host may take until everything is mounted.
@@ -88,7 +88,7 @@ pub struct Mount {
     pub(crate) queues: Vec<(&'static str, u32, Arc<QueueStats>)>,
     exit_fd: Arc<OwnedFd>,
     agreed: InitResult,
-    pub(crate) policy: Policy,
+    pub(crate) wait: LiveWait,
     /// The kernel's number of the connection, if it tells.
     connection: Option<u32>,
     watchdog: Option<Watchdog>,
@@ -133,7 +133,7 @@ impl Mount {
             queues: Vec::new(),
             exit_fd: ended,
             agreed: InitResult { uring: false, max_write: 0, shared_locks: false },
-            policy: config.guest.wait.policy,
+            wait: config.guest.wait.clone(),
             connection: mountinfo::topmost(&config.point).map(|m| m.minor),
             watchdog: None,
             reconnect: None,
@@ -236,7 +236,7 @@ impl Mount {
             let cpu = config.guest.cpu(i, count);
             // A virtual processor at rest is woken through the VMM. Who spins in its stead needs another one than those
             // that requests come from.
-            let wait = (config.guest.pci.is_some() && cpu.is_none() && possible > 1).then_some(config.guest.wait);
+            let wait = (config.guest.pci.is_some() && cpu.is_none() && possible > 1).then(|| config.guest.wait.clone());
             let kind = if self.agreed.uring { ChannelKind::Uring(share, wait) } else { ChannelKind::Dev };
             self.spawn(format!("queue-{i}"), transport, device, kind, cpu)?;
         }
@@ -316,9 +316,14 @@ impl Mount {
         self.reconnect.as_ref().is_some_and(|(reconnect, _)| reconnect.handover.is_away())
     }
 
+    /// How this mount waits; it may be changed while it is used.
+    pub fn wait(&self) -> &LiveWait {
+        &self.wait
+    }
+
     /// The operations so far.
     pub fn statistics(&self) -> String {
-        stats::render(self.policy, self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))
+        stats::render(self.wait.get().policy, self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))
     }
 
     /// Starts to record what the mount is asked; once it has been started, ends it and leaves the recording in its file.

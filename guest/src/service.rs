@@ -30,13 +30,13 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use tunnelfs_ring::Policy;
+use tunnelfs_ring::LiveWait;
 
 /// A mount, and the thread that waits for its end. Unmounted when dropped; [`Service::wait`] waits for the end, too.
 pub struct Service {
     point: PathBuf,
     description: String,
-    policy: Policy,
+    wait: LiveWait,
     queues: Vec<(&'static str, u32, Arc<QueueStats>)>,
     thread: Option<JoinHandle<()>>,
 }
@@ -73,7 +73,7 @@ impl Service {
         let mut service = Service {
             point: mount.point.clone(),
             description: mount.describe(),
-            policy: mount.policy,
+            wait: mount.wait.clone(),
             queues: mount.queues.clone(),
             thread: None,
         };
@@ -92,7 +92,7 @@ impl Service {
 
     /// The operations so far.
     pub fn statistics(&self) -> String {
-        stats::render(self.policy, self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))
+        stats::render(self.wait.get().policy, self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))
     }
 
     /// Unmounts; a busy mount is detached, and goes when its last user does.

@@ -3,6 +3,7 @@
 
 use crate::admission::next_guest;
 use crate::handler::Handler;
+use crate::live::Live;
 use crate::memory::{self, GuestTables, Memory};
 use crate::queue_thread::{DeviceContext, QueueThread};
 use crate::takeover::WorkerPool;
@@ -12,7 +13,6 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use tunnelfs_ring::WaitConfig;
 use tunnelfs_settings::Settings;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
@@ -37,7 +37,6 @@ pub const VIRTIO_FEATURES: u64 =
 /// One guest's device.
 pub struct Backend<H: Handler> {
     device: Arc<DeviceContext<H>>,
-    settings: Settings,
     config_space: Vec<u8>,
     queues: usize,
     tables: Arc<GuestTables>,
@@ -62,16 +61,16 @@ impl<H: Handler> Backend<H> {
     ///
     /// # Errors
     /// When the system has no threads or descriptors left.
-    pub fn new(settings: &Settings, memory: Memory) -> io::Result<Self> {
+    pub fn new(settings: &Settings, live: &Live, memory: Memory) -> io::Result<Self> {
         let queues = settings.transport.queue_count();
         // struct virtio_fs_config: the tag, zero-padded, then the number of request queues.
         let mut config_space = settings.host.tag.clone().into_bytes();
         config_space.resize(TAG_BYTES, 0);
         config_space.extend_from_slice(&(queues as u32).to_le_bytes());
-        let device = DeviceContext::new(settings, memory, WorkerPool::new(settings.host.thread_pool_size)?);
+        let pool = WorkerPool::new(live.spares.clone())?;
+        let device = DeviceContext::new(settings, live.clone(), memory, pool);
         Ok(Backend {
             device: Arc::new(device),
-            settings: settings.clone(),
             config_space,
             // One more for the high-priority queue, number 0, and one at the end that a guest may have for the request
             // that waits for changes.
@@ -95,7 +94,7 @@ impl<H: Handler> Backend<H> {
                 tracing::warn!("{e}: a new driver of this guest must set its memory table");
             }
         };
-        start_queues(&self.device, handler, self.vrings.get_or_init(|| vrings), self.settings.wait, remap)
+        start_queues(&self.device, handler, self.vrings.get_or_init(|| vrings), remap)
     }
 
     /// Waits for the front end's first message; `false`: it has left without one.
@@ -144,7 +143,6 @@ pub fn start_queues<H: Handler>(
     device: &Arc<DeviceContext<H>>,
     handler: H,
     vrings: &[Vring],
-    wait: WaitConfig,
     remap: impl Fn() + Clone + Send + Sync + 'static,
 ) -> io::Result<()> {
     device.set_handler(handler);
@@ -152,7 +150,7 @@ pub fn start_queues<H: Handler>(
         let pool = device.pool.clone();
         vring.gate().on_stuck(move || pool.force_takeover(number));
         vring.gate().on_detached(remap.clone());
-        device.pool.start(QueueThread::new(device.clone(), number, vring.clone(), wait))?;
+        device.pool.start(QueueThread::new(device.clone(), number, vring.clone()))?;
     }
     Ok(())
 }

@@ -3,16 +3,18 @@
 use crate::{compat, doctor};
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::error::Error;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use tunnelfs_host::{Guests, Start};
+use tunnelfs_host::{Guests, Reload, Start, LIVE_KEYS};
+use tunnelfs_program::reload::{Reloader, SettingsFile};
 use tunnelfs_program::{log, shell};
-use tunnelfs_settings::{args, load, Loader};
+use tunnelfs_settings::{args, load, Loader, Settings};
 
 /// The settings that a host's command line has.
 const SECTIONS: &[&str] = &["transport.kind", "transport.socket_path", "transport.queues", "wait", "host", "log"];
 
 /// Share a directory with a guest over shared-memory rings, virtqueues or a socket.
-#[derive(Parser)]
+#[derive(Clone, Parser)]
 #[command(
     name = "tunnelfs-host",
     version,
@@ -24,7 +26,8 @@ const SECTIONS: &[&str] = &["transport.kind", "transport.socket_path", "transpor
 
 Beside a VM the socket is QEMU's (-chardev socket,path=...); without one, tunnelfs-guest's.
 
-Signals: SIGTERM and SIGINT end the host; its socket's file goes with it."
+Signals: SIGTERM and SIGINT end the host; its socket's file goes with it. SIGHUP reads
+the settings file again: wait policy and budgets, thread pool and log level change at once."
 )]
 struct Args {
     /// Serve one guest, then exit
@@ -53,7 +56,7 @@ struct Args {
 }
 
 /// What else than serving there is to do.
-#[derive(Subcommand)]
+#[derive(Clone, Subcommand)]
 enum Task {
     /// Look at what this machine gives a host with these settings, and say what to do about what is missing
     Doctor,
@@ -96,7 +99,7 @@ fn run(matches: &ArgMatches, args: &Args) -> Result<(), Box<dyn Error>> {
         println!("{{\n  \"type\": \"fs\",\n  \"features\": [\"separate-options\"]\n}}");
         return Ok(());
     }
-    let loader = loader(matches, args)?;
+    let loader = loader(load(SECTIONS, matches)?, args)?;
     if args.print_config {
         print!("{}", loader.print());
         return Ok(());
@@ -106,10 +109,11 @@ fn run(matches: &ArgMatches, args: &Args) -> Result<(), Box<dyn Error>> {
         println!("tunnelfs-host: the settings are good");
         return Ok(());
     }
-    log::start(settings.log.level, true);
+    let log = log::start(settings.log.level, true);
+    let reload = reload(matches, args, settings.clone(), log)?;
     let socket = args.fd.or_else(activated).map(tunnelfs_host::listener_from_fd).transpose()?;
     let guests = if args.once { Guests::One } else { Guests::Forever };
-    tunnelfs_host::serve_confined(&settings, Start { guests, replace: args.replace, socket })?;
+    tunnelfs_host::serve_confined(&settings, Start { guests, replace: args.replace, socket, reload: Some(reload) })?;
     Ok(())
 }
 
@@ -119,8 +123,24 @@ fn activated() -> Option<i32> {
     (number("LISTEN_PID") == Some(std::process::id()) && number("LISTEN_FDS") == Some(1)).then_some(3)
 }
 
-fn loader(matches: &ArgMatches, args: &Args) -> Result<Loader, Box<dyn Error>> {
-    let mut loader = load(SECTIONS, matches)?;
+/// What is done on SIGHUP: what the file says is read again, and the command line goes before it again.
+fn reload(matches: &ArgMatches, args: &Args, settings: Settings, log: log::Control) -> Result<Reload, Box<dyn Error>> {
+    let named = matches.get_one::<PathBuf>("config").map(PathBuf::as_path);
+    let file = SettingsFile::before_sandbox(named)?;
+    let mut reloader = Reloader { file, settings, sections: SECTIONS, live: LIVE_KEYS, restart: "a restart", log };
+    let (matches, args) = (matches.clone(), args.clone());
+    Ok(Reload::new(move |live| {
+        let finish = |mut again: Loader| {
+            again.apply_args(SECTIONS, &matches)?;
+            Ok::<_, Box<dyn Error>>(loader(again, &args)?.finish_again()?)
+        };
+        if let Some(settings) = reloader.reload(finish) {
+            live.set(settings);
+        }
+    }))
+}
+
+fn loader(mut loader: Loader, args: &Args) -> Result<Loader, Box<dyn Error>> {
     for word in args.options.iter().filter_map(|word| compat::setting(word)) {
         if !loader.mount_word(SECTIONS, &word)? {
             return Err(format!("-o {word}: no option of virtiofsd's that is known here").into());

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use tunnelfs_ring::{set_affinity, Parker, WaitConfig};
+use tunnelfs_ring::{set_affinity, LiveWait, Parker};
 
 /// A function of a part's number.
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
@@ -90,7 +90,7 @@ impl CopyHelper {
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub fn new(cpus: Vec<usize>, wait: WaitConfig) -> io::Result<CopyHelper> {
+    pub fn new(cpus: Vec<usize>, wait: LiveWait) -> io::Result<CopyHelper> {
         let mailbox = Arc::new(Mailbox::default());
         let its = mailbox.clone();
         let thread = thread::Builder::new().name("helper".into()).spawn(move || {
@@ -171,10 +171,10 @@ impl Mailbox {
 mod tests {
     use super::*;
     use std::panic::{catch_unwind, AssertUnwindSafe};
-    use tunnelfs_ring::Policy;
+    use tunnelfs_ring::{Policy, WaitConfig};
 
     fn helper(policy: Policy) -> CopyHelper {
-        CopyHelper::new(tunnelfs_ring::allowed_cpus(), WaitConfig { policy, ..WaitConfig::default() }).unwrap()
+        CopyHelper::new(tunnelfs_ring::allowed_cpus(), WaitConfig { policy, ..WaitConfig::default() }.into()).unwrap()
     }
 
     #[test]

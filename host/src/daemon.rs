@@ -5,6 +5,7 @@ use crate::admission::{Semaphore, MAX_GUESTS, RETRY_PAUSE};
 use crate::backend::Backend;
 use crate::handler::Handler;
 use crate::listen::{self, SocketFile};
+use crate::live::Live;
 use crate::memory;
 use crate::stop::Stopper;
 use crate::streams;
@@ -50,6 +51,7 @@ type Socket = (Listener, Option<SocketFile>);
 /// ```
 pub struct Daemon {
     settings: Settings,
+    live: Live,
     socket: Socket,
     stopping: Arc<AtomicBool>,
 }
@@ -71,7 +73,17 @@ impl Daemon {
     }
 
     pub(crate) fn new(settings: &Settings, listener: Listener, file: Option<SocketFile>) -> Daemon {
-        Daemon { settings: settings.clone(), socket: (listener, file), stopping: Arc::default() }
+        Daemon {
+            settings: settings.clone(),
+            live: Live::new(settings),
+            socket: (listener, file),
+            stopping: Arc::default(),
+        }
+    }
+
+    /// What may be changed while it serves.
+    pub fn live(&self) -> Live {
+        self.live.clone()
     }
 
     /// Returns what stops this daemon from another thread.
@@ -97,10 +109,10 @@ impl Daemon {
         let (settings, first, stopper) = (&self.settings, open()?, self.stopper()?);
         match settings.transport.kind {
             TransportKind::Socket => {
-                streams::serve(settings, guests == Guests::One, self.socket, stopper, (first, open))
+                streams::serve(self.live, guests == Guests::One, self.socket, stopper, (first, open))
             }
             TransportKind::Ring | TransportKind::Virtqueue => {
-                serve_vhost_user(settings, guests, self.socket, &stopper, (first, open))
+                serve_vhost_user((settings, &self.live), guests, self.socket, &stopper, (first, open))
             }
         }
     }
@@ -131,7 +143,7 @@ fn accepting(listener: &Listener) -> io::Result<UnixListener> {
 }
 
 fn serve_vhost_user<H: Handler>(
-    settings: &Settings,
+    config: (&Settings, &Live),
     guests: Guests,
     (mut listener, file): Socket,
     stopper: &Stopper,
@@ -139,9 +151,9 @@ fn serve_vhost_user<H: Handler>(
 ) -> io::Result<()> {
     memory::install_sigbus_handler()?;
     let (permits, mut threads) = (Semaphore::new(MAX_GUESTS), Vec::<JoinHandle<()>>::new());
-    let mut next = Some(Guest::new(settings, first)?);
+    let mut next = Some(Guest::new(config, first)?);
     while !stopper.is_stopping() {
-        let started = next.take().map_or_else(|| open().and_then(|handler| Guest::new(settings, handler)), Ok);
+        let started = next.take().map_or_else(|| open().and_then(|handler| Guest::new(config, handler)), Ok);
         let guest = match started.and_then(|guest| guest.accept(&mut listener)) {
             Ok(guest) => guest,
             Err(_) if stopper.is_stopping() => break,
@@ -209,9 +221,9 @@ struct Guest<H: Handler> {
 
 impl<H: Handler> Guest<H> {
     /// A device for the next guest, with its threads.
-    fn new(settings: &Settings, handler: H) -> io::Result<Self> {
+    fn new((settings, live): (&Settings, &Live), handler: H) -> io::Result<Self> {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let backend = Arc::new(Backend::new(settings, memory.clone())?);
+        let backend = Arc::new(Backend::new(settings, live, memory.clone())?);
         let (daemon, vrings) =
             Vring::collect(|| VhostUserDaemon::new("vhost-user".into(), backend.clone(), memory).map_err(other));
         let guest = Guest { daemon: daemon?, backend };

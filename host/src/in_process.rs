@@ -9,6 +9,7 @@ use crate::fs::Passthrough;
 use crate::fs_builder::FsBuilder;
 use crate::handler::Handler;
 use crate::in_process_memory::{self, Regions};
+use crate::live::Live;
 use crate::queue_thread::DeviceContext;
 use crate::sandbox::{invalid, SharedDir};
 use crate::server::Server;
@@ -96,6 +97,7 @@ impl Host {
 pub struct Device<H: Handler> {
     context: Arc<DeviceContext<H>>,
     vrings: Vec<Vring>,
+    live: Live,
     /// Start, stop and reset come one at a time.
     changes: Mutex<()>,
 }
@@ -115,20 +117,26 @@ impl<H: Handler> Device<H> {
         let mapped = unsafe { in_process_memory::map(memory)? };
         let regions = Regions::new(memory);
         let memory = GuestMemoryAtomic::new(mapped);
-        let pool = WorkerPool::without_signals(settings.host.thread_pool_size)?;
-        let context = Arc::new(DeviceContext::new(settings, memory.clone(), pool));
+        let live = Live::new(settings);
+        let pool = WorkerPool::without_signals(live.spares.clone())?;
+        let context = Arc::new(DeviceContext::new(settings, live.clone(), memory.clone(), pool));
         // One more for the high-priority queue, number 0.
         let queue = |_| Vring::new(memory.clone(), MAX_QUEUE_SIZE as u16).map_err(io::Error::other);
         let vrings = (0..=settings.transport.queue_count()).map(queue).collect::<io::Result<Vec<_>>>()?;
-        let device = Device { context, vrings, changes: Mutex::new(()) };
+        let device = Device { context, vrings, live, changes: Mutex::new(()) };
         let remap = move || regions.map_again(&memory);
-        start_queues(&device.context, handler, &device.vrings, settings.wait, remap)?;
+        start_queues(&device.context, handler, &device.vrings, remap)?;
         Ok(device)
     }
 
     /// How many queues there are: the high-priority one and the request queues.
     pub fn queues(&self) -> usize {
         self.vrings.len()
+    }
+
+    /// What may be changed while it serves.
+    pub fn live(&self) -> Live {
+        self.live.clone()
     }
 
     /// Starts a queue: the guest's driver has set it up.

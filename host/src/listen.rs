@@ -273,17 +273,15 @@ extern "C" fn end_process(_: libc::c_int) {
     unsafe { libc::_exit(0) }
 }
 
-/// What signals do to a host of its own: SIGTERM and SIGINT end it and remove its socket, SIGHUP and SIGUSR1 do nothing.
+/// What signals do to a host of its own: SIGTERM and SIGINT end it and remove its socket, SIGUSR1 does nothing.
 /// A handler is needed for the first process of a PID namespace, which ends by no other signal.
 pub fn handle_signals() {
     for signal in [libc::SIGTERM, libc::SIGINT] {
         // SAFETY: the handler makes only calls that are safe in one.
         unsafe { libc::signal(signal, end_process as extern "C" fn(_) as usize) };
     }
-    for signal in [libc::SIGHUP, libc::SIGUSR1] {
-        // SAFETY: ignores a signal.
-        unsafe { libc::signal(signal, libc::SIG_IGN) };
-    }
+    // SAFETY: ignores a signal.
+    unsafe { libc::signal(libc::SIGUSR1, libc::SIG_IGN) };
     // SAFETY: a function without arguments that may be called at exit.
     unsafe { libc::atexit(remove_now) };
 }

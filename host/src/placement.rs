@@ -14,7 +14,7 @@ use std::cell::OnceCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{allowed_cpus, set_affinity, PeerCpu, WaitConfig};
+use tunnelfs_ring::{allowed_cpus, set_affinity, LiveWait, PeerCpu};
 
 /// Length of one measurement.
 const WINDOW: Duration = Duration::from_millis(20);
@@ -186,7 +186,7 @@ pub struct Placement {
     tuner: Arc<PlacementTuner>,
     place: CpuPlacement,
     served: Served,
-    wait: WaitConfig,
+    wait: LiveWait,
     /// Started when it is first needed.
     helper: OnceCell<Option<Arc<CopyHelper>>>,
 }
@@ -194,7 +194,7 @@ pub struct Placement {
 impl Placement {
     /// For a guest whose thread stays on `guest_cpu`; `None` when there is no other CPU. Moves the calling thread, which
     /// must be the queue's.
-    pub fn new(guest_cpu: usize, tuner: Arc<PlacementTuner>, wait: WaitConfig) -> Option<Placement> {
+    pub fn new(guest_cpu: usize, tuner: Arc<PlacementTuner>, wait: LiveWait) -> Option<Placement> {
         let allowed = allowed_cpus();
         if !allowed.contains(&guest_cpu) || allowed.len() < 2 {
             return None;
@@ -239,7 +239,7 @@ impl Placement {
             return None;
         }
         let start = || {
-            let helper = CopyHelper::new(self.others(), self.wait);
+            let helper = CopyHelper::new(self.others(), self.wait.clone());
             helper.inspect_err(|e| tracing::warn!("no helper for large READs: {e}")).ok().map(Arc::new)
         };
         self.helper.get_or_init(start).as_ref()

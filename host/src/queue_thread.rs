@@ -2,6 +2,7 @@
 
 use crate::guest_buf::{self, serve_for};
 use crate::handler::{Handler, Outcome};
+use crate::live::Live;
 use crate::memory::Memory;
 use crate::placement::{Placement, PlacementTuner, Served};
 use crate::request::{interrupted_unique, unique, waits_for_changes};
@@ -13,7 +14,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tunnelfs_ring::{allowed_cpus, set_affinity, Error, Parker, PeerCpu, Policy, RingSetup, SpinMode, WaitConfig};
+use tunnelfs_ring::{allowed_cpus, set_affinity, Error, LiveWait, Parker, PeerCpu, Policy, RingSetup, SpinMode};
 use tunnelfs_settings::{Settings, TransportKind};
 use vhost_user_backend::VringT;
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
@@ -26,6 +27,7 @@ const ERROR_PAUSE: Duration = Duration::from_millis(10);
 /// Shared by the queues of one guest.
 pub struct DeviceContext<H: Handler> {
     handler: OnceLock<H>,
+    wait: LiveWait,
     pub memory: Memory,
     pub pool: WorkerPool<QueueThread<H>>,
     /// Whether guests may have rings.
@@ -41,10 +43,11 @@ pub struct DeviceContext<H: Handler> {
 
 impl<H: Handler> DeviceContext<H> {
     /// The context of a new device, whose threads are `pool`'s.
-    pub fn new(settings: &Settings, memory: Memory, pool: WorkerPool<QueueThread<H>>) -> Self {
+    pub fn new(settings: &Settings, live: Live, memory: Memory, pool: WorkerPool<QueueThread<H>>) -> Self {
         let may_place = settings.wait.policy == Policy::Auto && settings.host.cpus.is_empty();
         DeviceContext {
             handler: OnceLock::new(),
+            wait: live.wait,
             memory,
             pool,
             rings: settings.transport.kind == TransportKind::Ring,
@@ -130,8 +133,8 @@ impl<H: Handler> Task for QueueThread<H> {
 }
 
 impl<H: Handler> QueueThread<H> {
-    pub fn new(device: Arc<DeviceContext<H>>, number: usize, vring: Vring, wait: WaitConfig) -> Self {
-        let parker = Parker::with_mode(wait, SpinMode::Yield);
+    pub fn new(device: Arc<DeviceContext<H>>, number: usize, vring: Vring) -> Self {
+        let parker = Parker::with_mode(&device.wait, SpinMode::Yield);
         QueueThread { device, number, vring, ring: None, parker, placement: None, driver: 0, logged: false }
     }
 
@@ -365,7 +368,7 @@ impl<H: Handler> QueueThread<H> {
             tracing::warn!("queue {}: a guest's ring is refused: {e}", self.number);
             io::Error::other(e)
         })?;
-        let (wait, tuner) = (self.parker.config(), self.device.tuner.as_ref());
+        let (wait, tuner) = (self.parker.live().clone(), self.device.tuner.as_ref());
         self.placement = ring
             .guest_cpu
             .zip(tuner)

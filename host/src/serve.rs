@@ -4,6 +4,7 @@ use crate::daemon::{Daemon, Guests};
 use crate::fs::Passthrough;
 use crate::fs_builder::FsBuilder;
 use crate::listen;
+use crate::reload::{self, Reload};
 use crate::sandbox::{self, SharedDir};
 use crate::server::Server;
 use std::io;
@@ -27,6 +28,8 @@ pub struct Start {
     pub replace: bool,
     /// A listening socket that a manager has left ([`crate::listener_from_fd`]).
     pub socket: Option<OwnedFd>,
+    /// What is done on SIGHUP.
+    pub reload: Option<Reload>,
 }
 
 /// Serves what `settings` share, as a part of a program that keeps its rights.
@@ -47,6 +50,7 @@ pub fn serve(settings: &Settings, guests: Guests) -> io::Result<()> {
 pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
     // Before anybody can see the socket, and take the host for one that is there.
     listen::handle_signals();
+    reload::handle_signal()?;
     let inherited = start.socket.as_ref().map(AsRawFd::as_raw_fd);
     let listener = match start.socket {
         // SAFETY: it owns the descriptor from now on.
@@ -76,7 +80,11 @@ pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
     }
     let builder = FsBuilder::new(&settings.host, dir)?;
     sandbox::drop_privileges(&settings.host)?;
-    Daemon::new(settings, listener, None).run(servers(builder), start.guests)
+    let daemon = Daemon::new(settings, listener, None);
+    if let Some(reload) = start.reload {
+        reload.start(daemon.live())?;
+    }
+    daemon.run(servers(builder), start.guests)
 }
 
 /// Where guests connect, for the log.

@@ -4,6 +4,7 @@
 use crate::admission::{next_guest, Permit, Semaphore, MAX_GUESTS, RETRY_PAUSE};
 use crate::handler::Handler;
 use crate::listen::SocketFile;
+use crate::live::Live;
 use crate::stop::Stopper;
 use crate::transport::socket::{Session, IN_HEADER};
 use parking_lot::{Condvar, Mutex};
@@ -14,7 +15,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 use tunnelfs_fuse_abi::control::{JOIN_TOKEN_BYTES, OP_JOIN};
-use tunnelfs_settings::Settings;
 use vhost::vhost_user::Listener;
 
 /// Connections at a time that have sent nothing yet. One more is refused.
@@ -29,7 +29,7 @@ type Sessions<H> = HashMap<Token, Arc<Session<H>>>;
 
 /// The guests of a host.
 struct Streams<H: Handler, O> {
-    settings: Settings,
+    live: Live,
     open: O,
     /// The file system that was opened at the start, for the first guest.
     first: Mutex<Option<H>>,
@@ -46,7 +46,7 @@ struct Streams<H: Handler, O> {
 /// # Errors
 /// The listening socket's, at the start.
 pub fn serve<H: Handler>(
-    settings: &Settings,
+    live: Live,
     once: bool,
     (listener, file): (Listener, Option<SocketFile>),
     stopper: Stopper,
@@ -55,7 +55,7 @@ pub fn serve<H: Handler>(
     // SAFETY: open as long as `listener` lives, which is to the end of this function.
     let accepting = UnixListener::from(unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) }.try_clone_to_owned()?);
     let streams = Arc::new(Streams {
-        settings: settings.clone(),
+        live,
         open,
         first: Mutex::new(Some(first)),
         guests: Semaphore::new(MAX_GUESTS),
@@ -187,7 +187,7 @@ impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O>
         let permit = permit.ok_or_else(|| io::Error::other(format!("a guest is refused: {MAX_GUESTS} are there")))?;
         let first = self.first.lock().take();
         let handler = first.map_or_else(&self.open, Ok)?;
-        Ok((Session::new(handler, self.settings.host.thread_pool_size, self.settings.wait)?, permit))
+        Ok((Session::new(handler, &self.live)?, permit))
     }
 
     /// Waits until the guest has left.

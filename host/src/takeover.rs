@@ -198,13 +198,15 @@ struct TaskQueue<T> {
     idle: usize,
     /// All threads.
     threads: usize,
-    /// Most threads.
+    /// Most threads, beside the pool's spares.
     limit: usize,
     stopping: bool,
     handles: Vec<JoinHandle<()>>,
 }
 
 struct PoolState<T> {
+    /// Threads for late requests; may change at any time.
+    spares: Arc<AtomicUsize>,
     queue: Mutex<TaskQueue<T>>,
     /// A task has come, or the end.
     more: Condvar,
@@ -231,7 +233,7 @@ impl<T: Task> WorkerPool<T> {
     ///
     /// # Errors
     /// The system has no thread left, or refuses the signal's handler.
-    pub fn new(spares: usize) -> io::Result<Self> {
+    pub fn new(spares: Arc<AtomicUsize>) -> io::Result<Self> {
         interrupt::install()?;
         Self::with_signals(spares, true)
     }
@@ -240,22 +242,17 @@ impl<T: Task> WorkerPool<T> {
     ///
     /// # Errors
     /// The system has no thread left.
-    pub fn without_signals(spares: usize) -> io::Result<Self> {
+    pub fn without_signals(spares: Arc<AtomicUsize>) -> io::Result<Self> {
         Self::with_signals(spares, false)
     }
 
-    fn with_signals(spares: usize, signals: bool) -> io::Result<Self> {
-        let queue = TaskQueue {
-            tasks: VecDeque::new(),
-            idle: 0,
-            threads: 0,
-            limit: spares.max(1),
-            stopping: false,
-            handles: Vec::new(),
-        };
+    fn with_signals(spares: Arc<AtomicUsize>, signals: bool) -> io::Result<Self> {
+        let queue =
+            TaskQueue { tasks: VecDeque::new(), idle: 0, threads: 0, limit: 0, stopping: false, handles: Vec::new() };
         let watcher =
             Arc::new(WatcherWakeup { asleep: CachePadded::new(AtomicBool::new(false)), thread: Mutex::new(None) });
         let state = Arc::new(PoolState {
+            spares,
             queue: Mutex::new(queue),
             more: Condvar::new(),
             ended: Condvar::new(),
@@ -397,10 +394,14 @@ impl<T: Task> PoolState<T> {
         }
     }
 
+    fn spares(&self) -> usize {
+        self.spares.load(Ordering::Relaxed).max(1)
+    }
+
     /// Whether another thread is idle, or could be started.
     fn has_spare(self: &Arc<Self>) -> bool {
         let mut queue = self.queue.lock();
-        queue.idle > queue.tasks.len() || queue.threads < queue.limit && self.spawn(&mut queue).is_ok()
+        queue.idle > queue.tasks.len() || queue.threads < queue.limit + self.spares() && self.spawn(&mut queue).is_ok()
     }
 
     /// Gives a late thread's task to another one.
@@ -555,7 +556,7 @@ mod tests {
     #[test]
     fn a_task_is_taken_before_the_late_answer_is_delivered() {
         let (late, takeovers) = (Arc::new(AtomicI32::new(0)), Arc::new(AtomicU32::new(0)));
-        let pool = WorkerPool::new(8).unwrap();
+        let pool = WorkerPool::new(Arc::new(AtomicUsize::new(8))).unwrap();
         pool.start(Borderline { left: 300, late: late.clone(), takeovers: takeovers.clone() }).unwrap();
         let ended = Instant::now() + Duration::from_secs(60);
         while Arc::strong_count(&takeovers) > 1 && Instant::now() < ended {

@@ -85,7 +85,11 @@ mod error;
 #[cfg(not(loom))]
 mod geometry;
 mod layout;
+#[cfg(not(loom))]
+mod live;
 mod notify;
+#[cfg(not(loom))]
+mod policy;
 #[cfg(not(loom))]
 mod pressure;
 #[cfg(not(loom))]
@@ -110,8 +114,12 @@ pub use error::Error;
 pub use geometry::{Geometry, MAX_ENTRIES, MAX_SLOT_SIZE};
 pub use layout::{Cqe, Sqe, CQE_INLINE_BYTES, NO_SLOT, PAGE, SQE_INLINE_BYTES};
 #[cfg(not(loom))]
+pub use live::LiveWait;
+#[cfg(not(loom))]
 pub use notify::Eventfd;
 pub use notify::{NeedWakeup, PeerCpu};
+#[cfg(not(loom))]
+pub use policy::{Goal, Policy, WaitConfig};
 #[cfg(not(loom))]
 pub use pressure::open_cpu_pressure;
 #[cfg(not(loom))]
@@ -125,4 +133,4 @@ pub use slots::{SlotPool, SlotTable};
 pub use spsc::{CacheLine, Cell, Consumer, Producer};
 pub use sync::Entry;
 #[cfg(not(loom))]
-pub use wait::{hand_off, Counters, Goal, Parker, Policy, SpinMode, Wait, WaitConfig};
+pub use wait::{hand_off, Counters, Parker, SpinMode, Wait};

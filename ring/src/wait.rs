@@ -4,92 +4,11 @@
 //! has a core of its own, and that changes with the load. `auto` learns it from how its spins end. While other threads of
 //! the machine wait for CPUs, it does not spin at all: they would pay for it.
 
+use crate::live::LiveWait;
+use crate::policy::{Goal, Policy, WaitConfig};
 use crate::pressure::CpuPressure;
 use crossbeam_utils::Backoff;
-use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
-
-/// The wait policies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Policy {
-    /// Spin up to `spin_us`, then sleep.
-    Spin,
-    /// Sleep at once.
-    Park,
-    /// Spin up to `auto_us` while that pays, sleep at once while it does not.
-    #[default]
-    Auto,
-}
-
-impl std::str::FromStr for Policy {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "spin" => Ok(Policy::Spin),
-            "park" => Ok(Policy::Park),
-            "auto" => Ok(Policy::Auto),
-            _ => Err(format!("`{s}` is not a wait policy: spin, park or auto")),
-        }
-    }
-}
-
-impl std::fmt::Display for Policy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Policy::Spin => "spin",
-            Policy::Park => "park",
-            Policy::Auto => "auto",
-        })
-    }
-}
-
-/// What `auto` is to save.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Goal {
-    /// Time: it spins also while other threads wait for a CPU.
-    Latency,
-    /// Both: it spins where that pays, and not at all while CPUs are scarce.
-    #[default]
-    Balanced,
-    /// CPU time: it never spins; peers on one core still hand it over to each other.
-    Cpu,
-}
-
-impl std::str::FromStr for Goal {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "latency" => Ok(Goal::Latency),
-            "balanced" => Ok(Goal::Balanced),
-            "cpu" => Ok(Goal::Cpu),
-            _ => Err(format!("`{s}` is not a goal: latency, balanced or cpu")),
-        }
-    }
-}
-
-/// A policy and its budgets, microseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct WaitConfig {
-    /// The policy.
-    pub policy: Policy,
-    /// How long `spin` spins before it sleeps.
-    pub spin_us: u32,
-    /// How long `auto` spins at the most before it sleeps.
-    pub auto_us: u32,
-    /// What `auto` is to save.
-    pub goal: Goal,
-}
-
-impl Default for WaitConfig {
-    fn default() -> Self {
-        WaitConfig { policy: Policy::Auto, spin_us: 10_000, auto_us: 500, goal: Goal::default() }
-    }
-}
 
 /// How the waits of one [`Parker`] ended.
 #[derive(Clone, Copy, Debug, Default)]
@@ -153,6 +72,9 @@ pub trait Wait {
 /// Waits for one peer: it spins as the policy says, then sleeps, and learns from both.
 #[derive(Debug)]
 pub struct Parker {
+    /// Where `config` comes from, and the changes there that it has.
+    live: LiveWait,
+    changes: u32,
     config: WaitConfig,
     mode: SpinMode,
     /// Failed spins in a row.
@@ -169,29 +91,45 @@ pub struct Parker {
 }
 
 impl Parker {
-    /// A parker that has learnt nothing yet.
-    pub fn new(config: WaitConfig) -> Self {
+    /// A parker that has learnt nothing yet. It waits by a [`WaitConfig`] for good, or by a [`LiveWait`] as it changes.
+    pub fn new(config: impl Into<LiveWait>) -> Self {
+        let live = config.into();
+        let (changes, config) = (live.changes(), live.get());
         let retry = *RETRY_AFTER_SLEEPS.start();
         Parker {
+            live,
+            changes,
             config,
             mode: SpinMode::default(),
             failed: 0,
             until_retry: retry,
             retry,
             asleep_since: None,
-            pressure: if config.goal == Goal::Balanced { CpuPressure::new() } else { CpuPressure::default() },
+            pressure: pressure(config.goal),
             counters: Counters::default(),
         }
     }
 
     /// As [`Self::new`], for spins of another mode.
-    pub fn with_mode(config: WaitConfig, mode: SpinMode) -> Self {
+    pub fn with_mode(config: impl Into<LiveWait>, mode: SpinMode) -> Self {
         Parker { mode, ..Parker::new(config) }
     }
 
     /// Returns the policy and its budgets.
     pub fn config(&self) -> WaitConfig {
         self.config
+    }
+
+    /// Returns where the policy and its budgets come from.
+    pub fn live(&self) -> &LiveWait {
+        &self.live
+    }
+
+    /// Takes over what has been changed, and forgets what `auto` has learnt.
+    #[cold]
+    fn reload(&mut self) {
+        let mode = self.mode;
+        *self = Parker { counters: self.counters, ..Parker::with_mode(&self.live, mode) };
     }
 
     /// Sets what a spin does between two looks. A change forgets what `auto` has learnt.
@@ -219,6 +157,9 @@ impl Parker {
     /// Spins for `ready` as long as the policy says. Returns `true` once it holds, and `false` when the caller must
     /// sleep, and call [`Self::unparked`] afterwards.
     pub fn spin(&mut self, ready: impl FnMut() -> bool) -> bool {
+        if self.live.changes() != self.changes {
+            self.reload();
+        }
         let (budget, auto) = (self.budget(), self.config.policy == Policy::Auto);
         let pressure = auto.then_some(&mut self.pressure);
         let spun = match self.mode {
@@ -275,6 +216,14 @@ impl Parker {
             Policy::Auto if self.failed < MAX_FAILED_SPINS || self.until_retry == 0 => self.auto_budget(),
             Policy::Auto => Duration::ZERO,
         }
+    }
+}
+
+/// What `auto` looks at beside its own spins.
+fn pressure(goal: Goal) -> CpuPressure {
+    match goal {
+        Goal::Balanced => CpuPressure::new(),
+        Goal::Latency | Goal::Cpu => CpuPressure::default(),
     }
 }
 

@@ -11,6 +11,7 @@ mod names;
 mod negotiation;
 mod recording;
 mod refusals;
+mod reload;
 #[allow(dead_code)] // Shared: not every test program has a use for all of it.
 mod rig;
 mod rights;

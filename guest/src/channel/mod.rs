@@ -22,13 +22,13 @@ use crate::transport::Transport;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
-use tunnelfs_ring::{set_affinity, WaitConfig};
+use tunnelfs_ring::{set_affinity, LiveWait};
 
 /// How long requests that nobody waits for are left to gather: the kernel hands over many FORGETs as one.
 const FORGET_BATCH_DELAY: Duration = Duration::from_millis(5);
 
 /// What carries the kernel's requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum ChannelKind {
     /// `read` and `write` on `/dev/fuse`.
     Dev,
@@ -36,7 +36,7 @@ pub enum ChannelKind {
     DevForget,
     /// FUSE-over-io_uring: these kernel queues (one per possible CPU, all workers' together), and how to wait for a
     /// request before sleeping, if at all.
-    Uring(Vec<u16>, Option<WaitConfig>),
+    Uring(Vec<u16>, Option<LiveWait>),
 }
 
 /// One thread's work: a request queue to the host, and its share of the kernel's requests.
@@ -79,7 +79,7 @@ impl Worker {
         match self.kind {
             ChannelKind::Dev | ChannelKind::DevForget => {
                 let devices = [clone_device(&self.device, false)?, clone_device(&self.device, true)?];
-                let batch_delay = (self.kind == ChannelKind::DevForget).then_some(FORGET_BATCH_DELAY);
+                let batch_delay = matches!(self.kind, ChannelKind::DevForget).then_some(FORGET_BATCH_DELAY);
                 dev::Channel::new(devices, queue, batch_delay).run()
             }
             ChannelKind::Uring(queues, wait) => uring::Channel::new(self.device, queues, wait, queue)?.run(),

@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
-use tunnelfs_ring::{hand_off, Parker, SpinMode, WaitConfig, SQE_INLINE_BYTES};
+use tunnelfs_ring::{hand_off, LiveWait, Parker, SpinMode, SQE_INLINE_BYTES};
 
 /// `enum fuse_uring_cmd`.
 const REGISTER: u32 = 1;
@@ -96,7 +96,7 @@ impl Channel {
     pub fn new(
         device: Arc<OwnedFd>,
         kernel_queues: Vec<u16>,
-        idle: Option<WaitConfig>,
+        idle: Option<LiveWait>,
         queue: PendingQueue,
     ) -> Result<Self, Error> {
         let count = queue.transport.slots() as usize;

@@ -8,8 +8,7 @@ use crate::transport::virtqueue;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use tunnelfs_ring::{
-    Counters, DriverQueue, Parker, PeerCpu, RingSetup, SlotRun, SpinMode, Sqe, WaitConfig, CPU_UNKNOWN,
-    SQE_INLINE_BYTES,
+    Counters, DriverQueue, LiveWait, Parker, PeerCpu, RingSetup, SlotRun, SpinMode, Sqe, CPU_UNKNOWN, SQE_INLINE_BYTES,
 };
 
 /// A request queue whose messages travel through a ring.
@@ -27,7 +26,7 @@ pub struct RingTransport {
 /// [`Error`] when the host cannot be asked.
 pub fn upgrade(
     mut plain: virtqueue::VirtqueueTransport,
-    wait: WaitConfig,
+    wait: impl Into<LiveWait>,
     cpu: Option<usize>,
 ) -> Result<Box<dyn Transport>, Error> {
     let (link, index) = (plain.link().clone(), plain.index());

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use tunnelfs_fuse_abi::control::{JOIN_TOKEN_BYTES, OP_JOIN};
-use tunnelfs_ring::{Counters, Geometry, Parker, Region, WaitConfig, CQE_INLINE_BYTES};
+use tunnelfs_ring::{Counters, Geometry, LiveWait, Parker, Region, CQE_INLINE_BYTES};
 
 /// A request queue over a stream socket.
 pub struct SocketTransport {
@@ -60,7 +60,7 @@ pub(crate) fn connect(
     opened: &Opened,
 ) -> Result<Box<SocketTransport>, Error> {
     let stream = opened.connect(&config.socket_path)?;
-    Ok(Box::new(SocketTransport::new(stream, config.wait, geometry, retained)?))
+    Ok(Box::new(SocketTransport::new(stream, &config.wait, geometry, retained)?))
 }
 
 /// Random bytes that the connections of one guest have in common.
@@ -83,7 +83,7 @@ impl SocketTransport {
     /// [`Error::Ring`] when there is no memory.
     pub fn new(
         stream: UnixStream,
-        wait: WaitConfig,
+        wait: impl Into<LiveWait>,
         geometry: Geometry,
         retained: Option<Arc<Region>>,
     ) -> Result<SocketTransport, Error> {

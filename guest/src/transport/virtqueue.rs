@@ -11,7 +11,7 @@ use crate::link::Link;
 use crate::split_queue::{Descriptor, Headers, SplitQueue, NEXT, PER_SLOT, WRITE};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use tunnelfs_ring::{Counters, Parker, Policy, WaitConfig, CQE_INLINE_BYTES, SQE_INLINE_BYTES};
+use tunnelfs_ring::{Counters, LiveWait, Parker, Policy, WaitConfig, CQE_INLINE_BYTES, SQE_INLINE_BYTES};
 
 /// `fuse_out_header` of a reply without anything: 16 bytes long, no error.
 const NO_ANSWER: [u8; OUT_HEADER] = (OUT_HEADER as u128).to_le_bytes();
@@ -34,7 +34,7 @@ unsafe impl Send for VirtqueueTransport {}
 
 impl VirtqueueTransport {
     /// Takes over virtqueue `index` of a link.
-    pub fn new(link: Arc<dyn Link>, index: usize, wait: WaitConfig) -> Self {
+    pub fn new(link: Arc<dyn Link>, index: usize, wait: impl Into<LiveWait>) -> Self {
         let memory = link.memory(index);
         // SAFETY: the link has zeroed memory there, page-aligned, and keeps it mapped.
         let queue = unsafe { SplitQueue::new(memory.virtqueue, memory.size, link.event_idx()) };

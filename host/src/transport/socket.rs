@@ -7,6 +7,7 @@
 
 use crate::guest_buf::GuestBuf;
 use crate::handler::{Handler, Outcome};
+use crate::live::Live;
 use crate::request::{interrupted_unique, unique, waits_for_changes};
 use crate::takeover::{Task, Worker, WorkerPool};
 use libc::iovec;
@@ -21,7 +22,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
-use tunnelfs_ring::{Eventfd, Parker, WaitConfig, MAX_SLOT_SIZE, PAGE};
+use tunnelfs_ring::{Eventfd, LiveWait, Parker, WaitConfig, MAX_SLOT_SIZE, PAGE};
 
 /// Bytes of `struct fuse_in_header`.
 pub const IN_HEADER: usize = 40;
@@ -245,7 +246,7 @@ pub fn serve<H: Handler>(stream: UnixStream, handler: &H, wait: WaitConfig) -> i
 pub struct Session<H: Handler> {
     handler: H,
     pool: WorkerPool<Reader<H>>,
-    wait: WaitConfig,
+    wait: LiveWait,
     connections: Mutex<Connections>,
     less: Condvar,
     numbers: AtomicUsize,
@@ -263,9 +264,10 @@ impl<H: Handler> Session<H> {
     ///
     /// # Errors
     /// The system has no thread left.
-    pub fn new(handler: H, spares: usize, wait: WaitConfig) -> io::Result<Arc<Self>> {
+    pub fn new(handler: H, live: &Live) -> io::Result<Arc<Self>> {
+        let wait = live.wait.clone();
         let (connections, less, numbers) = (Mutex::default(), Condvar::new(), AtomicUsize::new(0));
-        Ok(Arc::new(Session { handler, pool: WorkerPool::new(spares)?, wait, connections, less, numbers }))
+        Ok(Arc::new(Session { handler, pool: WorkerPool::new(live.spares.clone())?, wait, connections, less, numbers }))
     }
 
     /// Serves a connection from now on.
@@ -280,7 +282,7 @@ impl<H: Handler> Session<H> {
         let reader = Reader {
             session: self.clone(),
             connection: Arc::new(Connection::new(stream)?),
-            parker: Parker::new(self.wait),
+            parker: Parker::new(&self.wait),
             number: self.numbers.fetch_add(1, Ordering::Relaxed),
         };
         self.pool.start(reader)?;

@@ -3,4 +3,5 @@
 
 pub mod doctor;
 pub mod log;
+pub mod reload;
 pub mod shell;

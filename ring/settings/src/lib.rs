@@ -1,5 +1,6 @@
 //! One configuration for all programs: `tunnelfs.toml`, which the command line overrides.
 
+mod changes;
 mod error;
 mod limits;
 mod load;
@@ -7,6 +8,7 @@ mod numbers;
 mod options;
 mod schema;
 
+pub use changes::changed_keys;
 pub use error::Error;
 pub use load::{args, load, Loader, SYSTEM_FILE};
 pub use numbers::parse_bytes;

@@ -36,6 +36,14 @@ impl Loader {
             Err(e) if file.is_none() && e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::defaults()),
             text => text.map_err(|source| Error::File { path: path.into(), source })?,
         };
+        Self::of_text(path, text)
+    }
+
+    /// Takes over a file's text, which the caller has read.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_text(path: &Path, text: String) -> Result<Self, Error> {
         let told = |e: toml::de::Error| Error::Toml { path: path.into(), text: numbers::plain(&e.to_string()) };
         let settings = toml::from_str(&text).map_err(told)?;
         let table = toml::from_str(&text).map_err(told)?;
@@ -150,6 +158,20 @@ impl Loader {
         let checks = limits::no_nul(&self.table)
             .and_then(|()| limits::check(&self.settings))
             .and_then(|()| limits::check_here(&self.settings, |key| self.uses(key)));
+        match checks {
+            Ok(()) => Ok(self.settings),
+            Err(refusal) => Err(self.explain(refusal)),
+        }
+    }
+
+    /// As [`Self::finish`], for a program that runs with such settings already: from a sandbox the machine is not seen.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn finish_again(mut self) -> Result<Settings, Error> {
+        let checks = limits::no_nul(&self.table)
+            .and_then(|()| limits::check(&self.settings))
+            .and_then(|()| limits::from_root(&mut self.settings));
         match checks {
             Ok(()) => Ok(self.settings),
             Err(refusal) => Err(self.explain(refusal)),

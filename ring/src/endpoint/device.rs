@@ -6,9 +6,10 @@ use super::sleep::{next_id, Notification, Sleep};
 use crate::error::Error;
 use crate::layout::{Cqe, Sqe, CQE_INLINE_BYTES};
 use crate::notify::Eventfd;
+use crate::policy::WaitConfig;
 use crate::queue::DeviceQueue;
 use crate::region::Region;
-use crate::wait::{Counters, Parker, WaitConfig};
+use crate::wait::{Counters, Parker};
 use std::time::Duration;
 
 /// The device's end of one queue.
