@@ -127,8 +127,11 @@ fn listen(settings: &Settings, meter: &Meter, started: &Sender<io::Result<Stoppe
 }
 
 /// See `tunnelfs.h`.
+///
+/// # Safety
+/// The header's contract: pointers are NULL or point at what it says.
 #[no_mangle]
-pub extern "C" fn tunnelfs_listen(options: *const c_char) -> *mut Share {
+pub unsafe extern "C" fn tunnelfs_listen(options: *const c_char) -> *mut Share {
     guarded(std::ptr::null_mut(), || {
         let (settings, meter, (tell, told)) = (settings(options)?, Meter::default(), channel());
         let its = meter.clone();
@@ -145,8 +148,15 @@ pub extern "C" fn tunnelfs_listen(options: *const c_char) -> *mut Share {
 }
 
 /// See `tunnelfs.h`.
+///
+/// # Safety
+/// The header's contract: pointers are NULL or point at what it says.
 #[no_mangle]
-pub extern "C" fn tunnelfs_in_process(options: *const c_char, memory: *const Memory, count: usize) -> *mut Share {
+pub unsafe extern "C" fn tunnelfs_in_process(
+    options: *const c_char,
+    memory: *const Memory,
+    count: usize,
+) -> *mut Share {
     guarded(std::ptr::null_mut(), || {
         let (settings, meter) = (settings(options)?, Meter::default());
         required(memory, "memory")?;
@@ -168,14 +178,20 @@ pub extern "C" fn tunnelfs_features() -> u64 {
 }
 
 /// See `tunnelfs.h`.
+///
+/// # Safety
+/// The header's contract: pointers are NULL or point at what it says.
 #[no_mangle]
-pub extern "C" fn tunnelfs_queues(share: *const Share) -> c_int {
+pub unsafe extern "C" fn tunnelfs_queues(share: *const Share) -> c_int {
     guarded(-1, || Ok(required(share, "share")?.device()?.queues() as c_int))
 }
 
 /// See `tunnelfs.h`.
+///
+/// # Safety
+/// The header's contract: pointers are NULL or point at what it says.
 #[no_mangle]
-pub extern "C" fn tunnelfs_start_queue(share: *mut Share, queue: *const QueueSetup) -> c_int {
+pub unsafe extern "C" fn tunnelfs_start_queue(share: *mut Share, queue: *const QueueSetup) -> c_int {
     guarded(-1, || {
         let (device, q) = (required(share, "share")?.device()?, required(queue, "queue")?);
         let copy = |fd: c_int, what: &str| {
@@ -200,14 +216,20 @@ pub extern "C" fn tunnelfs_start_queue(share: *mut Share, queue: *const QueueSet
 }
 
 /// See `tunnelfs.h`.
+///
+/// # Safety
+/// The header's contract: pointers are NULL or point at what it says.
 #[no_mangle]
-pub extern "C" fn tunnelfs_stop_queue(share: *mut Share, number: u32) -> c_int {
+pub unsafe extern "C" fn tunnelfs_stop_queue(share: *mut Share, number: u32) -> c_int {
     guarded(-1, || required(share, "share")?.device()?.stop_queue(number as usize).map(c_int::from))
 }
 
 /// See `tunnelfs.h`.
+///
+/// # Safety
+/// The header's contract: pointers are NULL or point at what it says.
 #[no_mangle]
-pub extern "C" fn tunnelfs_reset(share: *mut Share) -> c_int {
+pub unsafe extern "C" fn tunnelfs_reset(share: *mut Share) -> c_int {
     guarded(-1, || {
         required(share, "share")?.device()?.reset();
         Ok(0)
@@ -215,8 +237,11 @@ pub extern "C" fn tunnelfs_reset(share: *mut Share) -> c_int {
 }
 
 /// See `tunnelfs.h`.
+///
+/// # Safety
+/// The header's contract: pointers are NULL or point at what it says.
 #[no_mangle]
-pub extern "C" fn tunnelfs_get_statistics(share: *const Share, out: *mut Statistics) -> c_int {
+pub unsafe extern "C" fn tunnelfs_get_statistics(share: *const Share, out: *mut Statistics) -> c_int {
     guarded(-1, || {
         let s = required(share, "share")?.meter.statistics();
         required(out, "out")?;
@@ -228,8 +253,11 @@ pub extern "C" fn tunnelfs_get_statistics(share: *const Share, out: *mut Statist
 }
 
 /// See `tunnelfs.h`.
+///
+/// # Safety
+/// The header's contract: pointers are NULL or point at what it says.
 #[no_mangle]
-pub extern "C" fn tunnelfs_stop(share: *mut Share) {
+pub unsafe extern "C" fn tunnelfs_stop(share: *mut Share) {
     guarded((), || {
         if !share.is_null() {
             // SAFETY: from `Box::into_raw`, and by the header's contract nobody uses it any more.
