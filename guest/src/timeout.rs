@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, RecvTimeoutError};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 /// Between two cuts, for connections that were made after the first.
@@ -90,7 +90,7 @@ pub fn with_opened<T>(
     let (working, done) = channel::<()>();
     std::thread::scope(|scope| {
         let cut = || opened.cut();
-        let watch = scope.spawn(move || {
+        let watch = Builder::new().name("timeout".into()).spawn_scoped(scope, move || {
             let (mut wait, mut late) = (limit, false);
             while done.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                 cut();
@@ -98,6 +98,7 @@ pub fn with_opened<T>(
             }
             late
         });
+        let watch = watch.map_err(|e| Error::Setup(format!("no thread to watch how long the host takes: {e}")))?;
         let result = work(&opened);
         drop(working);
         match (result, watch.join()) {
@@ -145,7 +146,7 @@ impl Watchdog {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("watchdog".into()).spawn(work)?;
+        let thread = Builder::new().name("watchdog".into()).spawn(work)?;
         Ok(Watchdog { state, thread: Some(thread) })
     }
 

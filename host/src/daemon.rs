@@ -152,19 +152,26 @@ fn serve_vhost_user<H: Handler>(
     memory::install_sigbus_handler()?;
     let (permits, mut threads) = (Semaphore::new(MAX_GUESTS), Vec::<JoinHandle<()>>::new());
     let mut next = Some(Guest::new(config, first)?);
+    let mut logged = String::new();
     while !stopper.is_stopping() {
         let started = next.take().map_or_else(|| open().and_then(|handler| Guest::new(config, handler)), Ok);
         let guest = match started.and_then(|guest| guest.accept(&mut listener)) {
             Ok(guest) => guest,
             Err(_) if stopper.is_stopping() => break,
             Err(e) => {
-                tracing::warn!("waiting for the next guest: {e}");
+                // Not ten times a second.
+                let told = e.to_string();
+                if told != logged {
+                    tracing::warn!("waiting for the next guest: {told}; trying again");
+                    logged = told;
+                }
                 std::thread::sleep(RETRY_PAUSE);
                 continue;
             }
         };
+        logged.clear();
         let (permit, backend) = (permits.try_acquire(), guest.backend.clone());
-        let thread = std::thread::Builder::new().name("guest".into()).spawn(move || {
+        let thread = crate::thread::spawn("guest", move || {
             let _permit = permit;
             guest.serve();
         });
@@ -238,7 +245,10 @@ impl<H: Handler> Guest<H> {
     fn accept(mut self, listener: &mut Listener) -> io::Result<Self> {
         if let Err(e) = self.daemon.start(listener) {
             self.backend.end(self.daemon);
-            return Err(other(e));
+            return Err(match e {
+                vhost_user_backend::Error::StartDaemon(e) => crate::thread::refused("vhost-user", &e),
+                e => other(e),
+            });
         }
         Ok(self)
     }

@@ -37,6 +37,7 @@ mod server;
 mod stop;
 mod streams;
 mod takeover;
+mod thread;
 pub mod transport;
 mod vring;
 mod zero_copy;

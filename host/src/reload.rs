@@ -39,7 +39,7 @@ impl Reload {
                 (self.0)(&live);
             }
         };
-        std::thread::Builder::new().name("reload".into()).spawn(work).map(|_| ())
+        crate::thread::spawn("reload", work).map(|_| ())
     }
 }
 

@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tunnelfs_settings::{Sandbox, Settings};
+use tunnelfs_settings::{Cache, Host, LockScope, Sandbox, Settings};
 use vhost::vhost_user::Listener;
 
 /// The part of the process's descriptors that the first guest may have: a half.
@@ -70,6 +70,9 @@ pub fn serve_confined(settings: &Settings, start: Start) -> io::Result<()> {
         how.to_lowercase(),
         if host.readonly { ", read-only" } else { "" },
     );
+    if let Some(warning) = unshared_mappings(host) {
+        tracing::warn!("{warning}");
+    }
     notify_ready();
     if settings.host.sandbox == Sandbox::Chroot {
         listen::fork_remover(listener.as_raw_fd())?;
@@ -110,5 +113,29 @@ fn notify_ready() {
         if let Err(e) = socket.send_to(b"READY=1", &path) {
             tracing::warn!("NOTIFY_SOCKET={}: {e}", path.to_string_lossy());
         }
+    }
+}
+
+/// Locks hold between guests and the host's programs, but mapped memory does not: whoever keeps shared data in it, under
+/// such locks, would damage it.
+fn unshared_mappings(host: &Host) -> Option<&'static str> {
+    let refused = matches!(host.cache, Cache::Never | Cache::Metadata) && !host.allow_mmap;
+    (host.locks == LockScope::Shared && !refused).then_some(
+        "host.locks = \"shared\": what programs map is not shared between guests and the host, and a database in SQLite's \
+         WAL mode loses rows when both write to it; with cache = \"never\" and allow_mmap = false they are refused",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_shares_locks_is_told_what_is_not_shared() {
+        let told = |locks, cache, allow_mmap| unshared_mappings(&Host { locks, cache, allow_mmap, ..Host::default() });
+        assert!(told(LockScope::Shared, Cache::Never, true).is_some_and(|text| text.contains("WAL")));
+        assert!(told(LockScope::Shared, Cache::Auto, false).is_some());
+        assert!(told(LockScope::Shared, Cache::Never, false).is_none());
+        assert!(told(LockScope::Guest, Cache::Never, true).is_none());
     }
 }

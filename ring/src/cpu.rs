@@ -11,10 +11,16 @@ pub fn allowed_cpus() -> Vec<usize> {
 }
 
 /// Returns the first of `cpus` on which no thread of this process can run: it is offline, outside of the process's
-/// cpuset, or not there. `None`: all of them serve. Tries them on a thread of its own.
+/// cpuset, or not there. `None`: all of them serve, or there is no thread to try them on.
 pub fn first_unusable_cpu(cpus: &[usize]) -> Option<usize> {
+    if cpus.is_empty() {
+        return None;
+    }
     let refused = |cpu: &usize| set_affinity(&[*cpu]).is_err();
-    std::thread::scope(|scope| scope.spawn(|| cpus.iter().copied().find(refused)).join().unwrap_or(None))
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || cpus.iter().copied().find(refused));
+        thread.ok()?.join().unwrap_or(None)
+    })
 }
 
 /// Confines the calling thread, and what it starts from now on, to some CPUs.

@@ -223,6 +223,28 @@ fn a_database_of_guest_and_host() {
     assert_eq!(told, format!("ok\n{}", 2 * ROWS));
 }
 
+/// WAL mode shares memory between its users, which a guest and a host do not have, whatever locks they keep: where
+/// shared mappings are refused a guest's program is told so, and the host's rows stay. The host says it at its start.
+#[test]
+fn a_wal_database_of_guest_and_host_is_refused() {
+    let Some(setup) = Setup::new() else { return };
+    let pair = setup.start(&[SHARED, &["--cache=never", "--no-allow-mmap"]].concat(), "");
+    let make = "sqlite3 db 'PRAGMA journal_mode=WAL; CREATE TABLE t(x TEXT)'";
+    assert_eq!(shell(&pair.behind(""), make), (Some(0), "wal".into()), "is sqlite3 installed?");
+    let insert = |who: &str| format!("sqlite3 -cmd '.timeout 20000' db \"INSERT INTO t VALUES('{who}')\" 2>&1");
+    for _ in 0..5 {
+        assert_eq!(shell(&pair.behind(""), &insert("host")).0, Some(0));
+        let (code, told) = shell(&pair.guest.point, &insert("guest"));
+        assert!(code != Some(0) && told.contains("disk I/O error"), "{code:?}: {told}");
+    }
+    let all = "sqlite3 db 'PRAGMA integrity_check; SELECT count(*) FROM t'";
+    assert_eq!(shell(&pair.behind(""), all), (Some(0), "ok\n5".into()));
+    // Alone, with the memory that it shares with nobody, it may.
+    let alone = "sqlite3 -cmd 'PRAGMA locking_mode=EXCLUSIVE' db \"INSERT INTO t VALUES('guest')\"";
+    assert_eq!(shell(&pair.guest.point, alone).0, Some(0));
+    assert_eq!(shell(&pair.behind(""), all), (Some(0), "ok\n6".into()));
+}
+
 /// They end with the host: such a mount does not go on with another one, and says so.
 #[test]
 fn shared_locks_win_over_reconnect() {

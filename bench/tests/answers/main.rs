@@ -23,3 +23,4 @@ mod rig;
 mod sizes;
 #[path = "../common/skip.rs"]
 mod skip;
+mod sync_errors;

@@ -97,7 +97,7 @@ fn a_limited_file_size() {
 }
 
 /// Where in its disk the block of a file's byte lies (FIBMAP), in blocks.
-fn block_of(file: &File, block: i32) -> Answer<u64> {
+pub fn block_of(file: &File, block: i32) -> Answer<u64> {
     const FIBMAP: libc::Ioctl = 1;
     let mut number = block;
     // SAFETY: it reads and writes an int.

@@ -10,6 +10,7 @@ mod disk;
 mod kills;
 mod liar;
 mod memory;
+mod quiet;
 mod reconnect;
 #[allow(dead_code)]
 #[path = "../mount/rig.rs"]

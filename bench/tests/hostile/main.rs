@@ -5,6 +5,7 @@
 mod front;
 mod fuse;
 mod guest;
+mod inodes;
 mod pauses;
 mod queues;
 mod rig;

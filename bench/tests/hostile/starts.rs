@@ -348,3 +348,56 @@ fn a_socket_from_systemd() {
     let mut host = Host(shell.stderr(Stdio::null()).spawn().unwrap());
     assert!(noop(&place.socket()) && is_running(&mut host));
 }
+
+/// A host that the system gives too few threads says what it lacks, and what may be done; it does not stand there.
+#[test]
+fn a_host_without_threads_says_so() {
+    const USER: u32 = 54_321;
+    if !nix::unistd::geteuid().is_root() {
+        return crate::skip::lacking("another user's limits need root");
+    }
+    let place = Place::new();
+    let program = place.0.path().join("host");
+    fs::copy(sibling("tunnelfs-host").unwrap(), &program).unwrap();
+    for file in ["", "share", "host"] {
+        std::os::unix::fs::chown(place.0.path().join(file), Some(USER), Some(USER)).unwrap();
+    }
+    let (mut refused, mut serves) = (0, false);
+    // Of processes and threads.
+    for limit in 1..=40 {
+        let mut command = Command::new("setpriv");
+        command.args([&format!("--reuid={USER}"), &format!("--regid={USER}"), "--clear-groups", "prlimit"]);
+        command.arg(format!("--nproc={limit}")).arg(&program).args(place.command(&["--sandbox", "none"]).get_args());
+        let log = place.0.path().join("log");
+        command.stderr(fs::File::create(&log).unwrap()).stdin(Stdio::null());
+        let mut host = Host(command.spawn().unwrap());
+        let ended = soon("it serves or says why not", || {
+            if let Some(status) = host.0.try_wait().unwrap() {
+                return Some(Some(status.code()));
+            }
+            // It goes on, and refuses who comes.
+            if fs::read_to_string(&log).unwrap().contains("gives no thread") {
+                return Some(Some(None));
+            }
+            answers(&place.socket()).then_some(None)
+        });
+        let told = fs::read_to_string(&log).unwrap();
+        println!("{limit}: {ended:?}: {told}");
+        let Some(code) = ended else {
+            serves = true;
+            break;
+        };
+        assert!(code.is_none_or(|code| code == 1), "{limit}: {code:?}: {told}");
+        assert!(told.contains("gives no thread") && told.contains("raise the limit"), "{limit}: {told}");
+        refused += 1;
+    }
+    assert!(serves && refused > 0, "{refused} times refused");
+}
+
+/// Whether a host there answers a front end's first question, VHOST_USER_GET_FEATURES.
+fn answers(socket: &Path) -> bool {
+    let Ok(mut stream) = UnixStream::connect(socket) else { return false };
+    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let question: Vec<u8> = [1u32, 1, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    stream.write_all(&question).is_ok() && stream.read_exact(&mut [0; 20]).is_ok()
+}

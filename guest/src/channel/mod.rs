@@ -6,6 +6,8 @@ mod dev;
 mod forget;
 mod guard;
 mod pending;
+#[cfg(test)]
+mod pending_tests;
 mod session;
 mod uring;
 mod write_order;

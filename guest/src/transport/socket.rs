@@ -422,6 +422,19 @@ mod tests {
     }
 
     #[test]
+    fn replies_are_read_while_the_host_takes_nothing() {
+        let (mut driver, mut stream) = pair(2);
+        let head = request(opcode::LOOKUP, 1, 7, &[], 0);
+        assert!(driver.submit(0, &head, 0, 100).unwrap());
+        let mut reply = (OUT_HEADER as u32).to_ne_bytes().to_vec();
+        reply.extend([0; 4]);
+        reply.extend(7u64.to_ne_bytes());
+        stream.write_all(&reply).unwrap();
+        driver.read_while_full().unwrap();
+        assert_eq!(driver.replies.len(), 1);
+    }
+
+    #[test]
     fn half_a_reply_holds_nobody_up() {
         let (mut driver, mut stream) = pair(2);
         let head = request(opcode::LOOKUP, 1, 7, &[], 0);
