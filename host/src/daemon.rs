@@ -112,7 +112,7 @@ impl Daemon {
                 streams::serve(self.live, guests == Guests::One, self.socket, stopper, (first, open))
             }
             TransportKind::Ring | TransportKind::Virtqueue => {
-                serve_vhost_user((settings, &self.live), guests, self.socket, &stopper, (first, open))
+                serve_vhost_user((settings, &self.live), guests, self.socket, stopper, (first, open))
             }
         }
     }
@@ -146,7 +146,7 @@ fn serve_vhost_user<H: Handler>(
     config: (&Settings, &Live),
     guests: Guests,
     (mut listener, file): Socket,
-    stopper: &Stopper,
+    stopper: Stopper,
     (first, open): (H, impl Fn() -> io::Result<H>),
 ) -> io::Result<()> {
     memory::install_sigbus_handler()?;
@@ -182,7 +182,7 @@ fn serve_vhost_user<H: Handler>(
             // One that only looks whether somebody listens is no guest.
             Ok(thread) if guests == Guests::One && backend.wait_for_front_end() => {
                 // The next one is refused at once.
-                drop((listener, file));
+                drop((listener, file, stopper));
                 let _ = thread.join();
                 return Ok(());
             }
@@ -190,7 +190,7 @@ fn serve_vhost_user<H: Handler>(
             Err(e) => tracing::warn!("a guest is refused: {e}"),
         }
         threads.retain(|thread| !thread.is_finished());
-        refuse_beyond(&permits, &listener, stopper);
+        refuse_beyond(&permits, &listener, &stopper);
     }
     stopper.end_connections()?;
     threads.into_iter().for_each(|thread| drop(thread.join()));
