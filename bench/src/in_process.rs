@@ -5,7 +5,7 @@ use nix::sys::eventfd::EventFd;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use tunnelfs_guest::fuse::abi::reply_header;
+use tunnelfs_guest::fuse::message::reply_header;
 use tunnelfs_guest::{Completion, Error, Transport};
 use tunnelfs_host::fs::Passthrough;
 use tunnelfs_host::guest_buf::GuestBuf;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-pub use tunnelfs_guest::fuse::abi::opcode;
+pub use tunnelfs_fuse_abi::opcode;
 use tunnelfs_guest::{connect, fuse::message, transport::call, GuestConfig, Transport};
 use tunnelfs_ring::{allowed_cpus, set_affinity};
 use tunnelfs_settings::{self as settings, Sandbox, Seccomp, Settings};

@@ -23,7 +23,7 @@ use std::process::Command;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
 use std::time::Duration;
-use tunnelfs_guest::fuse::abi::opcode;
+use tunnelfs_fuse_abi::opcode;
 use tunnelfs_guest::fuse::device::MountOptions;
 use tunnelfs_guest::mount::{Mount, MountConfig};
 use tunnelfs_guest::Error;

@@ -6,7 +6,7 @@
 //! the connection: both would wait for ever. So this process ends the connection.
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_name, set_pdeathsig};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{getppid, Pid};
 use std::io;
@@ -41,20 +41,26 @@ pub struct Mounted {
 pub fn start(connection: u32, point: &Path) -> io::Result<()> {
     let mut command = Command::new("/proc/self/exe");
     command
-        .arg0("tunnelfs-guest")
+        .arg0("tunnelfs-abort")
         .arg(COMMAND)
         .args([std::process::id().to_string(), connection.to_string()])
         .arg(point);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
     // SAFETY: only system calls, which a process between fork and exec may make.
-    unsafe { command.pre_exec(|| prepare().map_err(io::Error::from)) };
+    unsafe { command.pre_exec(prepare) };
     command.spawn().map(drop)
 }
 
-/// It ends with the mount's process, not by signals: a whole session or service may be told to end.
-fn prepare() -> nix::Result<()> {
+/// It ends with the mount's process, not by signals: a whole session or service may be told to end. It keeps no file of
+/// the mount's: somebody may wait for the end of one.
+fn prepare() -> io::Result<()> {
     SigSet::all().thread_block()?;
-    set_pdeathsig(MAIN_THREAD_ENDED)
+    set_pdeathsig(MAIN_THREAD_ENDED)?;
+    // SAFETY: a system call that takes numbers.
+    match unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Waits until the mount's process has ended; ends its connection if it cannot.
@@ -62,6 +68,7 @@ fn prepare() -> nix::Result<()> {
 /// # Errors
 /// The system's.
 pub fn run(mounted: &Mounted) -> io::Result<()> {
+    set_name(c"tunnelfs-abort")?;
     let Some(process) = open_process(mounted.pid)? else { return Ok(()) };
     // It may have ended before its end was to be told.
     if getppid() == Pid::from_raw(mounted.pid) {

@@ -1,10 +1,10 @@
 //! A mount's figures for Prometheus and for `top`.
 
-use crate::fuse::abi::opcode;
 use crate::reconnect::Reconnect;
 use crate::stats::QueueStats;
 use std::fmt::Display;
 use std::sync::Arc;
+use tunnelfs_fuse_abi::opcode;
 use tunnelfs_program::metrics::Exposition;
 
 /// The quantiles of a summary.

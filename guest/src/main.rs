@@ -6,6 +6,7 @@ mod doctor;
 mod status;
 
 use cli::{Again, MountCommand, Request};
+use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -64,7 +65,7 @@ fn run(command: &MountCommand) -> Result<(), Error> {
         return serve(config, reload, |mount| println!("{}", mount.describe()));
     }
     let log = open_log(log_file)?;
-    let (told, tell) = nix::unistd::pipe().map_err(std::io::Error::from)?;
+    let (told, tell) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(std::io::Error::from)?;
     // SAFETY: this process has one thread so far.
     match unsafe { fork() }.map_err(std::io::Error::from)? {
         ForkResult::Parent { .. } => {

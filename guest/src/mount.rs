@@ -7,11 +7,11 @@ use crate::config::GuestConfig;
 use crate::connect::{connect_under, Connection, RetainedMemory};
 use crate::error::Error;
 use crate::figures::Figures;
-use crate::fuse::abi::{init_flag, opcode, reply_header, request_len, request_opcode, request_unique};
 use crate::fuse::device::{self, MountOptions};
 use crate::fuse::init::{self, InitReplay, InitResult};
-use crate::fuse::message::ROOT;
-use crate::fuse::message::{request, IN_HEADER, OUT_HEADER};
+use crate::fuse::message::{
+    reply_header, request, request_len, request_opcode, request_unique, IN_HEADER, OUT_HEADER, ROOT,
+};
 use crate::fuse::mountinfo;
 use crate::reconnect::monitor::{hangup_fds, root_of, HangupFds, HostMonitor};
 use crate::reconnect::Reconnect;
@@ -28,6 +28,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tunnelfs_fuse_abi::flags::init as init_flag;
+use tunnelfs_fuse_abi::opcode;
 use tunnelfs_ring::{Eventfd, LiveWait};
 use tunnelfs_settings::{Channel, Settings};
 

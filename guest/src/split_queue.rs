@@ -1,7 +1,7 @@
 //! The driver's half of a split virtqueue (virtio 1.2, section 2.7), without an
 //! allocator: whoever uses it owns the descriptors and says which one heads a chain.
 
-use crate::fuse::abi::OUT_HEADER;
+use crate::fuse::message::OUT_HEADER;
 use std::sync::atomic::{fence, AtomicU16, AtomicU32, Ordering};
 use tunnelfs_ring::SQE_INLINE_BYTES;
 

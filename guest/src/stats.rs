@@ -1,6 +1,5 @@
 //! What a mount has done so far, for people: printed on SIGUSR1.
 
-use crate::fuse::abi::opcode;
 use crate::recording::Recording;
 use crate::transport::Transport;
 use hdrhistogram::Histogram;
@@ -9,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tunnelfs_fuse_abi::opcode;
 use tunnelfs_ring::{Counters, Policy};
 
 struct Operation {

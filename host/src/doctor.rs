@@ -64,7 +64,7 @@ fn file_system(settings: &Settings, dir: &Path, report: &mut Report) {
     let Ok(found) = statfs(dir) else { return };
     let number = found.filesystem_type().0 & 0xffff_ffff;
     match REMOTE.iter().find(|(remote, _)| *remote == number) {
-        Some((_, name)) if ![Cache::Auto, Cache::Never].contains(&settings.host.cache) => report.advice(
+        Some((_, name)) if matches!(settings.host.cache, Cache::Metadata | Cache::Always) => report.advice(
             format!("cache = {:?} on {name}: what other machines change is not seen", settings.host.cache),
             "--cache auto (a second late) or never, unless this host alone changes the files",
         ),

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tunnelfs_guest::fuse::abi::opcode;
+use tunnelfs_fuse_abi::opcode;
 use tunnelfs_guest::recording;
 
 /// The command line of `record`.

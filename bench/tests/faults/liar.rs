@@ -15,7 +15,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
-use tunnelfs_guest::fuse::abi::opcode;
+use tunnelfs_fuse_abi::opcode;
 use tunnelfs_ring::Cqe;
 
 /// What is wrong with the answers.

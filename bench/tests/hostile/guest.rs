@@ -33,7 +33,7 @@ pub const QUEUES: usize = 3;
 
 /// FUSE's numbers and bodies (linux/fuse.h).
 pub mod op {
-    pub use tunnelfs_guest::fuse::abi::opcode::*;
+    pub use tunnelfs_fuse_abi::opcode::*;
 
     pub fn words(words: &[u32]) -> Vec<u8> {
         words.iter().flat_map(|w| w.to_ne_bytes()).collect()

@@ -259,7 +259,7 @@ fn writers_beside_each_other(p: &Place) {
         for thread in 0..4usize {
             let file = &file;
             s.spawn(move || {
-                for round in 0..400 {
+                for round in 0..200 {
                     let block = thread + 4 * (round * 7 % 25);
                     let data = pattern(BLOCK, (block * 1000 + round) as u64);
                     file.write_all_at(&data, (block * BLOCK) as u64).unwrap();

@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use tunnelfs_guest::fuse::abi::opcode;
+use tunnelfs_fuse_abi::opcode;
 
 /// A mount whose share has a file system that can be held.
 struct Setup {

@@ -31,6 +31,6 @@ fn trees_are_worked_on_and_requests_counted() {
     assert_eq!((row("ring-always", "untar").files, asked("untar", "CREATE")), (20, 1.0));
     assert_eq!((asked("grep", "READ"), asked("grep-again", "READ")), (1.0, 0.0), "data is cached");
     assert_eq!(asked("rm", "UNLINK"), 1.0);
-    assert!(tree::page(&run).contains("| grep-again: requests per file of ring-always |"));
+    assert!(tree::page(&run).contains("| grep-again: requests per file of ring |"));
     assert!(!is_mounted(&work.join("mnt/ring")), "nothing stays mounted");
 }

@@ -1,15 +1,16 @@
 //! `/dev/fuse`: one `readv` scatters a request into its header and a slot, one
 //! `writev` gathers the reply from there. No payload is copied in user space.
 
-use super::pending::{PendingQueue, Reply, CALLER_CHECK};
+use super::pending::{PendingQueue, CALLER_CHECK};
+use super::request::Reply;
 use crate::error::Error;
-use crate::fuse::abi::{opcode, request_len};
-use crate::fuse::message::{request, IN_HEADER, OUT_HEADER};
+use crate::fuse::message::{request, request_len, IN_HEADER, OUT_HEADER};
 use libc::iovec;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
+use tunnelfs_fuse_abi::opcode;
 use tunnelfs_ring::SlotPool;
 
 /// Header and operation structure of WRITE: behind them the data starts, in the slot.

@@ -1,11 +1,12 @@
 //! FORGET and RELEASE: the kernel gives nodes and handles back, and a later host has other numbers for them.
 
-use super::pending::{PendingQueue, PendingRequest};
+use super::pending::PendingQueue;
+use super::request::PendingRequest;
 use super::session::Session;
 use crate::error::Error;
-use crate::fuse::abi::opcode::*;
 use crate::fuse::message::BODY;
 use crate::reconnect::inodes::HostInode;
+use tunnelfs_fuse_abi::opcode::*;
 
 /// Bytes of `struct fuse_batch_forget_in`, and of each node behind it.
 const BATCH: usize = 8;
@@ -89,8 +90,7 @@ impl PendingQueue {
 mod tests {
     use super::*;
     use crate::fuse::message::tests::entry;
-    use crate::fuse::message::{request, OUT_HEADER};
-    use crate::fuse::message::{u64_at, Entry, ROOT};
+    use crate::fuse::message::{request, u64_at, Entry, OUT_HEADER, ROOT};
     use crate::reconnect::Reconnect;
     use crate::stats::QueueStats;
     use crate::transport::{Completion, Transport};
@@ -192,7 +192,7 @@ mod tests {
         assert!(reply.slot == 1 && reply.expects_no_reply());
         reconnect.handover.host_ready(1, vec![listener(&told)]);
         while queue.reap().unwrap().is_none() {}
-        let opcodes: Vec<_> = told.lock().iter().map(|(head, _)| crate::fuse::abi::request_opcode(head)).collect();
+        let opcodes: Vec<_> = told.lock().iter().map(|(head, _)| crate::fuse::message::request_opcode(head)).collect();
         assert!(opcodes.contains(&GETATTR) && !opcodes.contains(&INTERRUPT), "{opcodes:?}");
     }
 

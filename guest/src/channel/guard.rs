@@ -1,9 +1,9 @@
 //! Replies that a change has overtaken: see [`crate::coherence`].
 
-use super::pending::{PendingQueue, PendingRequest};
-use super::session::write_reply;
+use super::pending::PendingQueue;
+use super::request::PendingRequest;
 use crate::coherence::replies::{expire, is_cached};
-use crate::transport::{reply_bytes, Completion};
+use crate::transport::{reply_bytes, write_reply, Completion};
 
 impl PendingQueue {
     /// Stamps a request that is about to be sent.

@@ -8,6 +8,8 @@ mod guard;
 mod pending;
 #[cfg(test)]
 mod pending_tests;
+mod prepare;
+mod request;
 mod session;
 mod uring;
 mod write_order;

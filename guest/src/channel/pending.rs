@@ -1,95 +1,22 @@
 //! A transport with the bookkeeping that both channels need: what is under
 //! way, what must wait for room or for another host, and what the host may say about it.
 
+use super::request::{PendingRequest, Reply};
 use super::session::{Prepared, Session};
-use super::write_order::{Repeats, WriteOrder};
+use super::write_order::WriteOrder;
 use crate::coherence::counters::Deliveries;
 use crate::error::Error;
-use crate::fuse::abi::{has_reply, opcode, reply_capacity, reply_header, request_opcode, request_unique};
-use crate::fuse::message::OUT_HEADER;
-use crate::fuse::message::{u64_at, BODY};
+use crate::fuse::message::{has_reply, reply_capacity, reply_header, request_opcode, u64_at, BODY, OUT_HEADER};
 use crate::reconnect::absent::Absent;
 use crate::stats::QueueStats;
 use crate::transport::{Completion, Transport};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tunnelfs_ring::{CQE_INLINE_BYTES, SQE_INLINE_BYTES};
+use tunnelfs_fuse_abi::opcode;
 
 /// How long a request waits for room until the guest checks whether its caller has been killed.
 pub const CALLER_CHECK: Duration = Duration::from_millis(100);
-
-/// A request that the host has, or that waits for room.
-pub struct PendingRequest {
-    pub unique: u64,
-    pub opcode: u32,
-    start: Instant,
-    /// As the kernel has it.
-    pub head: [u8; SQE_INLINE_BYTES],
-    pub head_len: usize,
-    pub payload_len: u32,
-    /// The host has it.
-    pub sent: bool,
-    /// A host that has gone had it.
-    pub replay: bool,
-    /// An INTERRUPT of ours has been sent for it.
-    interrupted: bool,
-    /// What it gives back has been taken off the tables, for the host of this time.
-    pub forgotten_on: Option<u64>,
-    /// When it was sent, by the clock of changes.
-    pub stamp: u64,
-    /// Of a READ that was beside a WRITE of its bytes.
-    pub repeats: Repeats,
-}
-
-/// The host's answer to the request in `slot`, fit for the kernel.
-pub struct Reply {
-    pub slot: u32,
-    /// `fuse_out_header`, made here: the host's word is only taken for the error.
-    pub header: [u8; OUT_HEADER],
-    opcode: u32,
-    completion: Completion,
-}
-
-impl Reply {
-    /// Without a host.
-    fn own(slot: u32, request: &PendingRequest, error: i32) -> Reply {
-        let completion = Completion { slot, head: [0; CQE_INLINE_BYTES], head_len: OUT_HEADER, payload_len: 0 };
-        Reply { slot, header: reply_header(OUT_HEADER, error, request.unique), opcode: request.opcode, completion }
-    }
-
-    /// Whether the kernel expects no reply (FORGET, INTERRUPT).
-    pub fn expects_no_reply(&self) -> bool {
-        !has_reply(self.opcode)
-    }
-
-    /// The header of a reply that is an error instead.
-    pub fn error_header(&self, error: i32) -> [u8; OUT_HEADER] {
-        reply_header(OUT_HEADER, error, request_unique(&self.header))
-    }
-
-    /// Reply bytes before those in the slot.
-    pub fn inline(&self) -> &[u8] {
-        if self.failed() {
-            &[]
-        } else {
-            self.completion.inline()
-        }
-    }
-
-    /// Reply bytes in the slot.
-    pub fn payload_len(&self) -> usize {
-        if self.failed() {
-            0
-        } else {
-            self.completion.payload_len
-        }
-    }
-
-    fn failed(&self) -> bool {
-        self.header[4..8] != [0; 4]
-    }
-}
 
 /// One request queue to the host.
 pub struct PendingQueue {
@@ -172,7 +99,7 @@ impl PendingQueue {
     pub fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32) -> Result<(), Error> {
         let mut request = PendingRequest::new(head, payload_len);
         self.stamp(&mut request);
-        self.write_order.begin(&request);
+        self.write_order.begin(head);
         if let Some(session) = &mut self.session {
             session.save(slot, &request, self.transport.slot(slot));
         }
@@ -304,7 +231,7 @@ impl PendingQueue {
     fn reply_locally(&mut self, slot: u32, error: i32) {
         if let Some(mut request) = self.requests[slot as usize].take() {
             self.stats.end(slot);
-            self.write_order.end(&mut request);
+            self.write_order.end(&request.head, &mut request.repeats);
             self.local_replies.push_back(Reply::own(slot, &request, error));
         }
     }
@@ -383,7 +310,9 @@ impl PendingQueue {
 
     /// Notes that a request is answered, and whether it is a READ that may have overtaken a WRITE.
     fn ends_too_early(&mut self, slot: u32) -> bool {
-        self.requests[slot as usize].as_mut().is_some_and(|request| self.write_order.end(request))
+        self.requests[slot as usize]
+            .as_mut()
+            .is_some_and(|request| self.write_order.end(&request.head, &mut request.repeats))
     }
 
     /// Sends a request again; to the next host, if this one has gone.
@@ -463,26 +392,5 @@ impl PendingQueue {
             self.check_callers();
         }
         Ok(())
-    }
-}
-
-impl PendingRequest {
-    pub fn new(head: &[u8], payload_len: u32) -> PendingRequest {
-        let mut copy = [0; SQE_INLINE_BYTES];
-        copy[..head.len()].copy_from_slice(head);
-        PendingRequest {
-            unique: request_unique(head),
-            opcode: request_opcode(head),
-            start: Instant::now(),
-            head: copy,
-            head_len: head.len(),
-            payload_len,
-            sent: false,
-            replay: false,
-            interrupted: false,
-            forgotten_on: None,
-            stamp: 0,
-            repeats: Repeats::default(),
-        }
     }
 }

@@ -2,7 +2,6 @@
 
 use super::pending::PendingQueue;
 use super::WriteOrder;
-use crate::fuse::abi::opcode;
 use crate::fuse::message::{request, OUT_HEADER};
 use crate::stats::QueueStats;
 use crate::transport::socket::SocketTransport;
@@ -10,6 +9,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
+use tunnelfs_fuse_abi::opcode;
 use tunnelfs_ring::{Geometry, WaitConfig};
 
 /// A request's header and `fuse_read_in` or `fuse_write_in`: both have 40 bytes.

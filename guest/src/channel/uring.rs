@@ -4,11 +4,11 @@
 //! Source of the protocol: `struct fuse_uring_req_header`, `fuse_uring_ent_in_out`
 //! and `fuse_uring_cmd_req` of linux/fuse.h 7.42, and the kernel's fs/fuse/dev_uring.c.
 
-use super::pending::{PendingQueue, Reply};
+use super::pending::PendingQueue;
+use super::request::Reply;
 use crate::error::Error;
-use crate::fuse::abi::{request_len, request_opcode};
 use crate::fuse::device::uring_hint;
-use crate::fuse::message::{IN_HEADER, OUT_HEADER};
+use crate::fuse::message::{request_len, request_opcode, IN_HEADER, OUT_HEADER};
 use io_uring::squeue::Entry128;
 use io_uring::{cqueue, opcode, types, IoUring};
 use libc::iovec;
@@ -309,7 +309,7 @@ impl Channel {
         if !rest.is_empty() {
             // SETATTR, whose structure alone is its whole body: its end goes where a payload would.
             if payload_len > 0 {
-                let name = crate::fuse::abi::opcode::name(request_opcode(&headers.in_out));
+                let name = tunnelfs_fuse_abi::opcode::name(request_opcode(&headers.in_out));
                 return Err(Error::Setup(format!("{name}: its structure is too long for a ring entry")));
             }
             // SAFETY: a slot has at least `MIN_SLOT_SIZE` bytes, `rest` at most 128.

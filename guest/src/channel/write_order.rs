@@ -7,11 +7,10 @@
 //! A page that is being read is locked, so a WRITE of it that the kernel sends later has been under way for longer than the
 //! READ. So all count that are under way when the READ is sent, or come before its answer; not those that come later.
 
-use super::pending::PendingRequest;
-use crate::fuse::abi::{opcode, u32_at};
-use crate::fuse::message::{u64_at, BODY, NODE};
+use crate::fuse::message::{request_opcode, request_unique, u32_at, u64_at, BODY, NODE};
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
+use tunnelfs_fuse_abi::opcode;
 
 /// Files share a list by their node's number.
 const BUCKETS: usize = 32;
@@ -66,10 +65,10 @@ struct Range {
 
 impl Range {
     /// Of a READ's or a WRITE's header: `fuse_read_in` and `fuse_write_in` both begin with `fh`, `offset`, `size`.
-    fn of(request: &PendingRequest) -> Range {
-        let start = u64_at(&request.head, BODY + 8);
-        let end = start.saturating_add(u64::from(u32_at(&request.head, BODY + 16)));
-        Range { node: u64_at(&request.head, NODE), start, end }
+    fn of(head: &[u8]) -> Range {
+        let start = u64_at(head, BODY + 8);
+        let end = start.saturating_add(u64::from(u32_at(head, BODY + 16)));
+        Range { node: u64_at(head, NODE), start, end }
     }
 
     fn overlaps(&self, other: &Range) -> bool {
@@ -107,23 +106,22 @@ impl Bucket {
 }
 
 impl WriteOrder {
-    /// Notes a request that is about to be sent.
-    pub fn begin(&self, request: &PendingRequest) {
-        match request.opcode {
-            opcode::WRITE => self.bucket(request).lock().add_write(request.unique, Range::of(request)),
-            opcode::READ => self.bucket(request).lock().add_read(request.unique, Range::of(request)),
+    /// Notes a request that is about to be sent, by its header and what follows.
+    pub fn begin(&self, head: &[u8]) {
+        match request_opcode(head) {
+            opcode::WRITE => self.bucket(head).lock().add_write(request_unique(head), Range::of(head)),
+            opcode::READ => self.bucket(head).lock().add_read(request_unique(head), Range::of(head)),
             _ => {}
         }
     }
 
     /// Notes an answer. Whether the request must be sent again, if the answer is no error.
-    pub fn end(&self, request: &mut PendingRequest) -> bool {
-        if !matches!(request.opcode, opcode::READ | opcode::WRITE) {
+    pub fn end(&self, head: &[u8], repeats: &mut Repeats) -> bool {
+        if !matches!(request_opcode(head), opcode::READ | opcode::WRITE) {
             return false;
         }
-        let mut bucket = self.bucket(request).lock();
-        let repeats = &mut request.repeats;
-        match bucket.remove(request.unique) {
+        let mut bucket = self.bucket(head).lock();
+        match bucket.remove(request_unique(head)) {
             Some(Kind::Read { beside_write }) => (repeats.beside_write, repeats.until) = (beside_write, bucket.writes),
             Some(Kind::Write(_)) => return false,
             None => {}
@@ -132,13 +130,12 @@ impl WriteOrder {
             return false;
         }
         repeats.count += 1;
-        let until = repeats.until;
-        request.repeats.beside_write = bucket.has_write(&Range::of(request), until);
+        repeats.beside_write = bucket.has_write(&Range::of(head), repeats.until);
         true
     }
 
-    fn bucket(&self, request: &PendingRequest) -> &Mutex<Bucket> {
-        &self.buckets[u64_at(&request.head, NODE) as usize % BUCKETS]
+    fn bucket(&self, head: &[u8]) -> &Mutex<Bucket> {
+        &self.buckets[u64_at(head, NODE) as usize % BUCKETS]
     }
 }
 
@@ -147,64 +144,70 @@ mod tests {
     use super::*;
     use crate::fuse::message::request;
 
-    fn pending(opcode: u32, unique: u64, node: u64, offset: u64, size: u32) -> PendingRequest {
+    /// A request under way.
+    struct Begun<'a>(&'a WriteOrder, Vec<u8>, Repeats);
+
+    impl Begun<'_> {
+        fn end(&mut self) -> bool {
+            self.0.end(&self.1, &mut self.2)
+        }
+    }
+
+    fn begin(order: &WriteOrder, opcode: u32, unique: u64, (node, offset, size): (u64, u64, u32)) -> Begun<'_> {
         let mut body = [0; 40];
         body[8..16].copy_from_slice(&offset.to_ne_bytes());
         body[16..20].copy_from_slice(&size.to_ne_bytes());
-        PendingRequest::new(&request(opcode, node, unique, &body, 0), 0)
-    }
-
-    fn begun(order: &WriteOrder, request: PendingRequest) -> PendingRequest {
-        order.begin(&request);
-        request
+        let head = request(opcode, node, unique, &body, 0);
+        order.begin(&head);
+        Begun(order, head, Repeats::default())
     }
 
     #[test]
     fn a_read_beside_a_write_of_its_bytes_is_repeated_until_that_has_ended() {
         let order = WriteOrder::default();
-        let mut write = begun(&order, pending(opcode::WRITE, 2, 5, 1000, 3000));
-        let mut read = begun(&order, pending(opcode::READ, 4, 5, 0, 4096));
-        assert!(order.end(&mut read));
-        assert!(!order.end(&mut write));
+        let mut write = begin(&order, opcode::WRITE, 2, (5, 1000, 3000));
+        let mut read = begin(&order, opcode::READ, 4, (5, 0, 4096));
+        assert!(read.end());
+        assert!(!write.end());
         // It was sent while the WRITE was under way; the next time it was not.
-        assert!(order.end(&mut read) && !order.end(&mut read));
+        assert!(read.end() && !read.end());
     }
 
     #[test]
     fn a_write_that_comes_and_goes_during_the_read_counts() {
         let order = WriteOrder::default();
-        let mut read = begun(&order, pending(opcode::READ, 4, 5, 0, 4096));
-        let mut write = begun(&order, pending(opcode::WRITE, 2, 5, 1000, 3000));
-        order.end(&mut write);
-        assert!(order.end(&mut read) && !order.end(&mut read));
+        let mut read = begin(&order, opcode::READ, 4, (5, 0, 4096));
+        let mut write = begin(&order, opcode::WRITE, 2, (5, 1000, 3000));
+        write.end();
+        assert!(read.end() && !read.end());
     }
 
     #[test]
     fn later_writes_do_not() {
         let order = WriteOrder::default();
-        let mut read = begun(&order, pending(opcode::READ, 4, 5, 0, 4096));
-        let mut write = begun(&order, pending(opcode::WRITE, 2, 5, 0, 1));
-        assert!(order.end(&mut read));
-        begun(&order, pending(opcode::WRITE, 6, 5, 0, 1));
-        order.end(&mut write);
-        assert!(order.end(&mut read) && !order.end(&mut read));
+        let mut read = begin(&order, opcode::READ, 4, (5, 0, 4096));
+        let mut write = begin(&order, opcode::WRITE, 2, (5, 0, 1));
+        assert!(read.end());
+        begin(&order, opcode::WRITE, 6, (5, 0, 1));
+        write.end();
+        assert!(read.end() && !read.end());
     }
 
     #[test]
     fn reads_of_other_bytes_go_on() {
         let order = WriteOrder::default();
-        begun(&order, pending(opcode::WRITE, 2, 5, 1000, 3000));
+        begin(&order, opcode::WRITE, 2, (5, 1000, 3000));
         for (node, offset, size) in [(5, 0, 1000), (5, 4000, 4096), (5 + BUCKETS as u64, 0, 4096)] {
-            let mut read = begun(&order, pending(opcode::READ, 4, node, offset, size));
-            assert!(!order.end(&mut read));
+            let mut read = begin(&order, opcode::READ, 4, (node, offset, size));
+            assert!(!read.end());
         }
     }
 
     #[test]
     fn a_stuck_write_lets_readers_go_on() {
         let order = WriteOrder::default();
-        begun(&order, pending(opcode::WRITE, 2, 5, 0, 1));
-        let mut read = begun(&order, pending(opcode::READ, 4, 5, 0, 4096));
-        assert_eq!((0..=TRIES).filter(|_| order.end(&mut read)).count(), usize::from(TRIES));
+        begin(&order, opcode::WRITE, 2, (5, 0, 1));
+        let mut read = begin(&order, opcode::READ, 4, (5, 0, 4096));
+        assert_eq!((0..=TRIES).filter(|_| read.end()).count(), usize::from(TRIES));
     }
 }

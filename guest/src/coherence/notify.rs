@@ -1,6 +1,6 @@
 //! Notifications to the kernel: messages that nobody asked for (`enum fuse_notify_code` of linux/fuse.h).
 
-use crate::fuse::abi::OUT_HEADER;
+use crate::fuse::message::OUT_HEADER;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;

@@ -1,9 +1,8 @@
 //! Replies that a change has overtaken: what they say must not stay in the kernel's cache.
 
 use super::counters::{ChangeCounters, Key};
-use crate::fuse::abi::opcode::*;
-use crate::fuse::abi::{request_opcode, u32_at};
-use crate::fuse::message::{direntplus_entries, next_name, put_u64, u64_at, ENTRY, NODE};
+use crate::fuse::message::{direntplus_entries, next_name, put_u64, request_opcode, u32_at, u64_at, ENTRY, NODE};
+use tunnelfs_fuse_abi::opcode::*;
 
 /// `fuse_entry_out`: the time limits of the name and of the attributes, then their nanoseconds.
 const ENTRY_VALID: usize = 16;

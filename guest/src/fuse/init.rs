@@ -1,8 +1,8 @@
 //! INIT passes through here: each side is told what the other, and the slots
 //! between them, can carry.
 
-use super::abi::{init_flag::*, u32_at};
-use crate::fuse::message::IN_HEADER;
+use super::message::{u32_at, IN_HEADER};
+use tunnelfs_fuse_abi::flags::init::*;
 
 /// What a mount wants of INIT.
 #[derive(Clone, Copy, Debug)]
@@ -41,34 +41,6 @@ const OUT_MAX_WRITE: usize = 20;
 const OUT_MAX_PAGES: usize = 28;
 const OUT_MAP_ALIGNMENT: usize = 30;
 const OUT_FLAGS2: usize = 32;
-
-/// INIT flags that only this module names; the others are in [`super::abi::init_flag`].
-mod flag {
-    pub const ASYNC_READ: u64 = 1;
-    pub const EXPORT_SUPPORT: u64 = 1 << 4;
-    pub const BIG_WRITES: u64 = 1 << 5;
-    pub const DONT_MASK: u64 = 1 << 6;
-    pub const HAS_IOCTL_DIR: u64 = 1 << 11;
-    pub const AUTO_INVAL_DATA: u64 = 1 << 12;
-    pub const DO_READDIRPLUS: u64 = 1 << 13;
-    pub const READDIRPLUS_AUTO: u64 = 1 << 14;
-    pub const ASYNC_DIO: u64 = 1 << 15;
-    pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
-    pub const PARALLEL_DIROPS: u64 = 1 << 18;
-    pub const HANDLE_KILLPRIV: u64 = 1 << 19;
-    pub const POSIX_ACL: u64 = 1 << 20;
-    pub const CACHE_SYMLINKS: u64 = 1 << 23;
-    pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
-    pub const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
-    pub const SUBMOUNTS: u64 = 1 << 27;
-    pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
-    pub const SETXATTR_EXT: u64 = 1 << 29;
-    pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
-    pub const HAS_EXPIRE_ONLY: u64 = 1 << 35;
-    pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
-    pub const NO_EXPORT_SUPPORT: u64 = 1 << 38;
-}
-use flag::*;
 
 /// The flags that pass between kernel and host, and why each may. A flag that is not here passes neither way:
 /// what it brings (messages, memory, descriptors) might not be carried.

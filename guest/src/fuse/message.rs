@@ -2,9 +2,12 @@
 //!
 //! Source: the structures of `linux/fuse.h`; offsets are from a message's start.
 
-use crate::fuse::abi::{opcode::*, u32_at};
+use tunnelfs_fuse_abi::opcode::{self, *};
 
-pub use crate::fuse::abi::{IN_HEADER, OUT_HEADER};
+/// Bytes of `struct fuse_in_header`.
+pub const IN_HEADER: usize = 40;
+/// Bytes of `struct fuse_out_header`.
+pub const OUT_HEADER: usize = 16;
 
 /// A request's first bytes: `fuse_in_header` (as the calling user) and `body`;
 /// `payload` more bytes follow elsewhere.
@@ -22,9 +25,64 @@ pub fn request(opcode: u32, nodeid: u64, unique: u64, body: &[u8], payload: usiz
 }
 
 /// A reply's `len` and `error` fields.
-pub fn reply_header(head: &[u8]) -> (usize, i32) {
+pub fn parse_reply_header(head: &[u8]) -> (usize, i32) {
     let word = |at: usize| <[u8; 4]>::try_from(&head[at..at + 4]).expect("four bytes");
     (u32::from_ne_bytes(word(0)) as usize, i32::from_ne_bytes(word(4)))
+}
+
+/// Whether the kernel expects a reply to a request of this opcode.
+pub fn has_reply(opcode: u32) -> bool {
+    !matches!(opcode, opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT)
+}
+
+/// A field of a request's header: `len`, `opcode`, `unique`.
+pub fn request_len(head: &[u8]) -> usize {
+    u32_at(head, 0) as usize
+}
+
+/// `fuse_in_header.opcode`.
+pub fn request_opcode(head: &[u8]) -> u32 {
+    u32_at(head, 4)
+}
+
+/// `fuse_in_header.unique`.
+pub fn request_unique(head: &[u8]) -> u64 {
+    u64::from(u32_at(head, 8)) | u64::from(u32_at(head, 12)) << 32
+}
+
+/// Bytes that every reply fits which is no data, list or extended attribute: more than any structure, as much as PATH_MAX.
+const SMALL_REPLY: u32 = 4096;
+
+/// Most bytes that a reply may have behind its header, in a slot of `slot_size` bytes.
+///
+/// Not more than was asked for: stock virtiofsd 1.14 reads as much of a file as there is room. None for a request without
+/// a reply, and little where the reply is a structure: the socket lets only small ones pass one that is under way. An
+/// INTERRUPT must, and so must a killed program's FLUSH.
+pub fn reply_capacity(head: &[u8], slot_size: usize) -> u32 {
+    let slot_size = slot_size as u32;
+    match request_opcode(head) {
+        // `fuse_read_in.size`
+        opcode::READ | opcode::READDIR | opcode::READDIRPLUS => u32_at(head, IN_HEADER + 16).min(slot_size),
+        opcode if !has_reply(opcode) => 0,
+        opcode::GETXATTR | opcode::LISTXATTR | opcode::IOCTL => slot_size,
+        // A structure, or a link's target.
+        1..=opcode::COPY_FILE_RANGE_64 => slot_size.min(SMALL_REPLY),
+        _ => slot_size,
+    }
+}
+
+/// `fuse_out_header`.
+pub fn reply_header(len: usize, error: i32, unique: u64) -> [u8; 16] {
+    let mut out = [0; 16];
+    out[..4].copy_from_slice(&(len as u32).to_ne_bytes());
+    out[4..8].copy_from_slice(&error.to_ne_bytes());
+    out[8..].copy_from_slice(&unique.to_ne_bytes());
+    out
+}
+
+/// The `u32` at a byte offset; 0 beyond the end.
+pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("four bytes")))
 }
 
 /// `fuse_in_header.nodeid`.
@@ -157,6 +215,25 @@ pub fn direntplus_entries(reply: &[u8]) -> Vec<(usize, Entry, &[u8])> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    #[test]
+    fn a_reply_has_no_more_room_than_was_asked_for() {
+        let mut head = [0; 80];
+        head[4..8].copy_from_slice(&opcode::READ.to_ne_bytes());
+        head[56..60].copy_from_slice(&4096u32.to_ne_bytes());
+        assert_eq!((reply_capacity(&head, 1 << 20), reply_capacity(&head, 1024)), (4096, 1024));
+        head[4..8].copy_from_slice(&opcode::INIT.to_ne_bytes());
+        assert_eq!(reply_capacity(&head, 1 << 20), SMALL_REPLY);
+        head[4..8].copy_from_slice(&opcode::GETXATTR.to_ne_bytes());
+        assert_eq!(reply_capacity(&head, 1 << 20), 1 << 20);
+        head[4..8].copy_from_slice(&0x5446_0005u32.to_ne_bytes());
+        assert_eq!(reply_capacity(&head, 1 << 20), 1 << 20);
+        assert_eq!(reply_capacity(&head[..40], 100), 100);
+        for silent in [opcode::INTERRUPT, opcode::FORGET, opcode::BATCH_FORGET] {
+            head[4..8].copy_from_slice(&silent.to_ne_bytes());
+            assert_eq!(reply_capacity(&head, 1 << 20), 0);
+        }
+    }
 
     /// A `fuse_entry_out`.
     pub fn entry(node: u64, ino: u64, mode: u32, links: u32) -> Vec<u8> {

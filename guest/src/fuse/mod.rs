@@ -2,7 +2,6 @@
 //!
 //! Source of every number: the kernel's `include/uapi/linux/fuse.h`, 7.42 and later.
 
-pub mod abi;
 pub mod device;
 pub mod init;
 pub mod message;

@@ -4,9 +4,8 @@
 //! An entry counts for one host only. While that host lives it stays right: the kernel holds a node while it has a
 //! handle of it open, and a handle's number is not given out again (`Tables::opened`).
 
-use crate::fuse::abi::opcode::{READ, RELEASE, WRITE};
-use crate::fuse::abi::request_opcode;
-use crate::fuse::message::{put_u64, u64_at, BODY, NODE};
+use crate::fuse::message::{put_u64, request_opcode, u64_at, BODY, NODE};
+use tunnelfs_fuse_abi::opcode::{READ, RELEASE, WRITE};
 
 /// Direct-mapped; 8 KiB a queue.
 const ENTRIES: usize = 256;
@@ -85,8 +84,8 @@ impl HandleCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuse::abi::opcode::{FSYNC, GETATTR};
     use crate::fuse::message::request;
+    use tunnelfs_fuse_abi::opcode::{FSYNC, GETATTR};
 
     fn ask(opcode: u32, node: u64, handle: u64) -> Vec<u8> {
         request(opcode, node, 1, &handle.to_ne_bytes(), 0)

@@ -1,6 +1,6 @@
 //! The options of a host behind the INIT flags that it does not agree to.
 
-use crate::fuse::abi::init_flag::WRITEBACK_CACHE;
+use tunnelfs_fuse_abi::flags::init::WRITEBACK_CACHE;
 
 /// Each option, with the flags that hang on it (linux/fuse.h).
 const OPTIONS: [(&str, u64); 6] = [

@@ -4,11 +4,8 @@ use super::{missing_options, Reconnect};
 use crate::config::GuestConfig;
 use crate::connect::{connect_again, Connection, RetainedMemory};
 use crate::error::Error;
-use crate::fuse::abi::init_flag::INIT_EXT;
-use crate::fuse::abi::{opcode, u32_at};
 use crate::fuse::init::{self, InitReplay};
-use crate::fuse::message::{request, IN_HEADER};
-use crate::fuse::message::{Identity, ROOT};
+use crate::fuse::message::{request, u32_at, Identity, IN_HEADER, ROOT};
 use crate::timeout;
 use crate::transport::{call_within, reply_bytes, Transport};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -16,6 +13,8 @@ use nix::sys::socket::{shutdown, Shutdown};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tunnelfs_fuse_abi::flags::init::INIT_EXT;
+use tunnelfs_fuse_abi::opcode;
 
 /// Between two looks whether somebody listens, or whether a queue has come to rest.
 const AGAIN: Duration = Duration::from_millis(20);

@@ -1,7 +1,7 @@
 //! What may be asked again after the host that was asked has died: it may have done it, or not.
 
-use crate::fuse::abi::{opcode::*, request_opcode, u32_at};
-use crate::fuse::message::{u64_at, BODY};
+use crate::fuse::message::{request_opcode, u32_at, u64_at, BODY};
+use tunnelfs_fuse_abi::opcode::*;
 
 /// FUSE_WRITE_CACHE: the kernel itself says where it goes.
 const WRITE_CACHE: u32 = 1;

@@ -1,10 +1,9 @@
 //! Inodes and handles together: a request's numbers on their way out, a reply's on their way in.
 
 use super::inodes::{HostInode, InodeTable, Unresolved};
-use crate::fuse::abi::opcode::*;
-use crate::fuse::abi::{request_opcode, u32_at};
-use crate::fuse::message::{self, put_u64, u64_at, Entry, BODY, ENTRY, NODE, OPENED};
+use crate::fuse::message::{self, put_u64, request_opcode, u32_at, u64_at, Entry, BODY, ENTRY, NODE, OPENED};
 use std::collections::HashMap;
+use tunnelfs_fuse_abi::opcode::*;
 use tunnelfs_ring::SQE_INLINE_BYTES;
 
 /// Flags of an open(2) that would do something once more.
@@ -201,9 +200,8 @@ fn rename<'a>(head: &[u8], names: &'a [u8]) -> Option<(&'a [u8], &'a [u8], bool)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuse::message::request;
     use crate::fuse::message::tests::{direntplus, entry};
-    use crate::fuse::message::ROOT;
+    use crate::fuse::message::{request, ROOT};
 
     const FLAGS: u32 = (libc::O_RDWR | libc::O_APPEND) as u32;
 

@@ -1,7 +1,7 @@
 //! The driver side of a transport: what a FUSE channel or a benchmark needs.
 
 use crate::error::Error;
-use crate::fuse::message::{reply_header, OUT_HEADER};
+use crate::fuse::message::{parse_reply_header, OUT_HEADER};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::os::fd::BorrowedFd;
 use tunnelfs_ring::{Counters, Eventfd, CQE_INLINE_BYTES};
@@ -26,7 +26,7 @@ pub struct Completion {
 impl Completion {
     /// 0, or a negative errno.
     pub fn error(&self) -> i32 {
-        reply_header(&self.head).1
+        parse_reply_header(&self.head).1
     }
 
     /// Reply bytes in the entry, behind the header.
@@ -135,6 +135,19 @@ fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>, limit: PollTimeout) -> 
         }
         Ok(_) => Ok(()),
     }
+}
+
+/// Writes a reply's bytes back to where they were.
+pub fn write_reply(transport: &dyn Transport, completion: &mut Completion, reply: &[u8]) {
+    let start = completion.head_len - completion.inline().len();
+    let inline = completion.inline().len();
+    let end = completion.head_len;
+    completion.head[start..end].copy_from_slice(&reply[..inline]);
+    let (at, size) = transport.slot(completion.slot);
+    let rest = &reply[inline..];
+    assert!(rest.len() <= size);
+    // SAFETY: the slot is ours again, and that large.
+    unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), at, rest.len()) };
 }
 
 /// A private copy of a reply without its header.

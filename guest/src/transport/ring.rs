@@ -2,7 +2,7 @@
 
 use super::{call, Completion, Transport};
 use crate::error::Error;
-use crate::fuse::message::{reply_header, request, OUT_HEADER};
+use crate::fuse::message::{parse_reply_header, request, OUT_HEADER};
 use crate::link::Link;
 use crate::transport::virtqueue;
 use std::os::fd::BorrowedFd;
@@ -105,7 +105,7 @@ impl Transport for RingTransport {
         let room = self.in_flight.get_mut(cqe.user_data as usize).and_then(Option::take);
         let room = room.ok_or(Error::Protocol("completion of a request that was not made"))? as usize;
         let (head_len, payload_len) = (cqe.inline_len as usize, cqe.payload_len as usize);
-        let told = reply_header(&cqe.inline).0;
+        let told = parse_reply_header(&cqe.inline).0;
         // No bytes at all: the answer to a request without a reply.
         let empty = head_len == 0 && payload_len == 0;
         if head_len > cqe.inline.len()

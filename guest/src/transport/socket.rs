@@ -4,8 +4,7 @@
 use super::{Completion, Transport};
 use crate::config::GuestConfig;
 use crate::error::Error;
-use crate::fuse::abi::{has_reply, request_opcode};
-use crate::fuse::message::{reply_header, request, OUT_HEADER};
+use crate::fuse::message::{has_reply, parse_reply_header, request, request_opcode, OUT_HEADER};
 use crate::timeout::Opened;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::collections::{HashMap, VecDeque};
@@ -224,7 +223,7 @@ impl SocketTransport {
         let unique: [u8; 8] = head[8..16].try_into().expect("eight bytes");
         let known = self.in_flight.remove(&unique);
         let (slot, room) = known.ok_or(Error::Protocol("completion of a request that was not made"))?;
-        let len = reply_header(&head).0.saturating_sub(OUT_HEADER);
+        let len = parse_reply_header(&head).0.saturating_sub(OUT_HEADER);
         if len > room as usize {
             return Err(Error::Protocol("reply longer than its room"));
         }
@@ -350,12 +349,12 @@ impl Transport for SocketTransport {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuse::abi::opcode;
     use crate::fuse::message::request;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
     use std::sync::mpsc;
     use std::time::Duration;
+    use tunnelfs_fuse_abi::opcode;
     use tunnelfs_settings::Settings;
 
     const SIZE: usize = 4096;

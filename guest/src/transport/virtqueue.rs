@@ -5,7 +5,7 @@
 
 use super::{Completion, Transport};
 use crate::error::Error;
-use crate::fuse::message::{reply_header, OUT_HEADER};
+use crate::fuse::message::{parse_reply_header, OUT_HEADER};
 use crate::link::memory::SETUP_BUFFER;
 use crate::link::Link;
 use crate::split_queue::{Descriptor, Headers, SplitQueue, NEXT, PER_SLOT, WRITE};
@@ -150,7 +150,7 @@ impl Transport for VirtqueueTransport {
         // SAFETY: there is a place for each slot's headers; any bytes are valid ones.
         let answer = unsafe { (&raw const (*self.headers.add(slot as usize)).out_header).read_volatile() };
         head[..OUT_HEADER].copy_from_slice(&answer);
-        let payload_len = reply_header(&head).0.saturating_sub(OUT_HEADER);
+        let payload_len = parse_reply_header(&head).0.saturating_sub(OUT_HEADER);
         if payload_len > room as usize {
             return Err(Error::Protocol("reply longer than its room"));
         }

@@ -133,9 +133,11 @@ impl Coherence {
     }
 
     /// The guest has a file open for reading: whether it may keep the data that it has.
-    pub fn opened(&self, inode: &Inode, pin: &Pin, file: BorrowedFd<'_>, fh: u64) -> bool {
+    pub fn opened(&self, inode: &Inode, pin: &Pin, fh: u64) -> bool {
         let Some(guest) = self.listener() else { return false };
-        guest.watches.reports(&inode.key, pin.as_fd()) && guest.leases.opened(inode.id, file, fh)
+        let name = FdName::new(pin.as_fd());
+        let open = || sys::open_at(self.descriptors.as_fd(), name.as_c_str(), libc::O_RDONLY | libc::O_NONBLOCK, 0);
+        guest.watches.reports(&inode.key, pin.as_fd()) && guest.leases.opened(inode.id, fh, open)
     }
 
     /// The guest has closed a file.

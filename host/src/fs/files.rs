@@ -102,7 +102,7 @@ impl Passthrough {
         let fh = self.handles.add(file, held, flags, count);
         if !writes && self.config.cache == Cache::Coherent {
             let handle = self.handle(fh, node)?;
-            if self.coherence.opened(&inode, &handle.held.pin, handle.as_fd(), fh) {
+            if self.coherence.opened(&inode, &handle.held.pin, fh) {
                 open_flags |= fopen::KEEP_CACHE;
             }
         }

@@ -9,7 +9,7 @@ use super::sys::check;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 use std::time::{Duration, Instant};
 
@@ -43,8 +43,7 @@ struct Lease {
 }
 
 impl Lease {
-    fn take(file: BorrowedFd<'_>, thread: libc::pid_t, turn: u64, first: u64) -> io::Result<Lease> {
-        let fd = file.try_clone_to_owned()?;
+    fn take(fd: OwnedFd, thread: libc::pid_t, turn: u64, first: u64) -> io::Result<Lease> {
         let (raw, owner) = (fd.as_raw_fd(), Owner { kind: F_OWNER_TID, pid: thread });
         // SAFETY: a descriptor of this function's, numbers, and a structure.
         unsafe {
@@ -64,8 +63,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // Other descriptors may share the open file. SAFETY: a descriptor and numbers.
-        unsafe { libc::fcntl(self.fd.as_fd().as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+        // A process that was forked meanwhile may have the open file too. SAFETY: a descriptor and numbers.
+        unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
     }
 }
 
@@ -121,9 +120,11 @@ impl Leases {
         Leases { table: Mutex::default(), count, late, budget, thread }
     }
 
-    /// The guest opens `file`, which is `node`, for reading, as its open file `fh`. Whether it may keep the data that
-    /// it has of it.
-    pub fn opened(&self, node: u64, file: BorrowedFd<'_>, fh: u64) -> bool {
+    /// The guest opens `node` for reading, as its open file `fh`. Whether it may keep the data that it has of it.
+    ///
+    /// `open` opens the file once more for the lease: if both were one open file, the guest's locks would not end when
+    /// the guest closes it.
+    pub fn opened(&self, node: u64, fh: u64, open: impl FnOnce() -> io::Result<OwnedFd>) -> bool {
         let mut table = self.table.lock();
         let (turn, wanted) = (table.next_turn(), table.wanted.contains_key(&node));
         if let Some(lease) = table.by_node.get_mut(&node) {
@@ -141,7 +142,7 @@ impl Leases {
             let Some(&oldest) = table.by_turn.values().next() else { break };
             table.remove(oldest);
         }
-        match Lease::take(file, self.thread, turn, fh) {
+        match open().and_then(|fd| Lease::take(fd, self.thread, turn, fh)) {
             Ok(lease) => table.insert(node, lease),
             // Somebody has it open for writing, it is another user's, or the file system has no leases.
             Err(e) => tracing::trace!("no lease on node {node}: {e}"),

@@ -382,6 +382,8 @@ impl Passthrough {
         ask(init::EXPORT_SUPPORT, self.inodes.has_handles());
         ask(init::NO_EXPORT_SUPPORT, !self.inodes.has_handles());
         ask(init::DO_READDIRPLUS | init::READDIRPLUS_AUTO, config.readdirplus);
+        // A link's target never changes: another one is another inode.
+        ask(init::CACHE_SYMLINKS, !matches!(config.cache, Cache::Never | Cache::Auto));
         ask(init::WRITEBACK_CACHE, config.writeback);
         ask(init::HANDLE_KILLPRIV_V2, config.killpriv);
         ask(init::DIRECT_IO_ALLOW_MMAP, config.mmap);

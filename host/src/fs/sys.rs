@@ -106,7 +106,10 @@ impl FileHandle {
         let fd = check(unsafe {
             let flags = flags | libc::O_CLOEXEC;
             libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw mut raw, flags)
-        })?;
+        });
+        // ext4 says ENOMEM while it makes a new inode with the number of the one that is gone (iget_locked finds it, but
+        // not ready). A kernel that really has no memory is as good as one that has lost the file.
+        let fd = fd.map_err(|e| if e.raw_os_error() == Some(libc::ENOMEM) { errno(libc::ESTALE) } else { e })?;
         // SAFETY: it has just been opened, for this owner.
         Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
     }

@@ -6,7 +6,7 @@
 pub mod changes;
 pub mod control;
 pub mod flags;
-mod opcode;
+pub mod opcode;
 mod structs;
 
 pub use opcode::Opcode;

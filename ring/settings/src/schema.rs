@@ -140,11 +140,11 @@ pub enum Cache {
     /// Names and attributes for a day; data not at all.
     Metadata,
     /// Names and attributes for a second; data until the file changes or is opened again.
-    #[default]
     Auto,
     /// Everything, as long as the guest likes: nobody else changes the directory.
     Always,
     /// Everything, as long as the guest likes: it is told of changes. Where it cannot be: as with `Auto`.
+    #[default]
     Coherent,
 }
 

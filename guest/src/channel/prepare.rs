@@ -1,0 +1,303 @@
+//! What a queue asks a later host before a request can go to it, and what it notes of the answers.
+
+use super::forget::ForgetAction;
+use super::pending::PendingQueue;
+use super::session::{Prepared, SAVED_BYTES};
+use crate::error::Error;
+use crate::fuse::message::{self, put_u64, request_opcode, u64_at, Entry, IN_HEADER, NODE};
+use crate::reconnect::inodes::Unresolved;
+use crate::reconnect::replay::{self, ReplayRule};
+use crate::reconnect::translate::{Prerequisite, Translator};
+use crate::transport::{reply_bytes, write_reply, Completion};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use tunnelfs_fuse_abi::opcode::{name as opcode_name, *};
+use tunnelfs_ring::SQE_INLINE_BYTES;
+
+/// Most questions for one request.
+const MAX_STEPS: usize = 8192;
+
+impl PendingQueue {
+    /// Puts the host's numbers into the request in `slot`, after asking it for those that it has not told yet.
+    pub(super) fn prepare(
+        &mut self,
+        slot: u32,
+        head: &mut [u8; SQE_INLINE_BYTES],
+        head_len: &mut usize,
+        payload_len: &mut u32,
+    ) -> Result<Prepared, Error> {
+        let (Some(session), Some(request)) = (&mut self.session, &mut self.requests[slot as usize]) else {
+            return Ok(Prepared::Submit);
+        };
+        if matches!(request.opcode, FORGET | BATCH_FORGET | RELEASE | RELEASEDIR) {
+            let given = session.apply_forget(request, self.transport.slot(slot));
+            let going = match given {
+                ForgetAction::Drop => false,
+                ForgetAction::Forward => true,
+                ForgetAction::InodeTable(known) => self.forget(slot, known)?,
+            };
+            if let Some(request) = &self.requests[slot as usize] {
+                (*head, *head_len, *payload_len) = (request.head, request.head_len, request.payload_len);
+            }
+            return Ok(if going { Prepared::Submit } else { Prepared::Reply(0) });
+        }
+        let time = session.host_id;
+        if time == 0 {
+            return Ok(Prepared::Submit);
+        }
+        let again = request.replay;
+        if !again && session.cache.translate(time, &mut head[..*head_len]) {
+            return Ok(Prepared::Submit);
+        }
+        for _ in 0..MAX_STEPS {
+            let Some(request) = &self.requests[slot as usize] else { return Ok(Prepared::Submit) };
+            *head = request.head;
+            let Some(session) = &mut self.session else { return Ok(Prepared::Submit) };
+            let needed = session.reconnect.tables.read().translate(&mut head[..*head_len]);
+            let failed = match needed {
+                None if again => return self.check_replay(slot, head),
+                None => {
+                    session.cache.note(time, &request.head, &head[..]);
+                    return Ok(Prepared::Submit);
+                }
+                Some(Prerequisite::Lookup(missing)) => self.resolve(slot, missing)?,
+                Some(handle) => self.reopen(slot, handle)?,
+            };
+            if let Some(error) = failed {
+                tracing::debug!("{}: {}", opcode_name(request_opcode(head)), std::io::Error::from_raw_os_error(-error));
+                // What this host did not have, the next one may.
+                return if self.host_is_there() { Ok(Prepared::Reply(error)) } else { Err(Error::HostGone) };
+            }
+        }
+        Ok(Prepared::Reply(-libc::EIO))
+    }
+
+    fn tables<T>(&self, work: impl FnOnce(&mut Translator) -> T) -> T {
+        let session = self.session.as_ref().expect("only with one");
+        work(&mut session.reconnect.tables.write())
+    }
+
+    fn host_is_there(&self) -> bool {
+        let mut fds = [PollFd::new(self.transport.hangup_fd(), PollFlags::empty())];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|events| events == 0)
+    }
+
+    /// Looks for a node by one of its names; the error for whoever needs it, if that cannot be done.
+    fn resolve(&mut self, slot: u32, missing: Unresolved) -> Result<Option<i32>, Error> {
+        let Unresolved::Lookup { parent, child, name } = missing else { return Ok(Some(-libc::ESTALE)) };
+        let found = match self.look_up(slot, parent, &name)? {
+            Ok(found) => found,
+            Err(error) => return Ok(Some(error)),
+        };
+        let is_it = self.tables(|tables| tables.nodes.resolved(child, &name, found.as_ref()));
+        if !is_it {
+            tracing::debug!("{} is gone, or another file", String::from_utf8_lossy(&name));
+        }
+        if let Some(other) = found.filter(|_| !is_it) {
+            self.forget_unused(slot, other.node)?;
+        }
+        Ok(None)
+    }
+
+    /// What the host's node `parent` has under a name; or what stands in the way.
+    fn look_up(&mut self, slot: u32, parent: u64, name: &[u8]) -> Result<Result<Option<Entry>, i32>, Error> {
+        let (error, reply) = self.call(slot, LOOKUP, parent, &[], name)?;
+        Ok(match -error {
+            0 => Ok(Entry::read(&reply)),
+            libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ELOOP => Ok(None),
+            _ => Err(error),
+        })
+    }
+
+    /// A host's number that is of no use.
+    fn forget_unused(&mut self, slot: u32, node: u64) -> Result<(), Error> {
+        if !self.tables(|tables| tables.nodes.count_lookup(node)) {
+            self.call(slot, FORGET, node, &1u64.to_ne_bytes(), &[])?;
+        }
+        Ok(())
+    }
+
+    /// Opens a file for a handle that the kernel has.
+    fn reopen(&mut self, slot: u32, needed: Prerequisite) -> Result<Option<i32>, Error> {
+        let Prerequisite::Open { node, handle, host, flags, is_dir, opener } = needed else { return Ok(None) };
+        let ours = self.requests[slot as usize].as_ref().map(|request| request.head);
+        if let Some(request) = &mut self.requests[slot as usize] {
+            request.head[24..36].copy_from_slice(&opener);
+        }
+        let open = if is_dir { OPENDIR } else { OPEN };
+        let opened = self.call(slot, open, host, &u64::from(flags).to_ne_bytes(), &[]);
+        if let (Some(request), Some(head)) = (&mut self.requests[slot as usize], ours) {
+            request.head = head;
+        }
+        let (error, reply) = opened?;
+        match -error {
+            0 if reply.len() >= message::OPENED => {}
+            libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR => return Ok(Some(error)),
+            _ => {
+                tracing::debug!("a file cannot be opened again: {}", std::io::Error::from_raw_os_error(-error));
+                return Ok(Some(-libc::ESTALE));
+            }
+        }
+        let number = u64_at(&reply, 0);
+        if !self.tables(|tables| tables.reopened(node, handle, number)) {
+            let mut body = [0; 24];
+            put_u64(&mut body, 0, number);
+            self.call(slot, if is_dir { RELEASEDIR } else { RELEASE }, host, &body, &[])?;
+        }
+        Ok(None)
+    }
+
+    /// Whether a request that a dead host had may go to the next one; `head` has that one's numbers.
+    fn check_replay(&mut self, slot: u32, head: &[u8]) -> Result<Prepared, Error> {
+        let (Some(session), Some(request)) = (&self.session, &self.requests[slot as usize]) else {
+            return Ok(Prepared::Submit);
+        };
+        let (host, theirs) = (u64_at(head, NODE), u64_at(&request.head, NODE));
+        let names = session.names(slot, request);
+        let name = message::next_name(&names).map_or(&[][..], |(name, _)| name);
+        let not_done = match replay::rule_for(&request.head) {
+            ReplayRule::Safe => true,
+            ReplayRule::Skip => return Ok(Prepared::Reply(0)),
+            ReplayRule::Unsafe => false,
+            ReplayRule::IfSizeAtMost(offset) => {
+                let (error, reply) = self.call(slot, GETATTR, host, &[0; 16], &[])?;
+                // `fuse_attr_out`: the size follows the inode number.
+                error == 0 && reply.len() >= 104 && u64_at(&reply, 24) <= offset
+            }
+            how => {
+                let Ok(found) = self.look_up(slot, host, name)? else { return Ok(Prepared::Reply(-libc::EIO)) };
+                if let Some(found) = found {
+                    self.forget_unused(slot, found.node)?;
+                }
+                let nodes = |tables: &mut Translator| {
+                    tables.nodes.child(theirs, name).and_then(|child| tables.nodes.identity(child))
+                };
+                match how {
+                    ReplayRule::IfAbsent => found.is_none(),
+                    _ => found.is_some() && found.map(|entry| entry.identity) == self.tables(nodes),
+                }
+            }
+        };
+        if not_done {
+            return Ok(Prepared::Submit);
+        }
+        if let Some(request) = &self.requests[slot as usize] {
+            if matches!(request.opcode, RENAME | RENAME2) {
+                self.tables(|tables| tables.maybe_renamed(&request.head, &names));
+            }
+            tracing::info!(
+                "{}: the host that had it is gone, and nobody can tell whether it was done",
+                opcode_name(request.opcode)
+            );
+        }
+        Ok(Prepared::Reply(-libc::EIO))
+    }
+
+    /// Asks the host a question of our own in a slot whose request has not been sent; what lies there comes back.
+    /// The error (0 or negative) and the reply.
+    fn call(&mut self, slot: u32, opcode: u32, node: u64, body: &[u8], name: &[u8]) -> Result<(i32, Vec<u8>), Error> {
+        let payload = if name.is_empty() { Vec::new() } else { [name, &[0]].concat() };
+        let head = self.own_head(slot, opcode, node, body, payload.len());
+        let (at, size) = self.transport.slot(slot);
+        let mut before = [0; SAVED_BYTES];
+        let kept = SAVED_BYTES.min(size);
+        assert!(payload.len() <= kept);
+        // SAFETY: the slot is ours, and that large.
+        unsafe {
+            std::ptr::copy_nonoverlapping(at, before.as_mut_ptr(), kept);
+            std::ptr::copy_nonoverlapping(payload.as_ptr(), at, payload.len());
+        }
+        let done = self.wait_for(slot, &head, payload.len() as u32);
+        let result = done.map(|done| (done.error().clamp(-511, 0), reply_bytes(&*self.transport, &done)));
+        // SAFETY: the slot is ours again; or its host has gone.
+        unsafe { std::ptr::copy_nonoverlapping(before.as_ptr(), at, kept) };
+        result
+    }
+
+    pub(super) fn wait_for(&mut self, slot: u32, head: &[u8], payload_len: u32) -> Result<Completion, Error> {
+        let mut sent = false;
+        loop {
+            if !sent {
+                sent = self.transport.submit(slot, head, payload_len, SAVED_BYTES as u32)?;
+            }
+            match self.transport.reap()? {
+                Some(done) if done.slot == slot => return Ok(done),
+                Some(other) => self.stash.push_back(other),
+                None if sent || self.requests.iter().flatten().any(|request| request.sent) => self.wait_a_while()?,
+                None => return Err(Error::Protocol("no room in an idle queue")),
+            }
+        }
+    }
+
+    fn wait_a_while(&mut self) -> Result<(), Error> {
+        match self.transport.wait_within(PollTimeout::from(500u16)) {
+            Err(Error::HostSilent) => match &self.session {
+                Some(session) if session.reconnect.handover.is_closed() => Err(Error::HostGone),
+                _ => Ok(()),
+            },
+            result => result,
+        }
+    }
+
+    /// Notes what a reply says, and puts the kernel's numbers into it.
+    pub(super) fn translate_reply(&mut self, completion: &mut Completion, error: i32) -> Result<(), Error> {
+        let slot = completion.slot;
+        let (Some(session), Some(request)) = (&self.session, &self.requests[slot as usize]) else { return Ok(()) };
+        let brings = matches!(
+            request.opcode,
+            LOOKUP | MKNOD | MKDIR | SYMLINK | LINK | CREATE | TMPFILE | OPEN | OPENDIR | READDIRPLUS
+        );
+        let moves = matches!(request.opcode, UNLINK | RMDIR | RENAME | RENAME2);
+        let absent = request.opcode == LOOKUP && error == -libc::ENOENT;
+        if !(error == 0 && (brings || moves)) && !absent {
+            return Ok(());
+        }
+        let (time, draining) = (session.host_id, session.draining);
+        let (head, names) = (request.head, session.names(slot, request));
+        if absent {
+            self.tables(|tables| tables.record_enoent(&head, &names));
+            return Ok(());
+        }
+        let mut reply = if brings { reply_bytes(&*self.transport, completion) } else { Vec::new() };
+        if time > 0 && !draining {
+            self.resolve_aliases(slot, &head, &reply)?;
+        }
+        self.tables(|tables| tables.reply(&head, &names, &mut reply));
+        if time > 0 && brings {
+            write_reply(&*self.transport, completion, &reply);
+        }
+        Ok(())
+    }
+
+    /// A file of several names may be one that the kernel has by another.
+    fn resolve_aliases(&mut self, slot: u32, head: &[u8], reply: &[u8]) -> Result<(), Error> {
+        let entries: Vec<_> = match request_opcode(head) {
+            LOOKUP => Entry::read(reply).into_iter().collect(),
+            READDIRPLUS => message::direntplus_entries(reply).into_iter().map(|(_, entry, _)| entry).collect(),
+            _ => return Ok(()),
+        };
+        for entry in entries.iter().filter(|entry| entry.links > 1) {
+            let Some(alias) = self.tables(|tables| tables.nodes.alias(entry)) else { continue };
+            for _ in 0..MAX_STEPS {
+                let Err(missing) = self.tables(|tables| tables.nodes.translate(alias)) else { break };
+                if self.resolve(slot, missing)?.is_some() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The first bytes of a request of our own, in the name of whoever asks in `slot`.
+    pub(super) fn own_head(&self, slot: u32, opcode: u32, node: u64, body: &[u8], payload: usize) -> Vec<u8> {
+        let asker = self.requests[slot as usize].as_ref().map_or([0; SQE_INLINE_BYTES], |request| request.head);
+        let mut head = asker[..IN_HEADER].to_vec();
+        head.extend_from_slice(body);
+        let len = head.len() + payload;
+        head[..4].copy_from_slice(&(len as u32).to_ne_bytes());
+        head[4..8].copy_from_slice(&opcode.to_ne_bytes());
+        put_u64(&mut head, NODE, node);
+        // No extensions: `total_extlen` and padding.
+        head[36..40].fill(0);
+        head
+    }
+}
