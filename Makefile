@@ -115,6 +115,7 @@ audit: .deps/bin/cargo-deny
 lint: deps
 	cargo fmt --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 
 # FUZZ_SECONDS for each target, ten minutes by default; with FUZZ_KEEP=1 what is found goes into fuzz/corpus.
 fuzz: deps

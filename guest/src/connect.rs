@@ -4,11 +4,16 @@ use crate::config::GuestConfig;
 use crate::error::Error;
 use crate::link::memory::{changes_geometry, hiprio_geometry};
 use crate::link::{local, pci, Link};
-use crate::timeout::Opened;
+use crate::timeout::{self, Opened};
 use crate::transport::{ring, socket, virtqueue, Transport};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 use tunnelfs_ring::Region;
 use tunnelfs_settings::TransportKind;
+
+/// How long a host may take to answer on a connection that was given.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The queues of a connection.
 pub struct Connection {
@@ -38,6 +43,21 @@ pub enum RetainedMemory {
 /// device cannot be had; [`Error::Ring`] for sizes out of range or memory that cannot be had.
 pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
     connect_under(config, &Opened::default())
+}
+
+/// As [`connect`], over a vhost-user connection that the caller has: the socket's path is not used, unless the mount
+/// goes on with another host later. The host has five seconds to answer.
+///
+/// # Errors
+/// As [`connect`]; [`Error::Setup`] for a link or transport that is not one connection.
+pub fn connect_over(stream: UnixStream, config: &GuestConfig) -> Result<Connection, Error> {
+    if config.pci.is_some() || config.transport == TransportKind::Socket {
+        let why = "a connection that is given must be a vhost-user one: transport ring or virtqueue, and no PCI device";
+        return Err(Error::Setup(why.into()));
+    }
+    timeout::with_opened(CONNECT_TIMEOUT, &config.socket_path, Opened::with(stream), |opened| {
+        connect_under(config, opened)
+    })
 }
 
 /// As [`connect`], under a deadline.

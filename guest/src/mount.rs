@@ -6,6 +6,7 @@ use crate::coherence::counters::ChangeCounters;
 use crate::config::GuestConfig;
 use crate::connect::{connect_under, Connection, RetainedMemory};
 use crate::error::Error;
+use crate::events::{Event, Listener};
 use crate::fuse::device::{self, MountOptions};
 use crate::fuse::init::{self, InitReplay, InitResult};
 use crate::fuse::message::{
@@ -52,6 +53,8 @@ pub struct MountConfig {
     pub timeout: Duration,
     /// How long to wait for another host when this one has gone; `None`: not at all.
     pub reconnect: Option<Duration>,
+    /// Who is told what becomes of the mount.
+    pub listener: Listener,
 }
 
 /// What the names of a mount's threads start with.
@@ -75,18 +78,19 @@ impl MountConfig {
             writeback: mount.writeback,
             timeout: Duration::from_secs(mount.timeout),
             reconnect: mount.reconnect.then(|| Duration::from_secs(mount.reconnect_timeout)),
+            listener: Listener::default(),
         }
     }
 }
 
 /// A mounted file system; unmounted when dropped.
 pub struct Mount {
-    point: PathBuf,
+    pub(crate) point: PathBuf,
     workers: Vec<JoinHandle<Result<(), Error>>>,
-    queues: Vec<(&'static str, u32, Arc<QueueStats>)>,
+    pub(crate) queues: Vec<(&'static str, u32, Arc<QueueStats>)>,
     exit_fd: Arc<OwnedFd>,
     agreed: InitResult,
-    wait: LiveWait,
+    pub(crate) wait: LiveWait,
     /// The kernel's number of the connection, if it tells.
     connection: Option<u32>,
     watchdog: Option<Watchdog>,
@@ -168,6 +172,7 @@ impl Mount {
         }
         mount.start(connection, &device, config)?;
         mount.watch(config.timeout)?;
+        config.listener.tell(Event::Mounted);
         if let Some((watch, hangup_fds)) = next {
             mount.watch_host(watch, hangup_fds)?;
         }
@@ -201,6 +206,7 @@ impl Mount {
             uses_hiprio,
             limit,
             reconnect,
+            listener: config.listener.clone(),
         };
         Ok((watch, hangup_fds))
     }

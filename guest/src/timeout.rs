@@ -24,9 +24,18 @@ const BACKLOG: Duration = Duration::from_secs(5);
 
 /// The connections made under a deadline: these, and no other descriptors of the process, are shut down when it passes.
 #[derive(Default)]
-pub struct Opened(Mutex<Vec<OwnedFd>>);
+pub struct Opened {
+    made: Mutex<Vec<OwnedFd>>,
+    /// A connection that the caller had already: the first one.
+    given: Mutex<Option<UnixStream>>,
+}
 
 impl Opened {
+    /// Connections of which the first is there already.
+    pub fn with(given: UnixStream) -> Opened {
+        Opened { given: Mutex::new(Some(given)), ..Opened::default() }
+    }
+
     /// Connects to the host at `path`.
     ///
     /// # Errors
@@ -36,17 +45,21 @@ impl Opened {
     }
 
     fn open(&self, path: &Path) -> io::Result<UnixStream> {
+        if let Some(given) = self.given.lock().take() {
+            self.made.lock().push(given.try_clone()?.into());
+            return Ok(given);
+        }
         let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         // connect(2) waits for room in the backlog as long as a send may wait.
         setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(BACKLOG.as_secs() as i64, 0))?;
         connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
         setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(0, 0))?;
-        self.0.lock().push(fd.try_clone()?);
+        self.made.lock().push(fd.try_clone()?);
         Ok(fd.into())
     }
 
     fn cut(&self) {
-        for fd in self.0.lock().iter() {
+        for fd in self.made.lock().iter() {
             let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
         }
     }
@@ -61,7 +74,19 @@ pub fn with_timeout<T>(
     path: &Path,
     work: impl FnOnce(&Opened) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let opened = Opened::default();
+    with_opened(limit, path, Opened::default(), work)
+}
+
+/// As [`with_timeout`], with a connection that is there already.
+///
+/// # Errors
+/// As [`with_timeout`].
+pub fn with_opened<T>(
+    limit: Duration,
+    path: &Path,
+    opened: Opened,
+    work: impl FnOnce(&Opened) -> Result<T, Error>,
+) -> Result<T, Error> {
     let (working, done) = channel::<()>();
     std::thread::scope(|scope| {
         let cut = || opened.cut();

@@ -6,6 +6,7 @@ use crate::handler::Handler;
 use crate::live::Live;
 use crate::memory::{self, GuestTables, Memory};
 use crate::queue_thread::{DeviceContext, QueueThread};
+use crate::takeover::WorkerPool;
 use crate::vring::{Vring, MAX_QUEUE_SIZE};
 use parking_lot::{Condvar, Mutex};
 use std::io;
@@ -28,6 +29,10 @@ const STOPPING: Duration = Duration::from_secs(1);
 const ENDING: Duration = Duration::from_millis(10);
 /// Requests of a guest that has left may take this long before a warning is logged.
 const SLOW_END: Duration = Duration::from_secs(10);
+
+/// What each device can do, whoever drives it.
+pub const VIRTIO_FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// One guest's device.
 pub struct Backend<H: Handler> {
@@ -62,7 +67,8 @@ impl<H: Handler> Backend<H> {
         let mut config_space = settings.host.tag.clone().into_bytes();
         config_space.resize(TAG_BYTES, 0);
         config_space.extend_from_slice(&(queues as u32).to_le_bytes());
-        let device = DeviceContext::new(settings, live.clone(), memory)?;
+        let pool = WorkerPool::new(live.spares.clone())?;
+        let device = DeviceContext::new(settings, live.clone(), memory, pool);
         Ok(Backend {
             device: Arc::new(device),
             config_space,
@@ -82,20 +88,13 @@ impl<H: Handler> Backend<H> {
     /// # Errors
     /// When the system has no threads left.
     pub fn start(&self, handler: H, vrings: Vec<Vring>) -> io::Result<()> {
-        self.device.set_handler(handler);
-        let vrings = self.vrings.get_or_init(|| vrings);
-        for (number, vring) in vrings.iter().enumerate() {
-            let pool = self.device.pool.clone();
-            vring.gate().on_stuck(move || pool.force_takeover(number));
-            let (memory, tables) = (self.device.memory.clone(), self.tables.clone());
-            vring.gate().on_detached(move || {
-                if let Err(e) = memory::remap(&memory, &tables) {
-                    tracing::warn!("{e}: a new driver of this guest must set its memory table");
-                }
-            });
-            self.device.pool.start(QueueThread::new(self.device.clone(), number, vring.clone()))?;
-        }
-        Ok(())
+        let (memory, tables) = (self.device.memory.clone(), self.tables.clone());
+        let remap = move || {
+            if let Err(e) = memory::remap(&memory, &tables) {
+                tracing::warn!("{e}: a new driver of this guest must set its memory table");
+            }
+        };
+        start_queues(&self.device, handler, self.vrings.get_or_init(|| vrings), remap)
     }
 
     /// Waits for the front end's first message; `false`: it has left without one.
@@ -130,25 +129,51 @@ impl<H: Handler> Backend<H> {
     /// Ends all threads of the device after its connection has ended. Waits for requests in flight.
     pub fn end(self: Arc<Self>, daemon: VhostUserDaemon<Arc<Self>>) {
         drop(daemon);
-        self.device.stop();
-        let vrings = self.vrings.get().map_or(&[][..], Vec::as_slice);
-        self.device.pool.stop();
-        for vring in vrings {
-            vring.wake();
-            // Threads that wait for this driver go on.
-            vring.gate().new_driver();
-        }
-        let (start, mut logged) = (Instant::now(), false);
-        while !self.device.pool.join(ENDING) {
-            if start.elapsed() > STOPPING {
-                vrings.iter().for_each(Vring::unblock_calls);
-            }
-            if start.elapsed() > SLOW_END && !std::mem::replace(&mut logged, true) {
-                tracing::warn!("a guest has left, and its requests have not ended after {SLOW_END:?}");
-            }
-        }
-        self.device.reset_handler();
+        stop_queues(&self.device, self.vrings.get().map_or(&[][..], Vec::as_slice));
     }
+}
+
+/// Gives each queue of a device a thread. `remap` maps the guest's memory once more, as for [`Gate::on_detached`].
+///
+/// [`Gate::on_detached`]: crate::gate::Gate::on_detached
+///
+/// # Errors
+/// When the system has no threads left.
+pub fn start_queues<H: Handler>(
+    device: &Arc<DeviceContext<H>>,
+    handler: H,
+    vrings: &[Vring],
+    remap: impl Fn() + Clone + Send + Sync + 'static,
+) -> io::Result<()> {
+    device.set_handler(handler);
+    for (number, vring) in vrings.iter().enumerate() {
+        let pool = device.pool.clone();
+        vring.gate().on_stuck(move || pool.force_takeover(number));
+        vring.gate().on_detached(remap.clone());
+        device.pool.start(QueueThread::new(device.clone(), number, vring.clone()))?;
+    }
+    Ok(())
+}
+
+/// Ends all threads of a device, which nobody drives any more. Waits for requests in flight.
+pub fn stop_queues<H: Handler>(device: &DeviceContext<H>, vrings: &[Vring]) {
+    device.stop();
+    device.pool.stop();
+    for vring in vrings {
+        vring.wake();
+        // Threads that wait for this driver go on.
+        vring.gate().new_driver();
+    }
+    let (start, mut logged) = (Instant::now(), false);
+    while !device.pool.join(ENDING) {
+        if start.elapsed() > STOPPING {
+            vrings.iter().for_each(Vring::unblock_calls);
+        }
+        if start.elapsed() > SLOW_END && !std::mem::replace(&mut logged, true) {
+            tracing::warn!("a guest has left, and its requests have not ended after {SLOW_END:?}");
+        }
+    }
+    device.reset_handler();
 }
 
 impl<H: Handler> VhostUserBackend for Backend<H> {
@@ -165,10 +190,7 @@ impl<H: Handler> VhostUserBackend for Backend<H> {
 
     fn features(&self) -> u64 {
         self.set_front_end(FrontEnd::Talking);
-        1 << VIRTIO_F_VERSION_1
-            | 1 << VIRTIO_RING_F_INDIRECT_DESC
-            | 1 << VIRTIO_RING_F_EVENT_IDX
-            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+        VIRTIO_FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {

@@ -7,13 +7,16 @@ use crate::handler::Handler;
 use crate::listen::{self, SocketFile};
 use crate::live::Live;
 use crate::memory;
+use crate::stop::Stopper;
 use crate::streams;
 use crate::vring::Vring;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use tunnelfs_settings::{Settings, TransportKind};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
@@ -24,7 +27,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 pub enum Guests {
     /// One; it returns when that has left.
     One,
-    /// All that come, until the process ends.
+    /// All that come, until the process ends or [`Stopper::stop`].
     #[default]
     Forever,
 }
@@ -50,6 +53,7 @@ pub struct Daemon {
     settings: Settings,
     live: Live,
     socket: Socket,
+    stopping: Arc<AtomicBool>,
 }
 
 impl Daemon {
@@ -69,7 +73,12 @@ impl Daemon {
     }
 
     pub(crate) fn new(settings: &Settings, listener: Listener, file: Option<SocketFile>) -> Daemon {
-        Daemon { settings: settings.clone(), live: Live::new(settings), socket: (listener, file) }
+        Daemon {
+            settings: settings.clone(),
+            live: Live::new(settings),
+            socket: (listener, file),
+            stopping: Arc::default(),
+        }
     }
 
     /// What may be changed while it serves.
@@ -77,7 +86,18 @@ impl Daemon {
         self.live.clone()
     }
 
-    /// Serves guests: `open` makes the handler of each one. It is called once before the first guest comes.
+    /// Returns what stops this daemon from another thread.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn stopper(&self) -> io::Result<Stopper> {
+        // SAFETY: open as long as `self` is borrowed.
+        let listener = unsafe { BorrowedFd::borrow_raw(self.socket.0.as_raw_fd()) };
+        Stopper::new(self.stopping.clone(), listener)
+    }
+
+    /// Serves guests: `open` makes the handler of each one. It is called once before the first guest comes. Returns when
+    /// the one guest has left, or after [`Stopper::stop`].
     ///
     /// # Errors
     /// That of the first `open`, or the listening socket's at the start.
@@ -86,11 +106,13 @@ impl Daemon {
         H: Handler,
         O: Fn() -> io::Result<H> + Send + Sync + 'static,
     {
-        let (settings, first) = (&self.settings, open()?);
+        let (settings, first, stopper) = (&self.settings, open()?, self.stopper()?);
         match settings.transport.kind {
-            TransportKind::Socket => streams::serve(self.live, guests == Guests::One, self.socket, first, open),
+            TransportKind::Socket => {
+                streams::serve(self.live, guests == Guests::One, self.socket, stopper, (first, open))
+            }
             TransportKind::Ring | TransportKind::Virtqueue => {
-                serve_vhost_user((settings, &self.live), guests, self.socket, first, open)
+                serve_vhost_user((settings, &self.live), guests, self.socket, stopper, (first, open))
             }
         }
     }
@@ -124,17 +146,18 @@ fn serve_vhost_user<H: Handler>(
     config: (&Settings, &Live),
     guests: Guests,
     (mut listener, file): Socket,
-    first: H,
-    open: impl Fn() -> io::Result<H>,
+    stopper: Stopper,
+    (first, open): (H, impl Fn() -> io::Result<H>),
 ) -> io::Result<()> {
     memory::install_sigbus_handler()?;
-    let permits = Semaphore::new(MAX_GUESTS);
+    let (permits, mut threads) = (Semaphore::new(MAX_GUESTS), Vec::<JoinHandle<()>>::new());
     let mut next = Some(Guest::new(config, first)?);
     let mut logged = String::new();
-    loop {
+    while !stopper.is_stopping() {
         let started = next.take().map_or_else(|| open().and_then(|handler| Guest::new(config, handler)), Ok);
         let guest = match started.and_then(|guest| guest.accept(&mut listener)) {
             Ok(guest) => guest,
+            Err(_) if stopper.is_stopping() => break,
             Err(e) => {
                 // Not ten times a second.
                 let told = e.to_string();
@@ -152,26 +175,34 @@ fn serve_vhost_user<H: Handler>(
             let _permit = permit;
             guest.serve();
         });
+        if stopper.is_stopping() {
+            stopper.end_connections()?;
+        }
         match thread {
             // One that only looks whether somebody listens is no guest.
             Ok(thread) if guests == Guests::One && backend.wait_for_front_end() => {
                 // The next one is refused at once.
-                drop((listener, file));
+                drop((listener, file, stopper));
                 let _ = thread.join();
                 return Ok(());
             }
-            Ok(_) => {}
+            Ok(thread) => threads.push(thread),
             Err(e) => tracing::warn!("a guest is refused: {e}"),
         }
-        refuse_beyond(&permits, &listener);
+        threads.retain(|thread| !thread.is_finished());
+        refuse_beyond(&permits, &listener, &stopper);
     }
+    stopper.end_connections()?;
+    threads.into_iter().for_each(|thread| drop(thread.join()));
+    Ok(())
 }
 
 /// Closes connections as long as there are as many guests as there may be.
-fn refuse_beyond(permits: &Semaphore, listener: &Listener) {
-    while permits.try_acquire().is_none() {
+fn refuse_beyond(permits: &Semaphore, listener: &Listener, stopper: &Stopper) {
+    while permits.try_acquire().is_none() && !stopper.is_stopping() {
         match accepting(listener).and_then(|listener| refuse_next(&listener)) {
             Ok(()) => {}
+            Err(_) if stopper.is_stopping() => {}
             Err(e) => {
                 tracing::warn!("a guest cannot be refused: {e}");
                 std::thread::sleep(RETRY_PAUSE);

@@ -30,7 +30,27 @@ impl FsBuilder {
     /// A setting that is not understood; names the option.
     pub fn new(host: &Host, dir: SharedDir) -> io::Result<FsBuilder> {
         crate::fs::keep_capabilities();
-        let builder = FsBuilder { host: host.clone(), dir, files: guest_files(host)? };
+        Self::with_files(host, dir, guest_files(host)?)
+    }
+
+    /// As [`FsBuilder::new`], but leaves the process as it is: `host.rlimit_nofile` is how many of the process's open
+    /// files are for guests, a half of those that it may have now if that is 0.
+    ///
+    /// # Errors
+    /// As [`FsBuilder::new`].
+    pub fn in_process(host: &Host, dir: SharedDir) -> io::Result<FsBuilder> {
+        use nix::sys::resource::{getrlimit, Resource::RLIMIT_NOFILE};
+        let (soft, _) = getrlimit(RLIMIT_NOFILE)?;
+        let files = if host.rlimit_nofile == 0 { soft / 2 } else { host.rlimit_nofile.min(soft) };
+        if files < MIN_FILES {
+            let text = format!("the process may have {soft} open files, and {files} for guests: at least {MIN_FILES}");
+            return Err(invalid(text));
+        }
+        Self::with_files(host, dir, files)
+    }
+
+    fn with_files(host: &Host, dir: SharedDir, files: u64) -> io::Result<FsBuilder> {
+        let builder = FsBuilder { host: host.clone(), dir, files };
         builder.ids()?;
         builder.rules()?;
         Ok(builder)

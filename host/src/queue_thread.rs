@@ -42,23 +42,20 @@ pub struct DeviceContext<H: Handler> {
 }
 
 impl<H: Handler> DeviceContext<H> {
-    /// The context of a new device.
-    ///
-    /// # Errors
-    /// The system has no thread left.
-    pub fn new(settings: &Settings, live: Live, memory: Memory) -> io::Result<Self> {
+    /// The context of a new device, whose threads are `pool`'s.
+    pub fn new(settings: &Settings, live: Live, memory: Memory, pool: WorkerPool<QueueThread<H>>) -> Self {
         let may_place = settings.wait.policy == Policy::Auto && settings.host.cpus.is_empty();
-        Ok(DeviceContext {
+        DeviceContext {
             handler: OnceLock::new(),
             wait: live.wait,
             memory,
-            pool: WorkerPool::new(live.spares.clone())?,
+            pool,
             rings: settings.transport.kind == TransportKind::Ring,
             cpus: settings.host.cpus.clone(),
             tuner: may_place.then(|| Arc::new(PlacementTuner::new())),
             stopping: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
-        })
+        }
     }
 
     /// Sets what serves requests, before the queues' threads start.

@@ -5,6 +5,7 @@ use crate::admission::{next_guest, Permit, Semaphore, MAX_GUESTS, RETRY_PAUSE};
 use crate::handler::Handler;
 use crate::listen::SocketFile;
 use crate::live::Live;
+use crate::stop::Stopper;
 use crate::transport::socket::{Session, IN_HEADER};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
@@ -12,11 +13,14 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::time::Duration;
 use tunnelfs_fuse_abi::control::{JOIN_TOKEN_BYTES, OP_JOIN};
 use vhost::vhost_user::Listener;
 
 /// Connections at a time that have sent nothing yet. One more is refused.
 const MAX_SILENT: usize = 256;
+/// Pause between two looks whether all guests have gone.
+const ENDING: Duration = Duration::from_millis(10);
 
 type Token = [u8; JOIN_TOKEN_BYTES];
 
@@ -45,8 +49,8 @@ pub fn serve<H: Handler>(
     live: Live,
     once: bool,
     (listener, file): (Listener, Option<SocketFile>),
-    first: H,
-    open: impl Fn() -> io::Result<H> + Send + Sync + 'static,
+    stopper: Stopper,
+    (first, open): (H, impl Fn() -> io::Result<H> + Send + Sync + 'static),
 ) -> io::Result<()> {
     // SAFETY: open as long as `listener` lives, which is to the end of this function.
     let accepting = UnixListener::from(unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) }.try_clone_to_owned()?);
@@ -62,11 +66,13 @@ pub fn serve<H: Handler>(
     });
     let its = streams.clone();
     let accept = move || {
+        // Let go of at the end: `end_all` waits for that.
+        let its = its;
         for stream in accepting.incoming() {
             match stream.and_then(|stream| its.clone().greet_beside(stream)) {
                 Ok(()) => {}
                 // The listener was shut down: the one guest has left.
-                Err(e) if e.kind() == ErrorKind::InvalidInput => return,
+                Err(e) if e.kind() == ErrorKind::InvalidInput => break,
                 Err(e) => {
                     tracing::warn!("a guest's connection: {e}");
                     std::thread::sleep(RETRY_PAUSE);
@@ -76,18 +82,46 @@ pub fn serve<H: Handler>(
     };
     if !once {
         accept();
-        return Ok(());
+        return end_all(streams, &stopper);
     }
-    crate::thread::spawn("accept", accept)?;
-    let mut left = streams.left.lock();
-    while *left == 0 {
-        streams.changed.wait(&mut left);
+    let told = streams.clone();
+    crate::thread::spawn("accept", move || {
+        accept();
+        // Nobody comes any more.
+        told.count_left();
+    })?;
+    {
+        let mut left = streams.left.lock();
+        while *left == 0 {
+            streams.changed.wait(&mut left);
+        }
     }
     // Ends the accepting thread, and refuses connections that still wait.
     // SAFETY: the listener's descriptor.
     unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) };
     drop(file);
+    if stopper.is_stopping() {
+        return end_all(streams, &stopper);
+    }
     Ok(())
+}
+
+/// After [`Stopper::stop`]: waits for the guests that are there.
+fn end_all<H: Handler, O>(streams: Arc<Streams<H, O>>, stopper: &Stopper) -> io::Result<()> {
+    stopper.end_connections()?;
+    // Each connection's thread has one of its own.
+    while Arc::strong_count(&streams) > 1 {
+        std::thread::sleep(ENDING);
+    }
+    Ok(())
+}
+
+impl<H: Handler, O> Streams<H, O> {
+    /// A guest has left, or no more may come.
+    fn count_left(&self) {
+        *self.left.lock() += 1;
+        self.changed.notify_all();
+    }
 }
 
 impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O> {
@@ -163,8 +197,7 @@ impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O>
                 self.sessions.lock().remove(&token);
             }
         });
-        *self.left.lock() += 1;
-        self.changed.notify_all();
+        self.count_left();
     }
 }
 

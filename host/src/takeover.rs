@@ -215,6 +215,8 @@ struct PoolState<T> {
     workers: Mutex<Vec<Arc<Worker<T>>>>,
     watcher: Arc<WatcherWakeup>,
     interrupts: Mutex<VecDeque<(u64, Instant)>>,
+    /// Whether late requests are interrupted by a signal.
+    signals: bool,
 }
 
 /// The threads that serve one guest.
@@ -227,12 +229,24 @@ impl<T: Task> Clone for WorkerPool<T> {
 }
 
 impl<T: Task> WorkerPool<T> {
-    /// A pool that may hold `spares` late requests beside its tasks.
+    /// A pool that may hold `spares` late requests beside its tasks. It interrupts them by a signal.
+    ///
+    /// # Errors
+    /// The system has no thread left, or refuses the signal's handler.
+    pub fn new(spares: Arc<AtomicUsize>) -> io::Result<Self> {
+        interrupt::install()?;
+        Self::with_signals(spares, true)
+    }
+
+    /// A pool that sends no signal: a late request's system call takes its time.
     ///
     /// # Errors
     /// The system has no thread left.
-    pub fn new(spares: Arc<AtomicUsize>) -> io::Result<Self> {
-        interrupt::install()?;
+    pub fn without_signals(spares: Arc<AtomicUsize>) -> io::Result<Self> {
+        Self::with_signals(spares, false)
+    }
+
+    fn with_signals(spares: Arc<AtomicUsize>, signals: bool) -> io::Result<Self> {
         let queue =
             TaskQueue { tasks: VecDeque::new(), idle: 0, threads: 0, limit: 0, stopping: false, handles: Vec::new() };
         let watcher =
@@ -245,6 +259,7 @@ impl<T: Task> WorkerPool<T> {
             workers: Mutex::default(),
             watcher,
             interrupts: Mutex::default(),
+            signals,
         });
         let its = state.clone();
         let watcher = crate::thread::spawn("watcher", move || Watcher::new(its).run())?;
@@ -295,6 +310,9 @@ impl<T: Task> WorkerPool<T> {
 
     /// Interrupts the request with this `unique`, if it is late or becomes so.
     pub fn interrupt(&self, unique: u64) {
+        if !self.0.signals {
+            return;
+        }
         let mut interrupts = self.0.interrupts.lock();
         if interrupts.len() == MAX_INTERRUPTS {
             interrupts.pop_front();
@@ -318,7 +336,9 @@ impl<T: Task> WorkerPool<T> {
     /// Waits until all threads have ended, for `limit` at the most. Late requests are interrupted.
     pub fn join(&self, limit: Duration) -> bool {
         let workers = self.0.workers.lock().clone();
-        workers.iter().for_each(|worker| worker.interrupt(|_| true));
+        if self.0.signals {
+            workers.iter().for_each(|worker| worker.interrupt(|_| true));
+        }
         let until = Instant::now() + limit;
         let mut queue = self.0.queue.lock();
         while queue.threads > 0 {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// Time between two looks. A look costs about 5 us.
@@ -11,23 +11,36 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// thread that is woken on a busy CPU waits for microseconds; a build on all CPUs comes to 50 and more.
 const SCARCE: u64 = 30;
 
-/// The file, opened once: a sandbox may hide it afterwards. `None`: the kernel has none.
-static FILE: OnceLock<Option<File>> = OnceLock::new();
+/// The file, kept open for a sandbox that hides it. `None`: the kernel has none.
+static KEPT: OnceLock<Option<Arc<File>>> = OnceLock::new();
+/// The file, while somebody has it open.
+static SHARED: Mutex<Weak<File>> = Mutex::new(Weak::new());
 
-/// Opens the kernel's file, before a sandbox hides it.
+/// Opens the kernel's file, before a sandbox hides it. It stays open.
 pub fn open_cpu_pressure() {
-    file();
+    KEPT.get_or_init(open);
 }
 
-fn file() -> Option<&'static File> {
-    FILE.get_or_init(|| File::open("/proc/pressure/cpu").ok()).as_ref()
+fn open() -> Option<Arc<File>> {
+    File::open("/proc/pressure/cpu").ok().map(Arc::new)
+}
+
+/// The file, one for the whole process.
+fn file() -> Option<Arc<File>> {
+    if let Some(kept) = KEPT.get() {
+        return kept.clone();
+    }
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = shared.upgrade().or_else(open)?;
+    *shared = Arc::downgrade(&file);
+    Some(file)
 }
 
 /// Looks at the pressure from time to time.
 #[derive(Debug, Default)]
 pub(crate) struct CpuPressure {
     /// The kernel's file; `None`: CPUs are never scarce.
-    file: Option<&'static File>,
+    file: Option<Arc<File>>,
     /// When the last look was, and what it saw: microseconds in all during which a thread has waited.
     last: Option<(Instant, u64)>,
     scarce: bool,
@@ -44,7 +57,7 @@ impl CpuPressure {
     pub fn is_scarce(&mut self, now: Instant) -> bool {
         let due = self.last.is_none_or(|(at, _)| now.saturating_duration_since(at) >= INTERVAL);
         if due {
-            if let Some(waited) = self.file.and_then(read) {
+            if let Some(waited) = self.file.as_deref().and_then(read) {
                 self.note(now, waited);
             }
         }

@@ -4,6 +4,7 @@ use super::{missing_options, Reconnect};
 use crate::config::GuestConfig;
 use crate::connect::{connect_again, Connection, RetainedMemory};
 use crate::error::Error;
+use crate::events::{Event, Listener};
 use crate::fuse::init::{self, InitReplay};
 use crate::fuse::message::{request, u32_at, Identity, IN_HEADER, ROOT};
 use crate::timeout;
@@ -43,6 +44,8 @@ pub struct HostMonitor {
     pub limit: Duration,
     /// The queues.
     pub reconnect: Arc<Reconnect>,
+    /// Who is told.
+    pub listener: Listener,
 }
 
 /// Asks for the root's attributes.
@@ -83,6 +86,7 @@ impl HostMonitor {
                 let _ = shutdown(line.as_raw_fd(), Shutdown::Both);
             }
             self.reconnect.handover.host_lost();
+            self.listener.tell(Event::HostLost);
             while !self.reconnect.handover.all_detached() {
                 if self.unmounted_within(AGAIN / 4) {
                     return None;
@@ -97,6 +101,7 @@ impl HostMonitor {
                 }
             };
             tracing::info!("going on with another host, after {} ms", gone.elapsed().as_millis());
+            self.listener.tell(Event::HostBack { after: gone.elapsed() });
         }
     }
 
