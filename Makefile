@@ -125,7 +125,7 @@ fuzz: deps
 sanitize: deps
 	./.ci/sanitize
 
-# Takes one check out at a time, and expects the attack on it to be noticed. About 4 minutes.
+# Takes one check out at a time, and expects the attack on it to be noticed. About 50 minutes beside others' work.
 mutants: deps
 	./.ci/mutants
 

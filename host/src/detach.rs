@@ -180,9 +180,11 @@ mod tests {
         let guest = |at: usize| memory.read_obj::<u8>(GuestAddress(at as u64)).unwrap();
         let start = memory.get_slice(GuestAddress(4 * PAGE as u64), PAGE).unwrap().ptr_guard_mut().as_ptr() as usize;
         let queue = 0x1234;
-        let (reader, mut writer) = std::io::pipe().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
         let reader = File::from(std::os::fd::OwnedFd::from(reader));
         std::thread::scope(|scope| {
+            // It goes when a check fails, too: the thread waits for it.
+            let mut writer = writer;
             let thread = scope.spawn(|| {
                 serve_for(queue);
                 let iov = iovec { iov_base: without_provenance_mut(start), iov_len: PAGE };

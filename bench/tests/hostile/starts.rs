@@ -52,9 +52,15 @@ impl Place {
 
     /// Starts a host that must not start; what it says.
     fn refusal(&self, options: &[&str]) -> String {
-        let out = self.command(options).stdout(Stdio::null()).output().unwrap();
-        assert!(!out.status.success());
-        String::from_utf8_lossy(&out.stderr).into_owned()
+        let log = self.0.path().join("log");
+        let mut command = self.command(options);
+        command.stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
+        let mut host = Host(command.spawn().unwrap());
+        let status = soon("it refuses to start", || host.0.try_wait().unwrap());
+        let told = fs::read_to_string(&log).unwrap();
+        fs::remove_file(&log).unwrap();
+        assert!(!status.success(), "{told}");
+        told
     }
 
     fn files(&self) -> usize {

@@ -65,10 +65,9 @@ impl Queue {
         }
     }
 
-    /// Waits for the kernel.
+    /// Waits for the kernel. (Without a yield: loom lets who has yielded see no old values any more.)
     fn enter_idle(&mut self) {
         self.shared.handover.enter_idle(self.queue);
-        loom::thread::yield_now();
         let lost = self.shared.handover.leave_idle(self.queue, self.host_id);
         if lost && !self.away {
             self.lose();

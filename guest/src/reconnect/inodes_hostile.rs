@@ -14,8 +14,14 @@ fn a_web_of_a_lying_host_is_searched_once() {
             nodes.insert(parent, Some(format!("{node} in {parent}").as_bytes()), &links);
         }
     }
+    for parent in [ROOT, 198, 199] {
+        let links = Entry { links: 3, ..file(200, 200) };
+        nodes.insert(parent, Some(format!("in {parent}").as_bytes()), &links);
+    }
     nodes.next_host(true);
     assert_eq!(nodes.translate(198), Err(Unresolved::Stale));
+    // A way beside the web is found, which is the last that is tried.
+    assert!(matches!(nodes.translate(200), Err(Unresolved::Lookup { parent: ROOT, child: 200, .. })));
     // With a way out at its end it is found.
     nodes.link(4, ROOT, b"way", false);
     assert!(matches!(nodes.translate(198), Err(Unresolved::Lookup { parent: ROOT, child: 4, .. })));
