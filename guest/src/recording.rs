@@ -100,7 +100,7 @@ pub fn file(user: u32, process: i32) -> PathBuf {
     Path::new(&directory).join(format!("tunnelfs-guest-{process}.recording"))
 }
 
-/// Leaves a recording where [`file`] says.
+/// Leaves a recording where `file` says.
 ///
 /// # Errors
 /// The file system's, with the file's name.

@@ -97,8 +97,8 @@ impl<H: Handler> Backend<H> {
                 tracing::warn!("{e}: a new driver of this guest must set its memory table");
             }
         };
-        let figures = |number| self.figures.add(&self.number, number);
-        start_queues(&self.device, handler, self.vrings.get_or_init(|| vrings), figures, remap)
+        let figures = |queue| self.figures.add(&self.number, queue);
+        start_queues((&self.device, figures), handler, self.vrings.get_or_init(|| vrings), remap)
     }
 
     /// Waits for the front end's first message; `false`: it has left without one.
@@ -144,10 +144,9 @@ impl<H: Handler> Backend<H> {
 /// # Errors
 /// When the system has no threads left.
 pub fn start_queues<H: Handler>(
-    device: &Arc<DeviceContext<H>>,
+    (device, figures): (&Arc<DeviceContext<H>>, impl Fn(usize) -> Arc<QueueFigures>),
     handler: H,
     vrings: &[Vring],
-    figures: impl Fn(usize) -> Arc<QueueFigures>,
     remap: impl Fn() + Clone + Send + Sync + 'static,
 ) -> io::Result<()> {
     device.set_handler(handler);

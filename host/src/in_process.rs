@@ -126,10 +126,10 @@ impl<H: Handler> Device<H> {
         let vrings = (0..=settings.transport.queue_count()).map(queue).collect::<io::Result<Vec<_>>>()?;
         let device = Device { context, vrings, live, changes: Mutex::new(()) };
         let remap = move || regions.map_again(&memory);
-        // The only guest that there is.
-        let guest = Arc::new(AtomicU64::new(1));
-        let figures = |number| device.live.figures().add(&guest, number);
-        start_queues(&device.context, handler, &device.vrings, figures, remap)?;
+        // The one guest of this device has always come.
+        let (figures, guest) = (device.live.figures.clone(), Arc::new(AtomicU64::new(1)));
+        let figures = move |queue| figures.add(&guest, queue);
+        start_queues((&device.context, figures), handler, &device.vrings, remap)?;
         Ok(device)
     }
 
