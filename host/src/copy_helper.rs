@@ -93,7 +93,7 @@ impl CopyHelper {
     pub fn new(cpus: Vec<usize>, wait: LiveWait) -> io::Result<CopyHelper> {
         let mailbox = Arc::new(Mailbox::default());
         let its = mailbox.clone();
-        let thread = crate::thread::spawn("helper", move || {
+        let thread = tunnelfs_program::thread::spawn("helper", move || {
             let _ = set_affinity(&cpus);
             its.serve(Parker::new(wait));
         })?;

@@ -171,7 +171,7 @@ fn serve_vhost_user<H: Handler>(
         };
         logged.clear();
         let (permit, backend) = (permits.try_acquire(), guest.backend.clone());
-        let thread = crate::thread::spawn("guest", move || {
+        let thread = tunnelfs_program::thread::spawn("guest", move || {
             let _permit = permit;
             guest.serve();
         });
@@ -246,7 +246,7 @@ impl<H: Handler> Guest<H> {
         if let Err(e) = self.daemon.start(listener) {
             self.backend.end(self.daemon);
             return Err(match e {
-                vhost_user_backend::Error::StartDaemon(e) => crate::thread::refused("vhost-user", &e),
+                vhost_user_backend::Error::StartDaemon(e) => tunnelfs_program::thread::refused("vhost-user", &e),
                 e => other(e),
             });
         }

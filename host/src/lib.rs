@@ -39,7 +39,6 @@ mod server;
 mod stop;
 mod streams;
 mod takeover;
-mod thread;
 pub mod transport;
 mod vring;
 mod zero_copy;

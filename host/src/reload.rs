@@ -39,7 +39,7 @@ impl Reload {
                 (self.0)(&live);
             }
         };
-        crate::thread::spawn("reload", work).map(|_| ())
+        tunnelfs_program::thread::spawn("reload", work).map(|_| ())
     }
 }
 

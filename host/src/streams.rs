@@ -85,7 +85,7 @@ pub fn serve<H: Handler>(
         return end_all(streams, &stopper);
     }
     let told = streams.clone();
-    crate::thread::spawn("accept", move || {
+    tunnelfs_program::thread::spawn("accept", move || {
         accept();
         // Nobody comes any more.
         told.count_left();
@@ -136,7 +136,7 @@ impl<H: Handler, O: Fn() -> io::Result<H> + Send + Sync + 'static> Streams<H, O>
                 tracing::warn!("a guest's connection: {e}");
             }
         };
-        crate::thread::spawn("greet", greet).map(|_| ())
+        tunnelfs_program::thread::spawn("greet", greet).map(|_| ())
     }
 
     fn greet(self: &Arc<Self>, mut stream: UnixStream) -> io::Result<()> {

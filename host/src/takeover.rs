@@ -262,7 +262,7 @@ impl<T: Task> WorkerPool<T> {
             signals,
         });
         let its = state.clone();
-        let watcher = crate::thread::spawn("watcher", move || Watcher::new(its).run())?;
+        let watcher = tunnelfs_program::thread::spawn("watcher", move || Watcher::new(its).run())?;
         state.watcher.thread.lock().replace(watcher.thread().clone());
         state.queue.lock().handles.push(watcher);
         Ok(WorkerPool(state))
@@ -361,7 +361,7 @@ impl<T: Task> PoolState<T> {
     fn spawn(self: &Arc<Self>, queue: &mut TaskQueue<T>) -> io::Result<()> {
         queue.handles.retain(|handle| !handle.is_finished());
         let state = self.clone();
-        let thread = crate::thread::spawn("queue", move || state.work())?;
+        let thread = tunnelfs_program::thread::spawn("queue", move || state.work())?;
         queue.handles.push(thread);
         queue.threads += 1;
         Ok(())

@@ -251,8 +251,9 @@ impl PendingQueue {
                     self.submit_backlog()?;
                     return Ok(Some(answer));
                 }
-                // One may have been made here meanwhile.
-                Ok(None) => {}
+                // What was answered may have to be sent again, and have made room for what waits. A reply may also have
+                // been made here meanwhile.
+                Ok(None) => self.submit_backlog()?,
                 Err(Error::HostGone) => self.detach_host()?,
                 Err(e) => return Err(e),
             }

@@ -221,7 +221,7 @@ impl Coherence {
         let mounts = budget.mounts.as_ref().and_then(|(file, under)| self.mounts(file, under));
         let (said, ready) = mpsc::channel();
         let (give, given) = mpsc::channel::<Arc<Listener>>();
-        let thread = crate::thread::spawn("watch", move || {
+        let thread = tunnelfs_program::thread::spawn("watch", move || {
             let signals = match receive_signals() {
                 Ok(signals) => signals,
                 Err(e) => return drop(said.send(Err(e))),

@@ -1,5 +1,5 @@
-//! What TunnelFS's programs have in common beside their settings: the log, `doctor`'s checks, figures, `top`, completions
-//! and manual pages.
+//! What TunnelFS's programs have in common beside their settings: the log, `doctor`'s checks, figures, `top`, threads,
+//! completions and manual pages.
 
 pub mod control;
 pub mod doctor;
@@ -7,4 +7,5 @@ pub mod log;
 pub mod metrics;
 pub mod reload;
 pub mod shell;
+pub mod thread;
 pub mod top;

@@ -124,7 +124,7 @@ pub fn serve(
             }
         }
     };
-    std::thread::Builder::new().name("metrics".into()).spawn(work).map(|_| ())
+    crate::thread::spawn("metrics", work).map(drop)
 }
 
 /// Answers one scraper, by what a sandbox leaves: no socket options.

@@ -1,4 +1,4 @@
-//! Threads of the host, and what to do where the system has none left.
+//! Threads, and what to do where the system has none left.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
