@@ -33,7 +33,7 @@ fn main() -> Result<(), Error> {
     // Where the next host will be, if this one goes.
     settings.transport.socket_path = socket.clone().into();
     let config = MountConfig::new(&settings, point.as_ref(), MountOptions::default());
-    // A sandbox would have been given this by whoever started it.
+    // A sandbox would have been given this by the program that started it.
     let stream = UnixStream::connect(socket)?;
     let service = Service::with_connection(connect_over(stream, &config.guest)?, &config, on_event)?;
     eprintln!("{}", service.describe());

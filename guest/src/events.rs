@@ -9,7 +9,7 @@ use std::time::Duration;
 pub enum Event {
     /// It can be used.
     Mounted,
-    /// The host has gone. Whoever uses the mount waits, for as long as `mount.reconnect_timeout` says.
+    /// The host has gone. Programs that use the mount wait, for as long as `mount.reconnect_timeout` says.
     HostLost,
     /// Another host has taken over.
     HostBack {

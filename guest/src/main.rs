@@ -11,7 +11,6 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{fork, ForkResult};
-use status::What;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,6 +21,7 @@ use tunnelfs_guest::config::wait_config;
 use tunnelfs_guest::fuse::device;
 use tunnelfs_guest::mount::{Mount, MountConfig};
 use tunnelfs_guest::Error;
+use tunnelfs_program::control::What;
 use tunnelfs_program::reload::Reloader;
 use tunnelfs_program::{log, metrics, top};
 

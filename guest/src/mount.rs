@@ -223,7 +223,7 @@ impl Mount {
                 Eventfd::signal(&*ended);
             }
         };
-        std::thread::Builder::new().name("next-host".into()).spawn(work)?;
+        tunnelfs_program::thread::spawn("next-host", work)?;
         Ok(())
     }
 
@@ -268,7 +268,7 @@ impl Mount {
         let (counters, write_order) = (self.counters.clone(), self.write_order.clone());
         let worker = Worker { transport, device: device.clone(), kind, cpu, stats, reconnect, counters, write_order };
         let ended = self.exit_fd.clone();
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let thread = tunnelfs_program::thread::spawn(&name, move || {
             let result = worker.run();
             Eventfd::signal(&*ended);
             result
@@ -326,7 +326,7 @@ impl Mount {
 
     /// The operations so far.
     pub fn statistics(&self) -> String {
-        stats::render(self.wait.get().policy, self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))
+        stats::render(self.wait.get().policy, &self.queues)
     }
 
     /// Where the figures for monitoring come from; they may be read on any thread.

@@ -77,7 +77,7 @@ impl Service {
             queues: mount.queues.clone(),
             thread: None,
         };
-        let thread = std::thread::Builder::new().name("mount".into()).spawn(move || {
+        let thread = tunnelfs_program::thread::spawn("mount", move || {
             wait_for_exit(&mount);
             listener.tell(Event::Ended(mount.finish()));
         })?;
@@ -92,7 +92,7 @@ impl Service {
 
     /// The operations so far.
     pub fn statistics(&self) -> String {
-        stats::render(self.wait.get().policy, self.queues.iter().map(|(name, slots, stats)| (*name, *slots, &**stats)))
+        stats::render(self.wait.get().policy, &self.queues)
     }
 
     /// Unmounts; a busy mount is detached, and goes when its last user does.

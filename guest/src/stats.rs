@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tunnelfs_fuse_abi::opcode;
 use tunnelfs_ring::{Counters, Policy};
@@ -99,9 +100,9 @@ impl QueueStats {
 }
 
 /// A table of all queues' operations; all wait by `policy`.
-pub fn render<'a>(policy: Policy, queues: impl Iterator<Item = (&'a str, u32, &'a QueueStats)>) -> String {
+pub fn render(policy: Policy, queues: &[(&'static str, u32, Arc<QueueStats>)]) -> String {
     let mut out = String::new();
-    for (i, (transport, slots, stats)) in queues.enumerate() {
+    for (i, (transport, slots, stats)) in queues.iter().enumerate() {
         let counts = stats.counts.lock();
         let Counters { spun, parked, kicks } = counts.waits;
         let (most, done) = (counts.in_use_max, counts.operations.values().map(|op| op.latency.len()).sum::<u64>());

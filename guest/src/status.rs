@@ -4,16 +4,7 @@
 use std::io;
 use std::path::Path;
 use tunnelfs_guest::fuse::mountinfo;
-use tunnelfs_program::control::{self, Answering};
-
-/// What is asked for.
-#[derive(Clone, Copy, Debug)]
-pub enum What {
-    /// A text for people.
-    Status,
-    /// The figures, as Prometheus reads them.
-    Metrics,
-}
+use tunnelfs_program::control::{self, Answering, What};
 
 fn name(point: &Path, what: What) -> io::Result<String> {
     let mounted = mountinfo::topmost(point).filter(|mounted| mounted.kind == "fuse.tunnelfs");

@@ -6,18 +6,9 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use tunnelfs_program::control::{self, Answering};
+use tunnelfs_program::control::{self, Answering, What};
 use tunnelfs_program::metrics;
 use tunnelfs_settings::Settings;
-
-/// What is asked for.
-#[derive(Clone, Copy, Debug)]
-pub enum What {
-    /// A text for people.
-    Status,
-    /// The figures, as Prometheus reads them.
-    Metrics,
-}
 
 /// The sockets.
 #[derive(Debug)]
@@ -28,9 +19,13 @@ pub struct Asked {
 }
 
 fn name(socket: &Path, what: What) -> io::Result<String> {
-    let told = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", socket.display()));
-    let file = std::fs::metadata(socket).map_err(told)?;
+    let file = std::fs::metadata(socket).map_err(|e| of(socket, &e))?;
     Ok(format!("tunnelfs-host/{:x}:{:x}/{what:?}", file.dev(), file.ino()))
+}
+
+/// An error about this socket.
+fn of(socket: &Path, e: &io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("{}: {e}", socket.display()))
 }
 
 /// What the host behind this socket tells of itself.
@@ -38,8 +33,7 @@ fn name(socket: &Path, what: What) -> io::Result<String> {
 /// # Errors
 /// There is no such socket, or nobody answers.
 pub fn ask(socket: &Path, what: What) -> io::Result<String> {
-    let told = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", socket.display()));
-    control::ask(&name(socket, what)?).map_err(told)
+    control::ask(&name(socket, what)?).map_err(|e| of(socket, &e))
 }
 
 impl Asked {

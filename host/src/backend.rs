@@ -31,7 +31,7 @@ const ENDING: Duration = Duration::from_millis(10);
 /// Requests of a guest that has left may take this long before a warning is logged.
 const SLOW_END: Duration = Duration::from_secs(10);
 
-/// What each device can do, whoever drives it.
+/// What each device can do, with any driver.
 pub const VIRTIO_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 

@@ -5,8 +5,9 @@ use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcomma
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tunnelfs_host::asked::{self, What};
+use tunnelfs_host::asked;
 use tunnelfs_host::{Guests, Reload, Start, LIVE_KEYS};
+use tunnelfs_program::control::What;
 use tunnelfs_program::reload::{Reloader, SettingsFile};
 use tunnelfs_program::{log, shell, top};
 use tunnelfs_settings::{args, load, Loader, Settings};

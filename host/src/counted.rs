@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub struct Statistics {
     /// Requests that have been served.
     pub requests: u64,
-    /// Those that were answered with an error. Many are ordinary: a name that does not exist, say.
+    /// Requests that were answered with an error. Many are ordinary: a name that does not exist, say.
     pub errors: u64,
     /// Payload bytes that came with requests (WRITE's data, and names).
     pub bytes_in: u64,

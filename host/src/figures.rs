@@ -1,4 +1,4 @@
-//! What a host's queues have done so far: counted by the threads that serve them, read by whoever asks.
+//! What a host's queues have done so far: counted by the threads that serve them, read by `status`, `top` and scrapers.
 
 use parking_lot::Mutex;
 use std::fmt::Write;

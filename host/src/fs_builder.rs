@@ -51,7 +51,7 @@ impl FsBuilder {
     }
 
     /// As [`FsBuilder::new`], but leaves the process as it is: `host.rlimit_nofile` is how many of the process's open
-    /// files are for guests, a half of those that it may have now if that is 0.
+    /// files are for guests, half of what it may have now if that is 0.
     ///
     /// # Errors
     /// As [`FsBuilder::new`].

@@ -1,7 +1,7 @@
 //! A host as a part of a program that is something else: a VMM with a virtio-fs device of its own, or a benchmark.
 //!
 //! The program stays as it is: no signal handler is installed and no signal sent, no limit, umask or working directory
-//! of the process changes, and no descriptor is touched but those that this opens or is given. Threads of the host have
+//! of the process changes, and no descriptor is touched that this has not opened or been given. Threads of the host have
 //! a working directory and a umask of their own, and become the guest's users for calls that create something.
 
 use crate::backend::{start_queues, stop_queues, VIRTIO_FEATURES};

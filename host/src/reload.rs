@@ -43,7 +43,7 @@ impl Reload {
     }
 }
 
-/// Has SIGHUP write to an eventfd, in this process and in those that it forks.
+/// Has SIGHUP write to an eventfd, in this process and its children.
 ///
 /// # Errors
 /// The system has no descriptor left.

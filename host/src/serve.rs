@@ -121,7 +121,7 @@ fn notify_ready() {
     }
 }
 
-/// Locks hold between guests and the host's programs, but mapped memory does not: whoever keeps shared data in it, under
+/// Locks hold between guests and the host's programs, but mapped memory does not: a program that keeps shared data in it, under
 /// such locks, would damage it.
 fn unshared_mappings(host: &Host) -> Option<&'static str> {
     let refused = matches!(host.cache, Cache::Never | Cache::Metadata) && !host.allow_mmap;
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_shares_locks_is_told_what_is_not_shared() {
+    fn a_host_with_shared_locks_says_what_is_not_shared() {
         let told = |locks, cache, allow_mmap| unshared_mappings(&Host { locks, cache, allow_mmap, ..Host::default() });
         assert!(told(LockScope::Shared, Cache::Never, true).is_some_and(|text| text.contains("WAL")));
         assert!(told(LockScope::Shared, Cache::Auto, false).is_some());

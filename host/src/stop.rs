@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-/// Stops a [`crate::Daemon`]: no more guests come, and those that are there lose their connections.
+/// Stops a [`crate::Daemon`]: no more guests come, and present ones lose their connections.
 ///
 /// The listening socket is shut down for all who have it: not for one that a service manager keeps.
 #[derive(Clone, Debug)]

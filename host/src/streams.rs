@@ -66,7 +66,7 @@ pub fn serve<H: Handler>(
     });
     let its = streams.clone();
     let accept = move || {
-        // Let go of at the end: `end_all` waits for that.
+        // Dropped at the end: `end_all` waits for that.
         let its = its;
         for stream in accepting.incoming() {
             match stream.and_then(|stream| its.clone().greet_beside(stream)) {

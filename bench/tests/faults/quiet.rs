@@ -1,6 +1,6 @@
 //! Who waits for somebody that stands still, in the middle of work, sleeps: a VM or a host may be stopped for hours.
 
-use crate::rig::{soon, Stopped};
+use crate::rig::{cpu_time, soon, Guest, Host, Stopped};
 use crate::start;
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -27,19 +27,12 @@ fn waits(pid: Pid) -> u64 {
     texts.filter_map(count).sum()
 }
 
-/// CPU time of all threads of a process.
-fn cpu(pid: Pid) -> Duration {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-    let texts = tasks.map(|task| fs::read_to_string(task.path().join("schedstat")).unwrap_or_default());
-    Duration::from_nanos(texts.filter_map(|text| text.split(' ').next()?.parse::<u64>().ok()).sum())
-}
-
 /// The process sleeps: some `LOOK` is quiet. What was asked before may still end on a busy machine.
 fn assert_quiet(pid: Pid, what: &str) {
     soon(&format!("{what}: it waits asleep"), || {
-        let (before, begun) = ((waits(pid), cpu(pid)), Instant::now());
+        let (before, begun) = ((waits(pid), cpu_time(pid)), Instant::now());
         std::thread::sleep(LOOK);
-        let (waits, cpu) = (waits(pid).saturating_sub(before.0), cpu(pid).saturating_sub(before.1));
+        let (waits, cpu) = (waits(pid).saturating_sub(before.0), cpu_time(pid).saturating_sub(before.1));
         println!("{what}: {waits} waits, {cpu:?} of CPU time in {:?}", begun.elapsed());
         (waits <= WAKES && cpu < LOOK / 40).then_some(())
     });
@@ -72,13 +65,14 @@ fn all_end(dir: &Path, told: &mpsc::Receiver<()>, what: &str) {
     (0..ASKING).for_each(|_| told.recv_timeout(crate::PATIENCE).unwrap_or_else(|e| panic!("{what}: {e}")));
 }
 
-#[test]
-fn a_guest_waits_asleep_for_a_host_that_is_stopped() {
+/// One side is stopped in the midst of work; the other one sleeps, and goes on with it afterwards.
+fn one_waits_asleep(sides: fn(&Host, &Guest) -> (Pid, Pid)) {
     for (channel, transport) in crate::ALL {
         let Some((_scratch, host, guest)) = start(channel, transport, "") else { continue };
         let told = ask(&guest.point);
-        let stopped = Stopped::new(host.server());
-        assert_quiet(guest.pid(), &format!("{channel}, {transport}"));
+        let (stopped, waiting) = sides(&host, &guest);
+        let stopped = Stopped::new(stopped);
+        assert_quiet(waiting, &format!("{channel}, {transport}"));
         drop(stopped);
         all_end(&guest.point, &told, channel);
         guest.unmount();
@@ -86,14 +80,11 @@ fn a_guest_waits_asleep_for_a_host_that_is_stopped() {
 }
 
 #[test]
+fn a_guest_waits_asleep_for_a_host_that_is_stopped() {
+    one_waits_asleep(|host, guest| (host.server(), guest.pid()));
+}
+
+#[test]
 fn a_host_waits_asleep_for_a_guest_that_is_stopped() {
-    for (channel, transport) in crate::ALL {
-        let Some((_scratch, host, guest)) = start(channel, transport, "") else { continue };
-        let told = ask(&guest.point);
-        let stopped = Stopped::new(guest.pid());
-        assert_quiet(host.server(), &format!("{channel}, {transport}"));
-        drop(stopped);
-        all_end(&guest.point, &told, channel);
-        guest.unmount();
-    }
+    one_waits_asleep(|host, guest| (guest.pid(), host.server()));
 }

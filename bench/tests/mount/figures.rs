@@ -1,11 +1,11 @@
 //! What live programs tell of themselves: metrics over HTTP, `status` and `top`, of a guest and of a sandboxed host.
 
-use crate::rig::{is_listening, mount_command, soon, Guest, Host, Scratch, Unmounted};
+use crate::rig::{soon, Guest, Host, Peer, Scratch};
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use tunnelfs_bench::session::sibling;
 
 /// A port that nobody had a moment ago.
@@ -41,28 +41,12 @@ fn output(program: &str, args: &[&str], place: &Path) -> String {
     text
 }
 
-fn start_host(scratch: &Scratch, sandbox: &str, port: u16) -> Host {
-    let (socket, share) = (scratch.path("socket"), scratch.path("share"));
-    let mut command = Command::new(sibling("tunnelfs-host").unwrap());
-    command.arg("--socket-path").arg(&socket).arg("--shared-dir").arg(&share);
-    command.args(["--sandbox", sandbox, "--num-request-queues", "2", "--metrics", &port.to_string()]);
-    let child = command.spawn().unwrap();
-    soon("the host listens", || is_listening(&socket).then_some(()));
-    Host::of(child, socket, share)
-}
-
 #[test]
 fn a_mount_tells_its_figures() {
     let Some(scratch) = Scratch::new() else { return };
-    let (host, port) = (Host::start(&scratch, crate::rig::Peer::Ours), free_port());
-    let mut command = mount_command(&scratch, &host.socket, &format!("transport=ring,metrics=127.0.0.1:{port}"));
-    let mut child = command.arg("-f").stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.contains(" mounted: "), "{line}");
-    let point = scratch.path("mnt");
-    let unmounted = Unmounted(point.clone());
-    fs::write(point.join("file"), "x").unwrap();
+    let (host, port) = (Host::start(&scratch, Peer::Ours), free_port());
+    let guest = Guest::mount(&scratch, &host, &format!("transport=ring,metrics=127.0.0.1:{port}"));
+    fs::write(guest.point.join("file"), "x").unwrap();
     let text = scrape(port);
     assert_eq!(sum(&text, "tunnelfs_guest_requests_total", "operation=\"WRITE\""), 1.0, "{text}");
     assert_eq!(sum(&text, "tunnelfs_guest_host_up", ""), 1.0);
@@ -72,10 +56,9 @@ fn a_mount_tells_its_figures() {
     {
         sum(&text, &format!("tunnelfs_guest_{metric}"), "queue=\"0\"");
     }
-    let top = output("tunnelfs-guest", &["top", "--once"], &point);
+    let top = output("tunnelfs-guest", &["top", "--once"], &guest.point);
     assert!(top.contains("slots in use") && top.contains("WRITE") && top.contains("p99 us"), "{top}");
-    drop(unmounted);
-    soon("the guest ends", || child.try_wait().unwrap());
+    guest.unmount();
 }
 
 #[test]
@@ -83,7 +66,8 @@ fn a_host_tells_its_figures_from_each_sandbox() {
     for sandbox in ["none", "chroot", "namespace"] {
         let Some(scratch) = Scratch::new() else { return };
         let port = free_port();
-        let host = start_host(&scratch, sandbox, port);
+        let options = ["--sandbox", sandbox, "--metrics", &port.to_string()];
+        let host = Host::start_with(&scratch, Peer::Ours, &options);
         let guest = Guest::mount(&scratch, &host, "transport=ring");
         fs::write(guest.point.join("file"), "x").unwrap();
         let text = soon("requests are counted", || {

@@ -114,8 +114,7 @@ fn stock_virtiofsd_without_a_tag() {
     let (socket, share) = (scratch.path("socket"), scratch.path("share"));
     let mut command = std::process::Command::new(program);
     command.arg("--socket-path").arg(&socket).arg("--shared-dir").arg(&share).args(["--sandbox", "none"]);
-    let host = Host::of(command.spawn().unwrap(), socket.clone(), share.clone());
-    rig::soon("it listens", || rig::is_listening(&socket).then_some(()));
+    let host = Host::spawn(&scratch, &mut command);
     let guest = Guest::mount(&scratch, &host, "transport=virtqueue");
     std::fs::write(guest.point.join("file"), "x").unwrap();
     assert_eq!(std::fs::read(share.join("file")).unwrap(), b"x");

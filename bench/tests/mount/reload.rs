@@ -1,12 +1,11 @@
 //! SIGHUP: what the settings file says now holds at once, or is named as what needs a new start.
 
-use crate::rig::{is_mounted, mount_command, soon, Host, Scratch};
+use crate::rig::{host_command, is_mounted, mount_command, soon, Guest, Host, Peer, Scratch};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use tunnelfs_bench::session::sibling;
 
 /// A process with a settings file and a log.
@@ -16,8 +15,8 @@ struct Program {
 }
 
 impl Program {
-    fn new(scratch: &Scratch, name: &str, settings: &str) -> Program {
-        let (config, log) = (scratch.path(&format!("{name}.toml")), scratch.path(&format!("{name}.log")));
+    fn new(scratch: &Scratch, log: &str, settings: &str) -> Program {
+        let (config, log) = (scratch.path("settings.toml"), scratch.path(log));
         fs::write(&config, settings).unwrap();
         Program { config, log }
     }
@@ -26,39 +25,21 @@ impl Program {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    fn output(&self) -> Stdio {
-        File::create(&self.log).unwrap().into()
-    }
-
     /// Puts another file in its place, as editors do, and waits until the log has the text.
-    fn reload(&self, pid: u32, settings: &str, expected: &str) {
+    fn reload(&self, pid: Pid, settings: &str, expected: &str) {
         let new = self.config.with_extension("new");
         fs::write(&new, settings).unwrap();
         fs::rename(&new, &self.config).unwrap();
-        kill(Pid::from_raw(pid as i32), Signal::SIGHUP).unwrap();
+        kill(pid, Signal::SIGHUP).unwrap();
         println!("waiting for `{expected}` in {}", self.log.display());
         soon("the log", || self.log().contains(expected).then_some(()));
     }
 }
 
 fn start_host(scratch: &Scratch, program: &Program, sandbox: &str) -> Host {
-    let (socket, share) = (scratch.path("socket"), scratch.path("share"));
-    let mut command = Command::new(sibling("tunnelfs-host").unwrap());
-    command.arg("--config").arg(&program.config).arg("--socket-path").arg(&socket).arg("--shared-dir").arg(&share);
-    command.args(["--sandbox", sandbox, "--num-request-queues", "2"]).stderr(program.output());
-    let child = command.spawn().unwrap();
-    soon("the host listens", || crate::rig::is_listening(&socket).then_some(()));
-    Host::of(child, socket, share)
-}
-
-fn start_guest(scratch: &Scratch, host: &Host, program: &Program) -> Child {
-    let mut command = mount_command(scratch, &host.socket, "spin_us=77");
-    command.arg("-f").arg("--config").arg(&program.config).stdout(Stdio::piped()).stderr(program.output());
-    let mut child = command.spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.contains(" mounted: "), "{line}{}", program.log());
-    child
+    let mut command = host_command(scratch, Peer::Ours, &["--sandbox", sandbox]);
+    command.arg("--config").arg(&program.config).stderr(File::create(&program.log).unwrap());
+    Host::spawn(scratch, &mut command)
 }
 
 fn status(point: &Path) -> String {
@@ -69,13 +50,14 @@ fn status(point: &Path) -> String {
 #[test]
 fn a_guest_takes_its_settings_file_over_without_unmounting() {
     let Some(scratch) = Scratch::new() else { return };
-    let host = Host::start(&scratch, crate::rig::Peer::Ours);
-    let program = Program::new(&scratch, "guest", "[wait]\npolicy = \"park\"\n");
-    let point = scratch.path("mnt");
-    let mut guest = start_guest(&scratch, &host, &program);
-    let _unmounted = crate::rig::Unmounted(point.clone());
+    let host = Host::start(&scratch, Peer::Ours);
+    let program = Program::new(&scratch, "output", "[wait]\npolicy = \"park\"\n");
+    let mut command = mount_command(&scratch, &host.socket, "spin_us=77");
+    command.arg("--config").arg(&program.config);
+    // Its log is the scratch's `output`.
+    let mut guest = Guest::spawn(&scratch, command);
+    let (point, pid) = (guest.point.clone(), guest.pid());
     assert!(status(&point).contains("by policy park"));
-    let pid = guest.id();
     program.reload(
         pid,
         "[wait]\npolicy = \"spin\"\nspin_us = 5\n[transport]\nslots = 16\n",
@@ -88,19 +70,19 @@ fn a_guest_takes_its_settings_file_over_without_unmounting() {
     program.reload(pid, "[wait]\npolicy = \"spin\"\n[log]\nlevel = \"debug\"\n", "taken over: log.level");
     fs::write(point.join("file"), "still mounted").unwrap();
     assert!(is_mounted(&point));
-    kill(Pid::from_raw(pid as i32), Signal::SIGTERM).unwrap();
-    assert!(soon("the guest ends", || guest.try_wait().unwrap()).success());
+    guest.signal(Signal::SIGTERM);
+    assert!(guest.ended().success());
 }
 
 #[test]
 fn a_host_takes_its_settings_file_over_in_each_sandbox() {
     for sandbox in ["none", "chroot", "namespace"] {
         let Some(scratch) = Scratch::new() else { return };
-        let program = Program::new(&scratch, "host", "[wait]\npolicy = \"park\"\n");
+        let program = Program::new(&scratch, "log", "[wait]\npolicy = \"park\"\n");
         let host = start_host(&scratch, &program, sandbox);
-        let guest = crate::rig::Guest::mount(&scratch, &host, "transport=ring");
+        let guest = Guest::mount(&scratch, &host, "transport=ring");
         fs::write(guest.point.join("file"), "1").unwrap();
-        let pid = host.child.id();
+        let pid = Pid::from_raw(host.child.id() as i32);
         program.reload(
             pid,
             "[wait]\npolicy = \"spin\"\nspin_us = 50\n[host]\nreadonly = true\nthread_pool_size = 3\n",

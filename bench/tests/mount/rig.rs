@@ -111,6 +111,26 @@ pub enum Peer {
     Virtiofsd,
 }
 
+/// A host on the scratch's `share`, not started.
+pub fn host_command(scratch: &Scratch, peer: Peer, options: &[&str]) -> Command {
+    let (socket, share) = (scratch.path("socket"), scratch.path("share"));
+    let program = match peer {
+        Peer::Virtiofsd => virtiofsd().expect("checked by the test"),
+        _ => sibling("tunnelfs-host").unwrap(),
+    };
+    let mut command = Command::new(program);
+    command.arg("--socket-path").arg(&socket).arg("--shared-dir").arg(&share).stdin(Stdio::null());
+    match peer {
+        Peer::Virtiofsd => command.args(["--sandbox", "none", "--log-level", "error", "--tag", "t"]),
+        _ => command.args(["--num-request-queues", "2"]),
+    };
+    command.args(options);
+    if peer == Peer::Stream {
+        command.args(["--transport", "socket"]);
+    }
+    command
+}
+
 /// A host process on the scratch's `share`.
 pub struct Host {
     pub child: Child,
@@ -124,21 +144,12 @@ impl Host {
     }
 
     pub fn start_with(scratch: &Scratch, peer: Peer, options: &[&str]) -> Host {
+        Host::spawn(scratch, &mut host_command(scratch, peer, options))
+    }
+
+    /// Starts a host of the scratch, and waits until it listens.
+    pub fn spawn(scratch: &Scratch, command: &mut Command) -> Host {
         let (socket, share) = (scratch.path("socket"), scratch.path("share"));
-        let program = match peer {
-            Peer::Virtiofsd => virtiofsd().expect("checked by the test"),
-            _ => sibling("tunnelfs-host").unwrap(),
-        };
-        let mut command = Command::new(program);
-        command.arg("--socket-path").arg(&socket).arg("--shared-dir").arg(&share).stdin(Stdio::null());
-        match peer {
-            Peer::Virtiofsd => command.args(["--sandbox", "none", "--log-level", "error", "--tag", "t"]),
-            _ => command.args(["--num-request-queues", "2"]),
-        };
-        command.args(options);
-        if peer == Peer::Stream {
-            command.args(["--transport", "socket"]);
-        }
         let child = command.spawn().unwrap();
         soon("the host listens", || is_listening(&socket).then_some(()));
         Host { child, socket, share }
@@ -224,6 +235,13 @@ pub fn mount_command(scratch: &Scratch, socket: &Path, options: &str) -> Command
     command
 }
 
+/// CPU time of all threads of a process.
+pub fn cpu_time(pid: Pid) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let texts = tasks.map(|task| fs::read_to_string(task.path().join("schedstat")).unwrap_or_default());
+    Duration::from_nanos(texts.filter_map(|text| text.split(' ').next()?.parse::<u64>().ok()).sum())
+}
+
 /// Whether something of ours is mounted on `point`.
 pub fn is_mounted(point: &Path) -> bool {
     let point = format!(" {} fuse.tunnelfs ", point.display());
@@ -232,8 +250,12 @@ pub fn is_mounted(point: &Path) -> bool {
 
 impl Guest {
     pub fn mount(scratch: &Scratch, host: &Host, options: &str) -> Guest {
+        Guest::spawn(scratch, mount_command(scratch, &host.socket, options))
+    }
+
+    /// Starts what [`mount_command`] has made, in the foreground, and waits until it is mounted.
+    pub fn spawn(scratch: &Scratch, mut command: Command) -> Guest {
         let (point, output) = (scratch.path("mnt"), scratch.path("output"));
-        let mut command = mount_command(scratch, &host.socket, options);
         command.arg("-f").stdout(Stdio::piped()).stderr(fs::File::create(&output).unwrap());
         let child = command.spawn().unwrap();
         let mut guest = Guest { child, point, output };

@@ -1,8 +1,8 @@
 //! `/dev/fuse`: one `readv` scatters a request into its header and a slot, one
 //! `writev` gathers the reply from there. No payload is copied in user space.
 
-use super::pending::{PendingQueue, CALLER_CHECK};
-use super::request::Reply;
+use super::pending::PendingQueue;
+use super::request::{Reply, CALLER_CHECK};
 use crate::error::Error;
 use crate::fuse::message::{request, request_len, IN_HEADER, OUT_HEADER};
 use libc::iovec;

@@ -1,7 +1,7 @@
 //! A transport with the bookkeeping that both channels need: what is under
 //! way, what must wait for room or for another host, and what the host may say about it.
 
-use super::request::{PendingRequest, Reply};
+use super::request::{PendingRequest, Reply, CALLER_CHECK};
 use super::session::{Prepared, Session};
 use super::write_order::WriteOrder;
 use crate::coherence::counters::Deliveries;
@@ -14,9 +14,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tunnelfs_fuse_abi::opcode;
-
-/// How long a request waits for room until the guest checks whether its caller has been killed.
-pub const CALLER_CHECK: Duration = Duration::from_millis(100);
 
 /// One request queue to the host.
 pub struct PendingQueue {
@@ -246,14 +243,14 @@ impl PendingQueue {
         }
         if self.local_replies.is_empty() {
             match self.next_reply() {
-                Ok(Some(answer)) => {
-                    self.pending -= 1;
+                Ok(reply) => {
+                    self.pending -= usize::from(reply.is_some());
+                    // Also without a reply: what was answered may be what has to be sent again.
                     self.submit_backlog()?;
-                    return Ok(Some(answer));
+                    if reply.is_some() {
+                        return Ok(reply);
+                    }
                 }
-                // What was answered may have to be sent again, and have made room for what waits. A reply may also have
-                // been made here meanwhile.
-                Ok(None) => self.submit_backlog()?,
                 Err(Error::HostGone) => self.detach_host()?,
                 Err(e) => return Err(e),
             }

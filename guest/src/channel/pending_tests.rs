@@ -2,7 +2,8 @@
 
 use super::pending::PendingQueue;
 use super::WriteOrder;
-use crate::fuse::message::{request, OUT_HEADER};
+use crate::fuse::message::tests::transfer;
+use crate::fuse::message::{reply_header, OUT_HEADER};
 use crate::stats::QueueStats;
 use crate::transport::socket::SocketTransport;
 use std::io::{Read, Write};
@@ -26,19 +27,9 @@ fn queue() -> (PendingQueue, UnixStream) {
     (PendingQueue::new(Box::new(transport), stats, None, Arc::<WriteOrder>::default()), host)
 }
 
-/// A READ or WRITE of the first bytes of a file.
-fn transfer(opcode: u32, unique: u64, size: u32) -> Vec<u8> {
-    let mut body = [0; MESSAGE - 40];
-    body[16..20].copy_from_slice(&size.to_ne_bytes());
-    request(opcode, NODE, unique, &body, if opcode == opcode::WRITE { size as usize } else { 0 })
-}
-
-fn answer(host: &mut UnixStream, unique: u64, payload: &[u8]) {
-    let mut reply = ((OUT_HEADER + payload.len()) as u32).to_ne_bytes().to_vec();
-    reply.extend([0; 4]);
-    reply.extend(unique.to_ne_bytes());
-    reply.extend(payload);
-    host.write_all(&reply).unwrap();
+fn answer(host: &mut UnixStream, unique: u64, error: i32, payload: &[u8]) {
+    let header = reply_header(OUT_HEADER + payload.len(), error, unique);
+    host.write_all(&[&header, payload].concat()).unwrap();
 }
 
 /// The `unique` of the next request, which has so many bytes of payload.
@@ -51,19 +42,19 @@ fn receive(host: &mut UnixStream, payload: usize) -> u64 {
 #[test]
 fn a_read_that_overtook_a_write_is_sent_again() {
     let (mut queue, mut host) = queue();
-    queue.submit(0, &transfer(opcode::WRITE, 2, 4), 4).unwrap();
-    queue.submit(1, &transfer(opcode::READ, 4, 4), 0).unwrap();
+    queue.submit(0, &transfer(opcode::WRITE, NODE, 2, 0, 4), 4).unwrap();
+    queue.submit(1, &transfer(opcode::READ, NODE, 4, 0, 4), 0).unwrap();
     assert_eq!((receive(&mut host, 4), receive(&mut host, 0)), (2, 4));
-    answer(&mut host, 4, b"old!");
+    answer(&mut host, 4, 0, b"old!");
     assert!(queue.reap().unwrap().is_none(), "bytes from before the WRITE are no answer");
     assert_eq!(receive(&mut host, 0), 4);
-    answer(&mut host, 2, &[0; 8]);
+    answer(&mut host, 2, 0, &[0; 8]);
     assert_eq!(queue.reap().unwrap().unwrap().slot, 0);
     // It was sent for the second time before the WRITE was answered.
-    answer(&mut host, 4, b"new?");
+    answer(&mut host, 4, 0, b"new?");
     assert!(queue.reap().unwrap().is_none());
     assert_eq!(receive(&mut host, 0), 4);
-    answer(&mut host, 4, b"new!");
+    answer(&mut host, 4, 0, b"new!");
     let reply = queue.reap().unwrap().unwrap();
     assert_eq!((reply.slot, reply.payload_len(), queue.pending()), (1, 4, 0));
 }
@@ -71,11 +62,8 @@ fn a_read_that_overtook_a_write_is_sent_again() {
 #[test]
 fn a_read_that_failed_is_answered_at_once() {
     let (mut queue, mut host) = queue();
-    queue.submit(0, &transfer(opcode::WRITE, 2, 4), 4).unwrap();
-    queue.submit(1, &transfer(opcode::READ, 4, 4), 0).unwrap();
-    let mut reply = (OUT_HEADER as u32).to_ne_bytes().to_vec();
-    reply.extend((-libc::EIO).to_ne_bytes());
-    reply.extend(4u64.to_ne_bytes());
-    host.write_all(&reply).unwrap();
+    queue.submit(0, &transfer(opcode::WRITE, NODE, 2, 0, 4), 4).unwrap();
+    queue.submit(1, &transfer(opcode::READ, NODE, 4, 0, 4), 0).unwrap();
+    answer(&mut host, 4, -libc::EIO, &[]);
     assert_eq!(queue.reap().unwrap().unwrap().slot, 1);
 }

@@ -17,7 +17,7 @@ use tunnelfs_ring::SQE_INLINE_BYTES;
 const MAX_STEPS: usize = 8192;
 
 impl PendingQueue {
-    /// Puts the host's numbers into the request in `slot`, after asking it for those that it has not told yet.
+    /// Puts the host's numbers into the request in `slot`, after asking it for the ones that it has not told yet.
     pub(super) fn prepare(
         &mut self,
         slot: u32,
@@ -81,7 +81,7 @@ impl PendingQueue {
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|events| events == 0)
     }
 
-    /// Looks for a node by one of its names; the error for whoever needs it, if that cannot be done.
+    /// Looks for a node by one of its names; the error for the request that needs it, if that cannot be done.
     fn resolve(&mut self, slot: u32, missing: Unresolved) -> Result<Option<i32>, Error> {
         let Unresolved::Lookup { parent, child, name } = missing else { return Ok(Some(-libc::ESTALE)) };
         let found = match self.look_up(slot, parent, &name)? {
@@ -287,7 +287,7 @@ impl PendingQueue {
         Ok(())
     }
 
-    /// The first bytes of a request of our own, in the name of whoever asks in `slot`.
+    /// The first bytes of a request of our own, in the name of the user who asks in `slot`.
     pub(super) fn own_head(&self, slot: u32, opcode: u32, node: u64, body: &[u8], payload: usize) -> Vec<u8> {
         let asker = self.requests[slot as usize].as_ref().map_or([0; SQE_INLINE_BYTES], |request| request.head);
         let mut head = asker[..IN_HEADER].to_vec();

@@ -3,8 +3,11 @@
 use super::write_order::Repeats;
 use crate::fuse::message::{has_reply, reply_header, request_opcode, request_unique, u32_at, OUT_HEADER};
 use crate::transport::Completion;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tunnelfs_ring::{CQE_INLINE_BYTES, SQE_INLINE_BYTES};
+
+/// How long a request waits, for room or for another host, until the guest checks whether its caller has been killed.
+pub const CALLER_CHECK: Duration = Duration::from_millis(100);
 
 /// A request that the host has, or that waits for room.
 pub struct PendingRequest {

@@ -1,14 +1,14 @@
 //! A queue's part in going on with another host: which host it has, and what it keeps of its requests for the next one.
 
-use super::request::PendingRequest;
+use super::request::{PendingRequest, CALLER_CHECK};
 use crate::connect::RetainedMemory;
 use crate::error::Error;
-use crate::fuse::message::{self, BODY};
+use crate::fuse::message::{fixed_body_len, BODY};
 use crate::reconnect::handle_cache::HandleCache;
 use crate::reconnect::{HostPoll, Reconnect};
 use crate::transport::Transport;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tunnelfs_fuse_abi::opcode::WRITE;
 
 /// Bytes at a slot's start that are kept privately: two names, and more than any reply to a request with a payload
@@ -16,8 +16,6 @@ use tunnelfs_fuse_abi::opcode::WRITE;
 pub(super) const SAVED_BYTES: usize = 512;
 /// As much of data to be written.
 const SAVED_DATA_BYTES: usize = 64;
-/// Between two looks whether a caller has been killed.
-const CALLERS: Duration = Duration::from_millis(100);
 
 /// What becomes of a request that is to go to a later host.
 pub enum Prepared {
@@ -66,15 +64,12 @@ impl Session {
         unsafe { std::ptr::copy_nonoverlapping(self.saved[slot as usize].as_ptr(), at, bytes) };
     }
 
-    /// What a request has from its first name on, or from its body's `from`-th byte.
-    fn text(&self, slot: u32, request: &PendingRequest, from: usize) -> Vec<u8> {
-        let mut text = request.head[..request.head_len].get(BODY + from..).unwrap_or_default().to_vec();
-        text.extend_from_slice(&self.saved[slot as usize][..saved_bytes(request)]);
-        text
-    }
-
+    /// What a request has from its first name on.
     pub(super) fn names(&self, slot: u32, request: &PendingRequest) -> Vec<u8> {
-        self.text(slot, request, message::fixed_body_len(request.opcode))
+        let from = BODY + fixed_body_len(request.opcode);
+        let mut names = request.head[..request.head_len].get(from..).unwrap_or_default().to_vec();
+        names.extend_from_slice(&self.saved[slot as usize][..saved_bytes(request)]);
+        names
     }
 
     /// The host has been let go.
@@ -96,7 +91,7 @@ impl Session {
     }
 
     pub fn time_to_look_at_callers(&mut self) -> bool {
-        let due = self.looked.elapsed() >= CALLERS;
+        let due = self.looked.elapsed() >= CALLER_CHECK;
         if due {
             self.looked = Instant::now();
         }

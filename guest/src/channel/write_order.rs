@@ -1,11 +1,11 @@
 //! A READ that has overtaken a WRITE is asked again.
 //!
-//! The kernel lets go of a page before it sends the WRITE with the page's new bytes. Whoever opens the file then, or has
-//! seen its times change, may drop the page and read it anew. If that READ goes by another queue and is served first, the
+//! The kernel unlocks a page before it sends the WRITE with the page's new bytes. A program that opens the file then, or
+//! sees its times change, may have the page dropped and read anew. If that READ goes by another queue and is served first, the
 //! page has the old bytes, and the kernel keeps them: the writer would read what was there before its write.
 //!
 //! A page that is being read is locked, so a WRITE of it that the kernel sends later has been under way for longer than the
-//! READ. So all count that are under way when the READ is sent, or come before its answer; not those that come later.
+//! READ. So all count that are under way when the READ is sent, or come before its answer; later ones do not.
 
 use crate::fuse::message::{request_opcode, request_unique, u32_at, u64_at, BODY, NODE};
 use crossbeam_utils::CachePadded;
@@ -142,7 +142,7 @@ impl WriteOrder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuse::message::request;
+    use crate::fuse::message::tests::transfer;
 
     /// A request under way.
     struct Begun<'a>(&'a WriteOrder, Vec<u8>, Repeats);
@@ -154,10 +154,7 @@ mod tests {
     }
 
     fn begin(order: &WriteOrder, opcode: u32, unique: u64, (node, offset, size): (u64, u64, u32)) -> Begun<'_> {
-        let mut body = [0; 40];
-        body[8..16].copy_from_slice(&offset.to_ne_bytes());
-        body[16..20].copy_from_slice(&size.to_ne_bytes());
-        let head = request(opcode, node, unique, &body, 0);
+        let head = transfer(opcode, node, unique, offset, size);
         order.begin(&head);
         Begun(order, head, Repeats::default())
     }

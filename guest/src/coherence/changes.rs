@@ -61,7 +61,7 @@ impl ChangeThread {
     /// The system has no thread or descriptor left.
     pub fn start(self) -> Result<(), Error> {
         let dispatcher = Dispatcher::new(self.device.clone(), self.counters.clone(), self.reconnect.clone())?;
-        std::thread::Builder::new().name("changes".into()).spawn(move || self.run(&dispatcher))?;
+        tunnelfs_program::thread::spawn("changes", move || self.run(&dispatcher))?;
         Ok(())
     }
 

@@ -155,10 +155,10 @@ impl Dispatcher {
         }
         if state.idle < state.ready.len() && state.threads < MAX_THREADS {
             let its = self.clone();
-            let thread = std::thread::Builder::new().name("notify".into()).spawn(move || its.work());
+            let thread = tunnelfs_program::thread::spawn("notify", move || its.work());
             match thread {
                 Ok(_) => state.threads += 1,
-                Err(e) => tracing::debug!("no thread more for notifications: {e}"),
+                Err(e) => tracing::debug!("{e}"),
             }
         }
         self.more.notify_one();

@@ -235,6 +235,15 @@ pub(crate) mod tests {
         }
     }
 
+    /// A READ or WRITE of `size` bytes from `offset` on: the first fields of `fuse_read_in` and `fuse_write_in` are the
+    /// same. A WRITE's bytes follow elsewhere.
+    pub fn transfer(opcode: u32, node: u64, unique: u64, offset: u64, size: u32) -> Vec<u8> {
+        let mut body = [0; 40];
+        put_u64(&mut body, 8, offset);
+        body[16..20].copy_from_slice(&size.to_ne_bytes());
+        request(opcode, node, unique, &body, if opcode == WRITE { size as usize } else { 0 })
+    }
+
     /// A `fuse_entry_out`.
     pub fn entry(node: u64, ino: u64, mode: u32, links: u32) -> Vec<u8> {
         let mut bytes = vec![0; ENTRY];

@@ -1,5 +1,5 @@
 //! How a running program tells how it is: by sockets in the abstract namespace, which work for a daemon that sees no file
-//! and for a mount that hangs. Whoever connects gets one text, and the end.
+//! and for a mount that hangs. A client gets one text, and the end.
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{
@@ -12,7 +12,16 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum What {
+    /// A text for people.
+    Status,
+    /// The figures, as Prometheus reads them.
+    Metrics,
+}
 
 /// A listening socket.
 #[derive(Debug)]
@@ -51,7 +60,7 @@ impl Answering {
         // SAFETY: a new descriptor that nobody else knows.
         let mut stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
         if is_trusted(&stream) {
-            // Not waited for: whoever asks and does not read gets less.
+            // Not waited for: a client that does not read gets less.
             let _ = stream.write_all(text().as_bytes());
         }
     }
@@ -81,7 +90,7 @@ pub fn ask(name: &str) -> io::Result<String> {
     if !is_trusted(&stream) {
         return Err(gone(io::Error::other("another user has its place")));
     }
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
     let mut text = String::new();
     stream.read_to_string(&mut text).map_err(gone)?;
     if text.is_empty() {

@@ -98,7 +98,7 @@ pub fn listen(address: &str) -> io::Result<TcpListener> {
     TcpListener::bind(place).map_err(|e| told(e.to_string()))
 }
 
-/// Answers scrapers, and those that ask by a socket's name, on a thread of its own.
+/// Answers scrapers, and clients that ask by a socket's name, on a thread of its own.
 ///
 /// # Errors
 /// The system has no thread left.

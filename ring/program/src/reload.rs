@@ -104,7 +104,7 @@ pub struct Reloader {
     pub settings: Settings,
     /// The tables and keys that the program has.
     pub sections: &'static [&'static str],
-    /// Those that it takes over.
+    /// The keys that it takes over.
     pub live: &'static [&'static str],
     /// What needs a start, in the log's words: `a remount`.
     pub restart: &'static str,

@@ -1,4 +1,4 @@
-//! What differs between the settings that a program runs with and those that its file has now.
+//! What differs between a program's present settings and its file's.
 
 use crate::schema::Settings;
 use toml::Table;

@@ -54,7 +54,7 @@ impl Interrupts {
         let bells = rings.into_iter().map(|rings| Bell { rings, asleep: AtomicBool::new(false) });
         let bells = Arc::new(bells.collect::<Vec<_>>());
         let watcher = Watcher { watched, line, bells: bells.clone(), stop: stop.clone(), life };
-        let watcher = std::thread::Builder::new().name("interrupts".into()).spawn(move || watcher.run())?;
+        let watcher = tunnelfs_program::thread::spawn("interrupts", move || watcher.run())?;
         Ok(Interrupts { bells, vectors, alive, stop, watcher: Some(watcher) })
     }
 
