@@ -185,8 +185,6 @@ fn serve(config: &MountConfig, mut reload: Reload, ready: impl FnOnce(&Mount)) -
         let started = abort_when_killed::start(connection, &config.point);
         started.unwrap_or_else(|e| tracing::warn!("a second process for this mount cannot be started: {e}"));
     }
-    ready(&mount);
-    tracing::info!("{}", mount.describe());
     let figures = mount.figures();
     let others = status::listen(&config.point, What::Metrics).map(|socket| {
         let figures = figures.clone();
@@ -198,6 +196,9 @@ fn serve(config: &MountConfig, mut reload: Reload, ready: impl FnOnce(&Mount)) -
     metrics::serve(scrapers, others, move || figures.metrics())?;
     let status = status::listen(&config.point, What::Status);
     let status = status.inspect_err(|e| tracing::warn!("`tunnelfs-guest status` will not answer: {e}")).ok();
+    // Only now: who is told may ask at once.
+    ready(&mount);
+    tracing::info!("{}", mount.describe());
     let mut unmounted = false;
     loop {
         let mut fds =

@@ -34,8 +34,21 @@ fn assert_quiet(pid: Pid, what: &str) {
         std::thread::sleep(LOOK);
         let (waits, cpu) = (waits(pid).saturating_sub(before.0), cpu_time(pid).saturating_sub(before.1));
         println!("{what}: {waits} waits, {cpu:?} of CPU time in {:?}", begun.elapsed());
-        (waits <= WAKES && cpu < LOOK / 40).then_some(())
+        let quiet = waits <= WAKES && cpu < LOOK / 40;
+        if !quiet {
+            print_threads(pid);
+        }
+        quiet.then_some(())
     });
+}
+
+/// What each thread does: its name, state and times (`stat`), the system call that it is in, and the kernel's stack.
+fn print_threads(pid: Pid) {
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+        for file in ["stat", "syscall", "stack"] {
+            print!("{}", fs::read_to_string(task.path().join(file)).unwrap_or_default());
+        }
+    }
 }
 
 /// Programs in the midst of reading and writing, each on a thread; the end of each is told.

@@ -169,8 +169,8 @@ impl Channel {
         }
         self.flush()?;
         let ring = &self.ring;
-        if self.queue.transport.spin(&mut || has_events(ring)) {
-            return self.collect_events();
+        if self.queue.transport.spin(&mut || has_events(ring)) && self.collect_events()? {
+            return Ok(());
         }
         self.poll_call()?;
         let sleep = self.queue.transport.announce_sleep();
@@ -191,21 +191,23 @@ impl Channel {
             Some(parker) => parker.spin(|| has_events(ring)),
             None => hand_off(|| has_events(ring)),
         };
-        if found {
-            return self.collect_events();
+        if found && self.collect_events()? {
+            return Ok(());
         }
         let slept = self.enter(1);
         self.idle.iter_mut().for_each(Parker::unparked);
         slept
     }
 
-    /// Makes the kernel's news into events, if there are none yet: that takes an enter.
-    fn collect_events(&mut self) -> Result<(), Error> {
-        if self.ring.completion().is_empty() && has_events(&self.ring) {
-            self.enter(0)
-        } else {
-            Ok(())
+    /// Makes the kernel's news into events, if there are none yet: that takes an enter. Returns false if it had none:
+    /// who adds work sets the flag afterwards, when this thread may have done the work already, and the flag then stays
+    /// until there is more. Only a sleep is right in that case.
+    fn collect_events(&mut self) -> Result<bool, Error> {
+        if !self.ring.completion().is_empty() || !has_events(&self.ring) {
+            return Ok(true);
         }
+        self.enter(0)?;
+        Ok(!self.ring.completion().is_empty())
     }
 
     /// Gives the kernel what has been pushed.

@@ -226,7 +226,6 @@ impl Dispatcher {
         if state.count + 1 == MAX_WAITING {
             Eventfd::signal(&self.news);
         }
-        if state.count == 0 {}
     }
 
     fn report(&self, host: u64) {

@@ -87,11 +87,6 @@ impl Inode {
         self.kind == libc::S_IFREG
     }
 
-    /// Whether the inode is a file that nobody has open.
-    pub(super) fn is_idle_file(&self) -> bool {
-        self.is_file() && self.opens.load(Relaxed) == 0
-    }
-
     /// Whether the inode is a directory.
     pub fn is_dir(&self) -> bool {
         self.kind == libc::S_IFDIR

@@ -21,12 +21,15 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tunnelfs_fuse_abi::ROOT_ID;
 
 /// Parts of the table, each behind a lock of its own; a power of two. An inode's number tells its part.
 const SHARDS: u64 = 64;
 /// Inodes looked at, at most, to free one descriptor.
 const TRIES: usize = 64;
+/// How long a file that a program in the guest has closed may be open here.
+const CLOSING: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Default)]
 struct Shard {
@@ -469,29 +472,36 @@ impl Inodes {
 
     /// Gives up the descriptors of files without names that the guest does not have open; whether there were any. A
     /// descriptor keeps the file's space, and the guest tells only by and by what it has forgotten. Whoever in the guest
-    /// holds such a file by an O_PATH descriptor loses it: only when the space is wanted.
+    /// holds such a file by an O_PATH descriptor loses it: only when the space is wanted. The guest's kernel does not
+    /// wait for RELEASE when a program closes a file, so one that is still open may be closed at once.
     pub fn reclaim(&self) -> bool {
         if !self.removed.swap(false, AcqRel) {
             return false;
         }
-        let mut given_up = false;
-        for lock in &self.shards {
-            let inodes: Vec<_> = lock.read().by_id.values().filter(|inode| inode.is_idle_file()).cloned().collect();
-            for inode in inodes {
-                let Some(pin) = inode.pinned() else { continue };
-                let gone = sys::stat(pin.as_fd()).is_ok_and(|st| st.stx_nlink == 0);
-                let Ok(handle) = FileHandle::of(pin.as_fd()) else { continue };
-                if !gone {
-                    continue;
-                }
-                let mut place = inode.place.write();
-                if inode.opens.load(Acquire) == 0 {
-                    *place = Place::Handle(handle);
-                    given_up = true;
-                }
+        let mut nameless = self.nameless_files();
+        let end = Instant::now() + CLOSING;
+        loop {
+            let before = nameless.len();
+            nameless.retain(|inode| !give_up(inode));
+            if nameless.len() < before {
+                return true;
             }
+            if nameless.is_empty() || Instant::now() >= end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
-        given_up
+    }
+
+    /// Files with a descriptor and without a name.
+    fn nameless_files(&self) -> Vec<Arc<Inode>> {
+        let mut found = Vec::new();
+        for lock in &self.shards {
+            let files: Vec<_> = lock.read().by_id.values().filter(|inode| inode.is_file()).cloned().collect();
+            let is_gone = |pin: Arc<Pin>| sys::stat(pin.as_fd()).is_ok_and(|st| st.stx_nlink == 0);
+            found.extend(files.into_iter().filter(|inode| inode.pinned().is_some_and(is_gone)));
+        }
+        found
     }
 
     /// Forgets all but the root: the guest has gone.
@@ -508,6 +518,17 @@ impl Inodes {
         self.forgotten.clear();
         self.mounts.clear();
     }
+}
+
+/// Puts a handle in the place of a file's descriptor, if the guest does not have the file open; whether it was done.
+fn give_up(inode: &Inode) -> bool {
+    let Some(handle) = inode.pinned().and_then(|pin| FileHandle::of(pin.as_fd()).ok()) else { return false };
+    let mut place = inode.place.write();
+    let idle = inode.opens.load(Acquire) == 0;
+    if idle {
+        *place = Place::Handle(handle);
+    }
+    idle
 }
 
 #[cfg(test)]

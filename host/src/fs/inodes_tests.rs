@@ -195,5 +195,14 @@ fn space_of_what_is_gone_is_given_back_when_it_is_wanted() {
     assert!(table.reclaim() && !table.reclaim());
     assert_eq!([&gone, &open, &there].map(|inode| inode.pinned().is_some()), [false, true, true]);
     assert_eq!(table.pin(&gone).unwrap_err().raw_os_error(), Some(libc::ESTALE));
-    drop(held);
+    // A program in the guest has closed it; RELEASE is on its way.
+    table.removed();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(CLOSING / 10);
+            drop(held);
+        });
+        assert!(table.reclaim());
+    });
+    assert!(open.pinned().is_none());
 }
