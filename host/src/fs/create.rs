@@ -182,25 +182,15 @@ impl Passthrough {
                 return Err(e);
             }
         }
-        let st = sys::stat(file.as_fd())?;
         self.tell_created(&place, name, mode);
-        let path = self.path_of(place.dir.as_fd(), name, file.as_fd(), &st)?;
+        let path = self.reopen(file.as_fd(), libc::O_PATH)?;
+        let st = sys::stat(path.as_fd())?;
         self.opened(path, &st, &place, name, file, flags, count)
     }
 
     /// Whether creating alone does not do.
     fn completes(&self, extensions: &Extensions, mode: u32) -> bool {
         self.config.ids.owners == Owners::Attribute || !extensions.labels.is_empty() || mode & libc::S_ISGID != 0
-    }
-
-    /// An O_PATH descriptor of an open file, by its name as long as that is its own.
-    fn path_of(&self, dir: BorrowedFd<'_>, name: &CStr, file: BorrowedFd<'_>, st: &libc::statx) -> io::Result<OwnedFd> {
-        if let Ok(path) = sys::open_at(dir, name, libc::O_PATH | libc::O_NOFOLLOW, 0) {
-            if sys::same_inode(&sys::stat(path.as_fd())?, st) {
-                return Ok(path);
-            }
-        }
-        self.reopen(file, libc::O_PATH)
     }
 
     #[allow(clippy::too_many_arguments)] // All that has been opened, and where.

@@ -374,10 +374,13 @@ impl Inodes {
         if !self.handles {
             return None;
         }
-        match inode.pinned() {
-            Some(pin) => FileHandle::of(pin.as_fd()).ok(),
-            None => inode.handle(),
+        let Some(pin) = inode.pinned() else { return inode.handle() };
+        // The handle of one without names leads nowhere, and a guest that removes much forgets as many of them.
+        let may_be_gone = self.removed.load(Relaxed);
+        if may_be_gone && sys::stat(pin.as_fd()).is_ok_and(|st| st.stx_nlink == 0) {
+            return None;
         }
+        FileHandle::of(pin.as_fd()).ok()
     }
 
     /// An inode by the number that it had before the guest forgot it, looked up once more.
