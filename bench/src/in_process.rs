@@ -7,17 +7,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use tunnelfs_guest::fuse::message::reply_header;
 use tunnelfs_guest::{Completion, Error, Transport};
-use tunnelfs_host::fs::Passthrough;
 use tunnelfs_host::guest_buf::GuestBuf;
 use tunnelfs_host::handler::{Handler, Outcome};
-use tunnelfs_host::Server;
 use tunnelfs_ring::{Counters, Geometry, Region, CQE_INLINE_BYTES};
 
 const OUT_HEADER: usize = 16;
 
 /// A request queue that answers as soon as it is asked.
 pub struct InProcess {
-    server: Arc<Server<Passthrough>>,
+    server: Arc<dyn Handler>,
     memory: Region,
     geometry: Geometry,
     done: VecDeque<Completion>,
@@ -30,7 +28,7 @@ impl InProcess {
     ///
     /// # Errors
     /// When there is no memory or descriptor.
-    pub fn new(server: Arc<Server<Passthrough>>, geometry: Geometry) -> Result<Self, Error> {
+    pub fn new(server: Arc<dyn Handler>, geometry: Geometry) -> Result<Self, Error> {
         let memory = Region::new(geometry.slots as usize * geometry.slot_size as usize, false)?;
         let bell = EventFd::new().map_err(std::io::Error::from)?;
         Ok(InProcess { server, memory, geometry, done: VecDeque::new(), bell })
@@ -102,6 +100,6 @@ impl Transport for InProcess {
     }
 
     fn shares_core(&self) -> bool {
-        true
+        false
     }
 }

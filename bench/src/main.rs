@@ -137,7 +137,7 @@ struct MountArgs {
     /// One short round, about a minute and a half
     #[arg(long)]
     quick: bool,
-    /// Only these: native, ring, ring-fuse, in-process, virtqueue, socket, virtiofsd
+    /// Only these: native, floor, floor-fuse, in-process, ring, ring-fuse, virtqueue, socket, virtiofsd
     #[arg(long = "system", value_delimiter = ',')]
     systems: Vec<String>,
     /// Only these jobs, by the names in the report

@@ -3,6 +3,7 @@
 
 mod builtin;
 mod fio;
+mod floor;
 mod jobs;
 mod metadata;
 mod patience;

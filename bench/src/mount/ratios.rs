@@ -4,7 +4,7 @@ use super::record::{MountRun, Row};
 use crate::ratios::{Bound, Ratio};
 
 /// Systems (also the peers of `make bench-mount`), jobs, and how much of their rate the ring with a separate host must reach.
-const TARGETS: [(&str, &str, f64); 16] = [
+const TARGETS: [(&str, &str, f64); 17] = [
     ("in-process", "randread-4k", 0.9),
     ("in-process", "randread-4k-qd16", 0.95),
     ("in-process", "read-1m", 0.95),
@@ -20,6 +20,7 @@ const TARGETS: [(&str, &str, f64); 16] = [
     ("hp-uring", "write-1m", 1.3),
     ("hp-uring", "randwrite-4k", 1.5),
     ("hp-uring", "randread-4k-2jobs", 0.7),
+    ("hp-uring", "create+stat+unlink", 1.3),
     ("hp-fuse", "randread-4k", 6.0),
 ];
 
@@ -32,7 +33,7 @@ pub fn ratios(run: &MountRun) -> Vec<Ratio> {
                 what: format!("{}: {} / {}", of.op, of.system, other.system),
                 value: of.ops_per_s / other.ops_per_s,
                 bound: Bound::AtLeast(limit),
-                why: why(of, other),
+                why: why(of, other) + &floor(run, &of.op),
             });
         }
     };
@@ -63,6 +64,14 @@ fn why(ring: &Row, other: &Row) -> String {
         ),
         _ => format!("p50 {ours:.1} µs against {theirs:.1}"),
     }
+}
+
+/// What the kernel's FUSE takes alone, for loads of one request at a time.
+fn floor(run: &MountRun, op: &str) -> String {
+    let row = find(run, "floor", op).filter(|row| row.depth <= 1);
+    row.map_or(String::new(), |row| {
+        format!("; a FUSE server that does nothing takes {:.1} µs", row.p50_ns as f64 / 1e3)
+    })
 }
 
 fn find<'a>(run: &'a MountRun, system: &str, op: &str) -> Option<&'a Row> {

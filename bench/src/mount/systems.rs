@@ -2,6 +2,7 @@
 //! it, and all that was mounted or started for it is gone when it is dropped.
 //! Separate hosts, ours and stock virtiofsd, run in their default sandbox.
 
+use super::floor::Floor;
 use super::patience::await_that;
 use super::plan::{MountPlan, Peer};
 use super::requests::{self, Requests};
@@ -19,8 +20,13 @@ use tunnelfs_guest::mount::{Mount, MountConfig, WORKERS};
 use tunnelfs_guest::Connection;
 use tunnelfs_guest::Transport;
 use tunnelfs_host::fs_builder;
+use tunnelfs_host::handler::Handler;
 use tunnelfs_host::Server;
 use tunnelfs_settings::{Cache, Channel, Settings, TransportKind};
+
+/// Ours, and stock virtiofsd. `floor` is a FUSE server that does nothing, `-fuse` the channel over `/dev/fuse`.
+const NAMES: [&str; 9] =
+    ["native", "floor", "floor-fuse", "in-process", "ring", "ring-fuse", "virtqueue", "socket", "virtiofsd"];
 
 /// One system under test.
 pub struct System {
@@ -53,11 +59,12 @@ impl Systems {
     /// # Errors
     /// The first that does not come up.
     pub fn start(plan: &MountPlan, scratch: &Path, cache: Cache, settings: &Settings) -> io::Result<Systems> {
-        let setup = Setup { source: scratch.join("source"), scratch: scratch.into(), cache, settings, count: false };
+        let (source, file_bytes) = (scratch.join("source"), plan.file_bytes);
+        let setup = Setup { source, scratch: scratch.into(), cache, settings, file_bytes, count: false };
         let mut systems = Systems { list: Vec::new() };
-        for name in ["native", "ring", "ring-fuse", "in-process", "virtqueue", "socket", "virtiofsd"] {
+        for name in NAMES {
             let absent = match name {
-                "ring-fuse" => (!uring_enabled()).then_some("every mount uses /dev/fuse here"),
+                "ring-fuse" | "floor-fuse" => (!uring_enabled()).then_some("every mount uses /dev/fuse here"),
                 "virtiofsd" => virtiofsd().is_none().then_some("`make deps` installs stock virtiofsd"),
                 _ => None,
             };
@@ -109,6 +116,8 @@ pub struct Setup<'a> {
     pub cache: Cache,
     /// For all of them.
     pub settings: &'a Settings,
+    /// Bytes of each file of `floor`.
+    pub file_bytes: u64,
     /// Whether guests keep their log in a file, so that [`System::requests`] can count.
     pub count: bool,
 }
@@ -131,7 +140,7 @@ impl Setup<'_> {
             "socket" => TransportKind::Socket,
             _ => TransportKind::Ring,
         };
-        if kind == "ring-fuse" {
+        if kind.ends_with("-fuse") {
             settings.mount.channel = Channel::Fuse;
         }
         let fuse = settings.mount.channel == Channel::Fuse || !uring_enabled();
@@ -155,9 +164,13 @@ impl Setup<'_> {
                 system.dir = self.source.join(name);
                 (system.transport, system.channel, system.policy) = ("native".into(), String::new(), String::new());
             }
-            "in-process" => {
+            "in-process" | "floor" | "floor-fuse" => {
                 (system.transport, system.placement) = ("direct".into(), "in-process");
-                system.inside = Some(mount_inside(&settings, &point)?);
+                let server: Arc<dyn Handler> = match kind {
+                    "in-process" => Arc::new(Server::new(fs_builder::open(&settings.host)?)),
+                    _ => Arc::new(Server::new(Floor::new(name, self.file_bytes, self.cache)?)),
+                };
+                system.inside = Some(mount_inside(server, &settings, &point)?);
                 system.mounted = Some(point);
             }
             _ => {
@@ -240,10 +253,9 @@ fn mount_outside(file: &Path, point: &Path, log: Option<&Path>) -> io::Result<Ch
     Err(io::Error::other(format!("tunnelfs-guest did not mount {told}")))
 }
 
-/// The host's server in this process, on the threads that read the kernel's requests.
-fn mount_inside(settings: &Settings, point: &Path) -> io::Result<Mount> {
+/// A server in this process, on the threads that read the kernel's requests.
+fn mount_inside(server: Arc<dyn Handler>, settings: &Settings, point: &Path) -> io::Result<Mount> {
     let config = MountConfig::new(settings, point, MountOptions::default());
-    let server = Arc::new(Server::new(fs_builder::open(&settings.host)?));
     let queue = || InProcess::new(server.clone(), config.guest.geometry).map(|q| Box::new(q) as Box<dyn Transport>);
     let queues = (0..config.guest.queues).map(|_| queue()).collect::<Result<_, _>>().map_err(io::Error::other)?;
     let connection = Connection { hiprio: queue().map_err(io::Error::other)?, queues, changes: None, retained: None };

@@ -5,6 +5,9 @@ use super::recorded::{Recorded, Role, Row};
 use super::words;
 use std::fmt::Write;
 
+/// The series of a FUSE server that does nothing.
+const FLOOR: &str = "floor";
+
 /// All runs, one after the other.
 pub fn page(runs: &[Recorded]) -> String {
     runs.iter().map(one).collect::<Vec<_>>().join("\n")
@@ -33,7 +36,8 @@ pub fn findings(run: &Recorded) -> String {
     words::findings(run).iter().map(|finding| format!("- {finding}\n")).collect()
 }
 
-/// The usual series in columns, a row for each load, each with the spread of its rounds.
+/// The usual series in columns, a row for each load: each with the spread of its rounds, and how many times what `floor`
+/// takes it takes.
 pub fn side_by_side(run: &Recorded) -> String {
     let mut series: Vec<&str> = Vec::new();
     for row in run.rows.iter().filter(|r| r.usual) {
@@ -42,15 +46,21 @@ pub fn side_by_side(run: &Recorded) -> String {
         }
     }
     let mut out = format!(
-        "## Side by side\n\nOne request at a time: p50; many: operations a second; 1 MiB and more: bytes a second. ± is \
+        "## Side by side\n\nOne request at a time: p50; many: operations a second; 1 MiB and more: bytes a second. {}± is \
          half of what the middle half of the rounds spans.\n\n| load | {} |\n|---|{}\n",
+        if series.contains(&FLOOR) { "In brackets: times what `floor` takes, a FUSE server that does nothing. " } else { "" },
         series.join(" | "),
         "--:|".repeat(series.len())
     );
     for load in run.loads() {
+        let row = |series: &str| run.usual(load).find(|r| r.series == series);
+        let floor = row(FLOOR).map(Row::shown);
         let cell = |series: &&str| {
-            let row = run.usual(load).find(|r| r.series == **series);
-            row.map_or(String::new(), |r| [r.shown().text, spread(r), r.honest()].join(" ").trim_end().to_owned())
+            let Some(row) = row(series) else { return String::new() };
+            let over = floor.as_ref().filter(|_| *series != FLOOR).and_then(|floor| floor.times(&row.shown()));
+            let over = over.map_or(String::new(), |times| format!("({})", figures::times(times)));
+            let parts = [row.shown().text, over, spread(row), row.honest()];
+            parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
         };
         let _ = writeln!(out, "| {load} | {} |", series.iter().map(cell).collect::<Vec<_>>().join(" | "));
     }

@@ -305,7 +305,7 @@ fn series(raw: &RawRow) -> (String, Role, bool) {
     if let Some(name) = named {
         let role = match name.as_str() {
             "ring" => Role::Ours,
-            "native" | "in-process" => Role::Floor,
+            "native" | "in-process" | "floor" | "floor-fuse" => Role::Floor,
             _ => Role::Peer,
         };
         return (name.clone(), role, true);

@@ -52,7 +52,9 @@ impl Other {
         let range = format!("from {} ({}) to {} ({})", times(least.1), least.0, times(most.1), most.0);
         match role {
             Role::Floor => {
-                format!("Beside {name}, the floor, the ring is {} as fast in the middle, {range}.", times(middle))
+                let what =
+                    if name.starts_with("floor") { "a FUSE server that does nothing" } else { "without isolation" };
+                format!("Beside {name}, {what}, the ring is {} as fast in the middle, {range}.", times(middle))
             }
             _ => format!(
                 "Beside {name} the ring is ahead in {ahead} of {} loads, {} as fast in the middle, {range}.",

@@ -96,7 +96,8 @@ fn one(
     settings: &Settings,
 ) -> io::Result<Vec<session::Done>> {
     let cache = cache_of(&served.cache).unwrap_or(settings.host.cache);
-    let setup = Setup { source: scratch.join("source"), scratch: scratch.into(), cache, settings, count: true };
+    let source = scratch.join("source");
+    let setup = Setup { source, scratch: scratch.into(), cache, settings, file_bytes: 0, count: true };
     let mut session = Session::start(&setup, served)?;
     trees.run(group, &mut session)?;
     session.finish()
