@@ -55,7 +55,7 @@ bench-calls: deps
 	./target/release/tunnelfs-bench calls --directory /dev/shm --directory target --report $(RESULTS)/calls.md
 
 # Real mounts against others', about 13 minutes; needs root, /dev/fuse, and fio for all of its jobs.
-HP = .deps/bin/passthrough_hp --foreground --nopassthrough --nocache
+HP = .deps/bin/passthrough_hp --foreground --nopassthrough --nocache -o allow_other
 bench-mount: deps .deps/bin/passthrough_hp
 	cargo build --release --workspace
 	@mkdir -p $(RESULTS)

@@ -16,6 +16,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use tunnelfs_bench::session::sibling;
+use tunnelfs_host::{fs_builder, Daemon, Guests, Server};
+use tunnelfs_settings::{Settings, TransportKind};
 
 /// A process that is ended with this.
 struct Ended(Child);
@@ -130,6 +132,38 @@ fn a_guest_with_events() {
     assert_eq!(line(), "ended");
     assert!(soon("the program ends", || guest.0.try_wait().unwrap()).success());
     assert!(!rig::is_mounted(&point));
+}
+
+/// A program that serves by itself stops serving when it likes: its guests lose their connections, and `run` returns.
+#[test]
+fn a_daemon_is_stopped() {
+    let transports = [TransportKind::Ring, TransportKind::Virtqueue, TransportKind::Socket];
+    for (transport, kind) in ["ring", "virtqueue", "socket"].into_iter().zip(transports) {
+        let Some(scratch) = Scratch::new() else { return };
+        let mut settings = Settings::default();
+        settings.transport.socket_path = scratch.path("socket");
+        settings.transport.kind = kind;
+        settings.host.shared_dir = scratch.path("share");
+        let daemon = Daemon::bind(&settings).unwrap();
+        let stopper = daemon.stopper().unwrap();
+        let host = settings.host.clone();
+        let open = move || Ok(Server::new(fs_builder::open(&host)?));
+        let serving = std::thread::spawn(move || daemon.run(open, Guests::Forever));
+        let point = scratch.path("mnt");
+        let _unmounted = Unmounted(point.clone());
+        let mut command = Command::new(sibling("tunnelfs-guest").unwrap());
+        command.args(["mount", "-f", "--transport", transport, "-o", "noreconnect", "--socket-path"]);
+        let mut guest = Ended(command.arg(scratch.path("socket")).arg(&point).spawn().unwrap());
+        soon("it is mounted", || rig::is_mounted(&point).then_some(()));
+        fs::write(point.join("file"), transport).unwrap();
+        assert_eq!(fs::read_to_string(scratch.path("share").join("file")).unwrap(), transport);
+        stopper.stop().unwrap();
+        let status = soon("the guest ends without its host", || guest.0.try_wait().unwrap());
+        assert!(!status.success(), "{transport}: {status}");
+        soon("the daemon ends", || serving.is_finished().then_some(()));
+        serving.join().unwrap().unwrap();
+        assert!(!scratch.path("socket").exists(), "{transport}: the socket's file stays");
+    }
 }
 
 /// The names of functions that begin with `tunnelfs_`, sorted.

@@ -159,7 +159,7 @@ impl Mount {
         let reconnect = config.reconnect.filter(|_| !agreed.shared_locks);
         let (used, changes) = (used_queues(&connection, agreed), connection.changes.is_some());
         if changes || reconnect.is_some() {
-            mount.reconnect = Some((Arc::new(Reconnect::new(used)), connection.retained.clone()));
+            mount.reconnect = Some((Arc::new(Reconnect::new(used)?), connection.retained.clone()));
             mount.counters = changes.then(|| Arc::new(ChangeCounters::new(used)));
         }
         let next = match (connection.retained.clone(), reconnect) {
@@ -169,7 +169,7 @@ impl Mount {
             _ => None,
         };
         if let (None, Some((reconnect, _))) = (&next, &mount.reconnect) {
-            reconnect.handover.close();
+            reconnect.close();
         }
         mount.start(connection, &device, config)?;
         mount.watch(config.timeout)?;
@@ -388,7 +388,7 @@ impl Mount {
     fn abort_with(&mut self, error: Error) -> Result<(), Error> {
         let start = Instant::now();
         if let Some((reconnect, _)) = &self.reconnect {
-            reconnect.handover.close();
+            reconnect.close();
         }
         let ending = abort(&self.point, self.connection);
         while ending && start.elapsed() < Duration::from_secs(1) && self.workers.iter().any(|w| !w.is_finished()) {

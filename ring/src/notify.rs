@@ -44,11 +44,13 @@ impl NeedWakeup {
         NeedWakeup(line)
     }
 
+    #[inline]
     fn line(&self) -> &CacheLine {
         // SAFETY: mapped by `new`'s contract; a line is atomics only.
         unsafe { &*self.0 }
     }
 
+    #[inline]
     fn word(&self) -> &crate::sync::AtomicU32 {
         &self.line().word
     }
@@ -59,6 +61,7 @@ impl NeedWakeup {
     }
 
     /// Returns where this side says that it runs.
+    #[inline]
     pub fn peer_cpu(&self) -> PeerCpu {
         match self.line().peer_cpu.load(Ordering::Relaxed) {
             1 => PeerCpu::Other,
@@ -68,6 +71,7 @@ impl NeedWakeup {
     }
 
     /// Sleeper: sets the flag. Look for work once more before sleeping.
+    #[inline]
     pub fn set(&self) {
         self.word().store(1, Ordering::Relaxed);
         // Pairs with the fence in `take`: the flag is set before the second look.
@@ -75,11 +79,13 @@ impl NeedWakeup {
     }
 
     /// Sleeper: clears the flag after the sleep.
+    #[inline]
     pub fn clear(&self) {
         self.word().store(0, Ordering::Relaxed);
     }
 
     /// Waker, after publishing: clears the flag. Returns `true` when the sleeper must be notified, once per sleep.
+    #[inline]
     pub fn take(&self) -> bool {
         // Pairs with the fence in `set`: the entry is published before the flag is read.
         fence(Ordering::SeqCst);

@@ -15,11 +15,13 @@ impl SlotPool {
     }
 
     /// Takes a free slot; `None` when all are in use.
+    #[inline]
     pub fn alloc(&mut self) -> Option<u32> {
         self.0.pop()
     }
 
     /// Gives a slot back.
+    #[inline]
     pub fn free(&mut self, slot: u32) {
         debug_assert!(!self.0.contains(&slot));
         self.0.push(slot);
@@ -52,6 +54,7 @@ impl SlotTable {
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the number or a length is out of range.
+    #[inline]
     pub fn get(&self, sqe: &Sqe) -> Result<*mut u8, Error> {
         let (size, start) = match self.slots.get(sqe.slot as usize) {
             Some(&start) => (self.slot_size, start),

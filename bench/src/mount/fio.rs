@@ -20,6 +20,9 @@ pub fn run(job: &Io, dir: &Path, plan: &MountPlan) -> io::Result<Turn> {
     fio.arg(format!("--numjobs={}", job.numjobs)).arg(format!("--iodepth={}", job.iodepth));
     fio.arg(format!("--percentile_list={}", quantiles().map(|p| p.to_string()).collect::<Vec<_>>().join(":")));
     fio.arg(if job.iodepth > 1 { "--ioengine=io_uring" } else { "--ioengine=psync" });
+    if job.user {
+        fio.args(["--uid=65534", "--gid=65534"]);
+    }
     if job.direct {
         let ms = plan.runtime.as_millis();
         fio.args(["--direct=1", "--time_based"])

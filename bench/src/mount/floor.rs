@@ -48,7 +48,7 @@ impl Floor {
 
     fn attr(&self, node: u64) -> Attr {
         let (mode, size) =
-            if is_dir(node) { (libc::S_IFDIR | 0o755, 0) } else { (libc::S_IFREG | 0o644, self.file_bytes) };
+            if is_dir(node) { (libc::S_IFDIR | 0o755, 0) } else { (libc::S_IFREG | 0o666, self.file_bytes) };
         Attr { ino: node, mode, size, nlink: 1, blksize: 4096, ..Attr::default() }
     }
 

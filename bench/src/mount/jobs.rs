@@ -27,16 +27,20 @@ pub struct Job {
 
 /// The jobs that make sense under a cache mode: `never` for direct I/O and metadata, `auto` for buffered I/O.
 pub fn all(cache: Cache) -> Vec<Job> {
+    let direct = cache == Cache::Never;
     let io = |name, rw, bs, numjobs, iodepth| Job {
         name,
-        work: Work::Io(Io { rw, bs, direct: cache == Cache::Never, numjobs, iodepth }),
+        work: Work::Io(Io { rw, bs, direct, numjobs, iodepth, user: false }),
     };
+    let by_user =
+        |name, rw, bs| Job { name, work: Work::Io(Io { rw, bs, direct, numjobs: 1, iodepth: 1, user: true }) };
     match cache {
         Cache::Never => vec![
             io("randread-4k", "randread", 4 << 10, 1, 1),
             io("randread-4k-2jobs", "randread", 4 << 10, 2, 1),
             io("randread-4k-qd16", "randread", 4 << 10, 1, 16),
             io("randwrite-4k", "randwrite", 4 << 10, 1, 1),
+            by_user("randwrite-4k-user", "randwrite", 4 << 10),
             io("randwrite-4k-qd16", "randwrite", 4 << 10, 1, 16),
             io("randread-64k", "randread", 64 << 10, 1, 1),
             io("read-1m", "read", 1 << 20, 1, 1),
@@ -68,7 +72,10 @@ impl Tool {
     pub fn describe(&self) -> String {
         match self {
             Tool::Fio(version) => version.clone(),
-            Tool::Own => "own loads (fio is not installed; jobs of io_uring depth 16 are left out)".into(),
+            Tool::Own => {
+                "own loads (fio is not installed; jobs of io_uring depth 16 and of an ordinary user are left out)"
+                    .into()
+            }
         }
     }
 }
@@ -100,7 +107,7 @@ impl Job {
         let before = cpu();
         let mut turn = match tool {
             Tool::Fio(_) => fio::run(&io, dir, plan)?,
-            Tool::Own if io.iodepth > 1 => return Ok(Vec::new()),
+            Tool::Own if io.iodepth > 1 || io.user => return Ok(Vec::new()),
             Tool::Own => builtin::run(&io, dir, plan)?,
         };
         turn.cpu = used(cpu(), before);

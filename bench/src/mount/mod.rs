@@ -25,7 +25,9 @@ use crate::progress::progress;
 use crate::record::Origin;
 use jobs::{Job, Tool};
 use record::Sum;
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use systems::{System, Systems};
 use tunnelfs_settings::{Cache, Settings};
@@ -36,6 +38,8 @@ use tunnelfs_settings::{Cache, Settings};
 /// The first system that cannot be mounted or job that fails; names it. Nothing stays mounted.
 pub fn run(plan: &MountPlan, scratch: &Path, settings: &Settings) -> io::Result<MountRun> {
     let tool = Tool::find();
+    // One job is an ordinary user's.
+    fs::set_permissions(scratch, Permissions::from_mode(0o711))?;
     let mut phases = Vec::new();
     for cache in [Cache::Never, Cache::Auto] {
         let jobs: Vec<Job> = jobs::all(cache).into_iter().filter(|j| MountPlan::wants(&plan.jobs, j.name)).collect();

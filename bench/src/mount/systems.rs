@@ -9,8 +9,9 @@ use super::requests::{self, Requests};
 use crate::in_process::InProcess;
 use crate::session::{process_cpu, sibling, threads_cpu, virtiofsd};
 use nix::mount::{umount2, MntFlags};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -100,10 +101,12 @@ impl Systems {
     }
 }
 
-/// Bytes that no file system can leave out.
+/// Bytes that no file system can leave out, for whoever writes them.
 fn write_random(path: &Path, bytes: u64) -> io::Result<()> {
     let mut source = File::open("/dev/urandom")?.take(bytes);
-    io::copy(&mut source, &mut File::create(path)?).map(drop)
+    let mut file = File::create(path)?;
+    file.set_permissions(Permissions::from_mode(0o666))?;
+    io::copy(&mut source, &mut file).map(drop)
 }
 
 /// What systems are started with.
@@ -253,13 +256,15 @@ fn mount_outside(file: &Path, point: &Path, log: Option<&Path>) -> io::Result<Ch
     Err(io::Error::other(format!("tunnelfs-guest did not mount {told}")))
 }
 
-/// A server in this process, on the threads that read the kernel's requests.
+/// A server in this process, on the threads that read the kernel's requests. Mounted by a thread of its own: one that
+/// serves gets another working directory.
 fn mount_inside(server: Arc<dyn Handler>, settings: &Settings, point: &Path) -> io::Result<Mount> {
     let config = MountConfig::new(settings, point, MountOptions::default());
     let queue = || InProcess::new(server.clone(), config.guest.geometry).map(|q| Box::new(q) as Box<dyn Transport>);
     let queues = (0..config.guest.queues).map(|_| queue()).collect::<Result<_, _>>().map_err(io::Error::other)?;
     let connection = Connection { hiprio: queue().map_err(io::Error::other)?, queues, changes: None, retained: None };
-    Mount::with_connection(connection, &config).map_err(io::Error::other)
+    let mount = std::thread::scope(|scope| scope.spawn(|| Mount::with_connection(connection, &config)).join());
+    mount.map_err(|_| io::Error::other("a panic"))?.map_err(io::Error::other)
 }
 
 fn is_mounted(point: &Path) -> bool {

@@ -17,6 +17,8 @@ pub struct Io {
     pub numjobs: u32,
     /// Requests in flight of each, by io_uring where more than one.
     pub iodepth: u32,
+    /// By an ordinary user (65534), not by root, whose writes leave setuid bits alone.
+    pub user: bool,
 }
 
 /// CPU time of a file system's guest and host processes.

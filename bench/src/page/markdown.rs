@@ -36,8 +36,7 @@ pub fn findings(run: &Recorded) -> String {
     words::findings(run).iter().map(|finding| format!("- {finding}\n")).collect()
 }
 
-/// The usual series in columns, a row for each load: each with the spread of its rounds, and how many times what `floor`
-/// takes it takes.
+/// The usual series in columns, a row for each load: what is shown of it, then the CPU time of one operation.
 pub fn side_by_side(run: &Recorded) -> String {
     let mut series: Vec<&str> = Vec::new();
     for row in run.rows.iter().filter(|r| r.usual) {
@@ -45,24 +44,35 @@ pub fn side_by_side(run: &Recorded) -> String {
             series.push(&row.series);
         }
     }
+    let brackets = match series.contains(&FLOOR) {
+        true => "In brackets: times what `floor` takes, a FUSE server that does nothing. ",
+        false => "",
+    };
     let mut out = format!(
-        "## Side by side\n\nOne request at a time: p50; many: operations a second; 1 MiB and more: bytes a second. {}± is \
-         half of what the middle half of the rounds spans.\n\n| load | {} |\n|---|{}\n",
-        if series.contains(&FLOOR) { "In brackets: times what `floor` takes, a FUSE server that does nothing. " } else { "" },
-        series.join(" | "),
-        "--:|".repeat(series.len())
+        "## Side by side\n\nOne request at a time: p50; many: operations a second; 1 MiB and more: bytes a second. {brackets}± \
+         is half of what the middle half of the rounds spans.\n\n"
     );
+    out += &grid(run, &series, |load, row| {
+        let floor = run.usual(load).find(|r| r.series == FLOOR && row.series != FLOOR).map(Row::shown);
+        let over = floor.and_then(|floor| floor.times(&row.shown()));
+        let over = over.map_or(String::new(), |times| format!("({})", figures::times(times)));
+        let parts = [row.shown().text, over, spread(row), row.honest()];
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+    });
+    if run.rows.iter().any(|row| row.cpu_ns.is_some()) {
+        out += "\nCPU time of one operation, guest and host together:\n\n";
+        out += &grid(run, &series, |_, row| row.cpu_ns.map_or(String::new(), figures::time));
+    }
+    out
+}
+
+/// A table with a column for each series and a row for each load.
+fn grid(run: &Recorded, series: &[&str], cell: impl Fn(&str, &Row) -> String) -> String {
+    let mut out = format!("| load | {} |\n|---|{}\n", series.join(" | "), "--:|".repeat(series.len()));
     for load in run.loads() {
-        let row = |series: &str| run.usual(load).find(|r| r.series == series);
-        let floor = row(FLOOR).map(Row::shown);
-        let cell = |series: &&str| {
-            let Some(row) = row(series) else { return String::new() };
-            let over = floor.as_ref().filter(|_| *series != FLOOR).and_then(|floor| floor.times(&row.shown()));
-            let over = over.map_or(String::new(), |times| format!("({})", figures::times(times)));
-            let parts = [row.shown().text, over, spread(row), row.honest()];
-            parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
-        };
-        let _ = writeln!(out, "| {load} | {} |", series.iter().map(cell).collect::<Vec<_>>().join(" | "));
+        let row = |series: &&str| run.usual(load).find(|r| r.series == **series);
+        let cells = series.iter().map(|series| row(series).map_or(String::new(), |row| cell(load, row)));
+        let _ = writeln!(out, "| {load} | {} |", cells.collect::<Vec<_>>().join(" | "));
     }
     out
 }

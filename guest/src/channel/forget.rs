@@ -179,14 +179,14 @@ mod tests {
     #[test]
     fn an_interrupt_ends_with_its_host() {
         let told = Messages::default();
-        let reconnect = Arc::new(Reconnect::new(1));
+        let reconnect = Arc::new(Reconnect::new(1).unwrap());
         let mut host = listener(&told);
         host.full = true;
         let mut queue = queue(host, &reconnect, 0);
         queue.submit(0, &request(GETATTR, ROOT, 6, &[0; 16], 0), 0).unwrap();
         queue.submit(1, &request(INTERRUPT, 0, 9, &8u64.to_ne_bytes(), 0), 0).unwrap();
         assert!(queue.reap().unwrap().is_none());
-        reconnect.handover.host_lost();
+        reconnect.host_lost();
         queue.detach_host().unwrap();
         let reply = queue.reap().unwrap().expect("the INTERRUPT's slot comes back");
         assert!(reply.slot == 1 && reply.expects_no_reply());
@@ -199,16 +199,16 @@ mod tests {
     /// It rested while there was no host, and takes the next one: when that one goes it is waited for.
     #[test]
     fn a_queue_that_is_back_without_a_host_is_not_at_rest() {
-        let (reconnect, told) = (Arc::new(Reconnect::new(1)), Messages::default());
+        let (reconnect, told) = (Arc::new(Reconnect::new(1).unwrap()), Messages::default());
         let mut queue = queue(listener(&told), &reconnect, 0);
-        reconnect.handover.host_lost();
+        reconnect.host_lost();
         queue.detach_host().unwrap();
         queue.enter_idle();
         assert!(reconnect.handover.all_detached());
         queue.leave_idle().unwrap();
         reconnect.handover.host_ready(1, vec![listener(&told)]);
         assert!(queue.reap().unwrap().is_none());
-        reconnect.handover.host_lost();
+        reconnect.host_lost();
         assert!(!reconnect.handover.all_detached());
     }
 
@@ -216,7 +216,7 @@ mod tests {
     fn what_one_slot_does_not_hold_is_forgotten_too() {
         // More than two slots of nodes, which this host has all looked up.
         let count = 600;
-        let reconnect = Arc::new(Reconnect::new(1));
+        let reconnect = Arc::new(Reconnect::new(1).unwrap());
         {
             let mut tables = reconnect.tables.write();
             tables.nodes.next_host(true);

@@ -331,6 +331,7 @@ impl PendingQueue {
     pub fn detach_host(&mut self) -> Result<(), Error> {
         let Some(session) = &mut self.session else { return Err(Error::HostGone) };
         session.draining = true;
+        let reconnect = session.reconnect.clone();
         // What it still answered.
         while self.requests.iter().flatten().any(|request| request.sent) {
             match self.next_reply() {
@@ -339,7 +340,7 @@ impl PendingQueue {
             }
         }
         self.stash.clear();
-        self.transport = Box::new(Absent::of(&*self.transport)?);
+        self.transport = Box::new(Absent::of(&*self.transport, reconnect.news())?);
         self.transport_id += 1;
         // What they would end is not with the next host.
         for slot in 0..self.requests.len() as u32 {
@@ -383,11 +384,7 @@ impl PendingQueue {
             self.check_callers();
             let now = Instant::now();
             self.backlog.iter().for_each(|&slot| self.stats.begin(slot, now));
-            return self.submit_backlog();
-        }
-        // A request cannot be taken back by the kernel once it is here: whoever is killed would wait on.
-        if self.session_mut().time_to_look_at_callers() {
-            self.check_callers();
+            self.submit_backlog()?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! A queue's part in going on with another host: which host it has, and what it keeps of its requests for the next one.
 
-use super::request::{PendingRequest, CALLER_CHECK};
+use super::request::PendingRequest;
 use crate::connect::RetainedMemory;
 use crate::error::Error;
 use crate::fuse::message::{fixed_body_len, BODY};
@@ -8,7 +8,6 @@ use crate::reconnect::handle_cache::HandleCache;
 use crate::reconnect::{HostPoll, Reconnect};
 use crate::transport::Transport;
 use std::sync::Arc;
-use std::time::Instant;
 use tunnelfs_fuse_abi::opcode::WRITE;
 
 /// Bytes at a slot's start that are kept privately: two names, and more than any reply to a request with a payload
@@ -37,7 +36,6 @@ pub struct Session {
     pub draining: bool,
     /// The start of each slot's request.
     saved: Box<[[u8; SAVED_BYTES]]>,
-    looked: Instant,
     pub cache: HandleCache,
     /// Keeps the slots mapped.
     _kept: Option<RetainedMemory>,
@@ -46,8 +44,8 @@ pub struct Session {
 impl Session {
     pub fn new(reconnect: Arc<Reconnect>, queue_index: usize, slots: u32, kept: Option<RetainedMemory>) -> Session {
         let saved = vec![[0; SAVED_BYTES]; slots as usize].into();
-        let (cache, looked) = (HandleCache::default(), Instant::now());
-        Session { reconnect, queue_index, host_id: 0, away: false, draining: false, saved, looked, cache, _kept: kept }
+        let cache = HandleCache::default();
+        Session { reconnect, queue_index, host_id: 0, away: false, draining: false, saved, cache, _kept: kept }
     }
 
     /// Keeps the start of a request's payload.
@@ -88,14 +86,6 @@ impl Session {
                 Ok(Some(transport))
             }
         }
-    }
-
-    pub fn time_to_look_at_callers(&mut self) -> bool {
-        let due = self.looked.elapsed() >= CALLER_CHECK;
-        if due {
-            self.looked = Instant::now();
-        }
-        due
     }
 }
 

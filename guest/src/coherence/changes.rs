@@ -20,8 +20,6 @@ const CHANGES: u32 = 0;
 const DROPPED: u32 = 1;
 /// `unique`: no number that the kernel gives.
 const UNIQUE: u64 = 1 << 63;
-/// Between two looks whether there is another host.
-const HOST_EVERY: Duration = Duration::from_millis(10);
 /// Until the host is asked again that could not be asked now: it still waits for a former guest of the same device.
 const AFTER_REFUSAL: Duration = Duration::from_millis(20);
 
@@ -93,15 +91,19 @@ impl ChangeThread {
             match self.reconnect.handover.poll(self.queue_index) {
                 HostPoll::Ready(_, transport) => return Some(transport),
                 HostPoll::Closed => return None,
-                HostPoll::Pending if self.unmounted_within(HOST_EVERY) => return None,
+                HostPoll::Pending if self.unmounted_before_news() => return None,
                 HostPoll::Pending => {}
             }
         }
     }
 
-    fn unmounted_within(&self, time: Duration) -> bool {
-        let mut fds = [PollFd::new(self.device.as_fd(), PollFlags::empty())];
-        matches!(poll(&mut fds, PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO)), Ok(1..))
+    fn unmounted_before_news(&self) -> bool {
+        let mut fds = [
+            PollFd::new(self.device.as_fd(), PollFlags::empty()),
+            PollFd::new(self.reconnect.news(), PollFlags::POLLIN),
+        ];
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        fds[0].any() == Some(true)
     }
 
     /// Until the host goes, or the mount.

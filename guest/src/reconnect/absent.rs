@@ -2,40 +2,32 @@
 
 use crate::error::Error;
 use crate::transport::{Completion, Transport};
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tunnelfs_ring::Counters;
 
-/// How often whoever waits looks whether there is a host.
-pub const TICK: Duration = Duration::from_millis(25);
-
-/// Takes no request, gives no answer, and rings at each [`TICK`] of a sleep.
+/// Takes no request and gives no answer; its descriptor is readable when there is a host, or will be none.
 pub struct Absent {
     name: &'static str,
     slots: Vec<(*mut u8, usize)>,
     waits: Counters,
     copied: u64,
-    tick: TimerFd,
+    news: OwnedFd,
 }
 
 // SAFETY: the pointers are only handed out as such.
 unsafe impl Send for Absent {}
 
 impl Absent {
-    /// In place of a transport whose host has gone. Its slots must stay mapped as long as this lives.
+    /// In place of a transport whose host has gone. Its slots must stay mapped as long as this lives. `news`: where the
+    /// next host is told of.
     ///
     /// # Errors
     /// When the process has no descriptor left.
-    pub fn of(gone: &dyn Transport) -> std::io::Result<Self> {
+    pub fn of(gone: &dyn Transport, news: BorrowedFd<'_>) -> std::io::Result<Self> {
         let slots = (0..gone.slots()).map(|slot| gone.slot(slot)).collect();
-        Ok(Absent { name: gone.name(), slots, waits: gone.wait_counters(), copied: gone.copied(), tick: timer()? })
+        let news = news.try_clone_to_owned()?;
+        Ok(Absent { name: gone.name(), slots, waits: gone.wait_counters(), copied: gone.copied(), news })
     }
-}
-
-fn timer() -> nix::Result<TimerFd> {
-    TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
 }
 
 impl Transport for Absent {
@@ -64,21 +56,21 @@ impl Transport for Absent {
     }
 
     fn announce_sleep(&mut self) -> bool {
-        let often = Expiration::Interval(TimeSpec::from_duration(TICK));
-        // Without a clock there is no sleep.
-        self.tick.set(often, TimerSetTimeFlags::empty()).is_ok()
+        true
     }
 
-    fn awake(&mut self) {
-        let _ = self.tick.unset();
+    fn awake(&mut self) {}
+
+    fn silence(&self) {
+        // It is every queue's.
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.tick.as_fd()
+        self.news.as_fd()
     }
 
     fn hangup_fd(&self) -> BorrowedFd<'_> {
-        self.tick.as_fd()
+        self.news.as_fd()
     }
 
     fn wait_counters(&self) -> Counters {

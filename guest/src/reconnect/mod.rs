@@ -30,7 +30,9 @@ pub mod translate;
 use crate::transport::Transport;
 use handover::Handover;
 use parking_lot::RwLock;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use translate::Translator;
+use tunnelfs_ring::Eventfd;
 
 /// What a parked queue finds.
 pub type HostPoll = handover::HostPoll<Box<dyn Transport>>;
@@ -41,12 +43,38 @@ pub struct Reconnect {
     pub tables: RwLock<Translator>,
     /// Who has let go of which host.
     pub handover: Handover<Box<dyn Transport>>,
+    /// An eventfd that is readable as long as there is a host, or will be none; nobody but this resets it.
+    news: OwnedFd,
 }
 
 impl Reconnect {
     /// For so many queues.
-    pub fn new(queues: usize) -> Self {
-        Reconnect { tables: RwLock::default(), handover: Handover::new(queues) }
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn new(queues: usize) -> Result<Self, tunnelfs_ring::Error> {
+        Ok(Reconnect { tables: RwLock::default(), handover: Handover::new(queues), news: Eventfd::new()? })
+    }
+
+    /// What becomes readable when a queue that waits for a host should look.
+    pub fn news(&self) -> BorrowedFd<'_> {
+        self.news.as_fd()
+    }
+
+    /// The host has gone.
+    pub fn host_lost(&self) {
+        Eventfd::drain(&self.news);
+        self.handover.host_lost();
+        // Another thread may just have said it.
+        if self.handover.is_closed() {
+            Eventfd::signal(&self.news);
+        }
+    }
+
+    /// No host will come.
+    pub fn close(&self) {
+        self.handover.close();
+        Eventfd::signal(&self.news);
     }
 
     /// Another host is here.
@@ -54,5 +82,6 @@ impl Reconnect {
         let mut tables = self.tables.write();
         tables.nodes.next_host(same_root);
         self.handover.host_ready(tables.nodes.host_id(), transports);
+        Eventfd::signal(&self.news);
     }
 }

@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 use tunnelfs_fuse_abi::flags::init::INIT_EXT;
 use tunnelfs_fuse_abi::opcode;
 
-/// Between two looks whether somebody listens, or whether a queue has come to rest.
-const AGAIN: Duration = Duration::from_millis(20);
+/// Between two looks whether a queue has come to rest.
+const AT_REST: Duration = Duration::from_millis(5);
+/// Between two looks whether somebody listens, at first and at last.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 /// Between two tries, when the host that listens has been refused: it is asked for its options again.
 const AFTER_REFUSAL: Duration = Duration::from_millis(500);
 /// How long a new host may take to take over.
@@ -85,10 +87,10 @@ impl HostMonitor {
             for line in alive.drain(..) {
                 let _ = shutdown(line.as_raw_fd(), Shutdown::Both);
             }
-            self.reconnect.handover.host_lost();
+            self.reconnect.host_lost();
             self.listener.tell(Event::HostLost);
             while !self.reconnect.handover.all_detached() {
-                if self.unmounted_within(AGAIN / 4) {
+                if self.unmounted_within(AT_REST) {
                     return None;
                 }
             }
@@ -96,7 +98,7 @@ impl HostMonitor {
                 Ok(Some(next)) => next,
                 Ok(None) => return None,
                 Err(e) => {
-                    self.reconnect.handover.close();
+                    self.reconnect.close();
                     return Some(e);
                 }
             };
@@ -138,7 +140,7 @@ impl HostMonitor {
                 }
                 Err(e) => {
                     tracing::debug!("no host yet: {e}");
-                    AGAIN
+                    (gone.elapsed() / 16).clamp(AGAIN.0, AGAIN.1)
                 }
             };
             let left = self.limit.saturating_sub(gone.elapsed());

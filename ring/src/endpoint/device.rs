@@ -36,16 +36,19 @@ unsafe impl Send for Request {}
 
 impl Request {
     /// Returns the message that came inside the entry.
+    #[inline]
     pub fn msg(&self) -> &[u8] {
         &self.sqe.inline[..self.sqe.inline_len as usize]
     }
 
     /// Returns the request's bytes in the slot, from its start.
+    #[inline]
     pub fn payload_len(&self) -> usize {
         self.sqe.payload_len as usize
     }
 
     /// Returns how many bytes a reply may have in the slot.
+    #[inline]
     pub fn reply_max(&self) -> usize {
         self.sqe.reply_max as usize
     }
@@ -78,6 +81,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the driver broke the protocol: the queue must not be used any more.
+    #[inline]
     #[allow(clippy::should_implement_trait)] // Not an iterator: `None` is not the end.
     pub fn next(&mut self) -> Result<Option<Request>, Error> {
         let Some(sqe) = self.queue.sq.pop() else { return Ok(None) };
@@ -104,6 +108,7 @@ impl Device {
     ///
     /// # Panics
     /// On another device's request.
+    #[inline]
     pub fn complete(&mut self, request: Request, msg: &[u8], payload_len: u32) -> Result<(), Error> {
         self.check(&request);
         let fits = msg.len() <= CQE_INLINE_BYTES && payload_len <= request.sqe.reply_max;
@@ -134,6 +139,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::TimedOut`] after `timeout`, [`Error::PeerGone`] as soon as the driver has gone.
+    #[inline]
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         let sq = &self.queue.sq;
         self.parker.wait(&mut Sleep::new(|| sq.ready(), &self.queue.own_wakeup, &self.fds, timeout))
@@ -144,6 +150,7 @@ impl Device {
         self.parker.counters
     }
 
+    #[inline]
     fn check(&self, request: &Request) {
         assert!(request.device == self.id, "a request of another device");
     }

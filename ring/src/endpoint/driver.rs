@@ -62,11 +62,13 @@ pub enum SubmitError {
 
 impl Reply {
     /// Returns the message that came inside the entry.
+    #[inline]
     pub fn msg(&self) -> &[u8] {
         &self.cqe.inline[..self.cqe.inline_len as usize]
     }
 
     /// Returns the reply's bytes in the slot, from its start.
+    #[inline]
     pub fn payload_len(&self) -> usize {
         self.cqe.payload_len as usize
     }
@@ -110,6 +112,7 @@ impl Driver {
     }
 
     /// Takes a free slot; `None` when all are in use.
+    #[inline]
     pub fn alloc(&mut self) -> Option<Slot> {
         self.pool.alloc().map(|index| Slot { driver: self.id, index })
     }
@@ -118,6 +121,7 @@ impl Driver {
     ///
     /// # Panics
     /// On another driver's slot.
+    #[inline]
     pub fn free(&mut self, slot: Slot) {
         self.pool.free(self.check(&slot));
     }
@@ -141,6 +145,7 @@ impl Driver {
     ///
     /// # Panics
     /// On another driver's slot.
+    #[inline]
     pub fn submit(&mut self, msg: &[u8], slot: Slot, payload_len: u32, reply_max: u32) -> Result<(), SubmitError> {
         let index = self.check(&slot);
         let mut sqe = Sqe {
@@ -171,6 +176,7 @@ impl Driver {
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the device broke the protocol: the queue must not be used any more.
+    #[inline]
     pub fn reap(&mut self) -> Result<Option<Reply>, Error> {
         let Some(cqe) = self.queue.cq.pop() else { return Ok(None) };
         let room = self.in_flight.get_mut(cqe.user_data as usize).and_then(Option::take);
@@ -185,6 +191,7 @@ impl Driver {
     ///
     /// # Errors
     /// [`Error::TimedOut`] after `timeout`, [`Error::PeerGone`] as soon as the device has gone.
+    #[inline]
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.parker.set_mode(match self.queue.peer_wakeup.peer_cpu() {
             PeerCpu::Same => SpinMode::Handoff,
@@ -199,6 +206,7 @@ impl Driver {
         self.parker.counters
     }
 
+    #[inline]
     fn check(&self, slot: &Slot) -> u32 {
         assert!(slot.driver == self.id, "a slot of another driver");
         slot.index

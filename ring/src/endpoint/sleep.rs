@@ -34,6 +34,7 @@ pub(super) struct Sleep<'a, R> {
 }
 
 impl<'a, R: Fn() -> bool> Sleep<'a, R> {
+    #[inline]
     pub fn new(ready: R, flag: &'a NeedWakeup, fds: &'a Notification, timeout: Option<Duration>) -> Self {
         // A timeout beyond what the clock can tell is none.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
