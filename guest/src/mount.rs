@@ -19,7 +19,7 @@ use crate::reconnect::Reconnect;
 use crate::recording::{self, Recording};
 use crate::stats::{self, QueueStats};
 use crate::timeout;
-use crate::timeout::Watchdog;
+use crate::timeout::{Opened, Watchdog};
 use crate::transport::{call_within, reply_bytes, Transport};
 use nix::mount::MsFlags;
 use nix::poll::PollTimeout;
@@ -110,7 +110,7 @@ impl Mount {
     /// [`Error`]; nothing is left mounted then.
     pub fn new(config: &MountConfig) -> Result<Mount, Error> {
         let path = &config.guest.socket_path;
-        let mount = timeout::with_timeout(CONNECT_TIMEOUT, path, |opened| {
+        let mount = timeout::with_opened(CONNECT_TIMEOUT, path, Opened::with_start(), |opened| {
             Mount::with_connection(connect_under(&config.guest, opened)?, config)
         });
         mount.map_err(|e| match e {

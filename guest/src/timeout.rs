@@ -15,10 +15,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, RecvTimeoutError};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two cuts, for connections that were made after the first.
 const AGAIN: Duration = Duration::from_millis(100);
+/// How long a host may take to listen after it was started, and how often is looked.
+const HOST_START: Duration = Duration::from_secs(2);
+const START_LOOK: Duration = Duration::from_millis(20);
 /// How long connect(2) may wait for room in a listener's backlog.
 const BACKLOG: Duration = Duration::from_secs(5);
 
@@ -28,6 +31,8 @@ pub struct Opened {
     made: Mutex<Vec<OwnedFd>>,
     /// A connection that the caller had already: the first one.
     given: Mutex<Option<UnixStream>>,
+    /// Until when a host that does not listen yet is waited for.
+    starts_until: Option<Instant>,
 }
 
 impl Opened {
@@ -36,12 +41,24 @@ impl Opened {
         Opened { given: Mutex::new(Some(given)), ..Opened::default() }
     }
 
+    /// Connections to a host that may be starting: a script starts it just before.
+    pub fn with_start() -> Opened {
+        Opened { starts_until: Some(Instant::now() + HOST_START), ..Opened::default() }
+    }
+
     /// Connects to the host at `path`.
     ///
     /// # Errors
     /// [`Error::Connect`].
     pub fn connect(&self, path: &Path) -> Result<UnixStream, Error> {
-        self.open(path).map_err(|source| Error::Connect { path: path.display().to_string(), source })
+        let mut opened = self.open(path);
+        while opened.as_ref().is_err_and(nobody_listens)
+            && self.starts_until.is_some_and(|until| Instant::now() < until)
+        {
+            std::thread::sleep(START_LOOK);
+            opened = self.open(path);
+        }
+        opened.map_err(|source| Error::Connect { path: path.display().to_string(), source })
     }
 
     fn open(&self, path: &Path) -> io::Result<UnixStream> {
@@ -63,6 +80,10 @@ impl Opened {
             let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
         }
     }
+}
+
+fn nobody_listens(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 /// Calls `work`, and shuts down the connections that it has opened when it takes longer than `limit`.
