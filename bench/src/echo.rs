@@ -96,23 +96,12 @@ fn endpoint(wait: WaitConfig, record: &mut (dyn FnMut(Duration) + Send)) -> Resu
         let mut call = |msg: &[u8]| {
             let slot = driver.alloc().ok_or(Error::Corrupt("no slot is free"))?;
             driver.submit(msg, slot, 0, 0).map_err(|_| Error::Corrupt("the ring is full"))?;
-            loop {
-                match driver.reap()? {
-                    Some(reply) => {
-                        driver.free(reply.slot);
-                        return Ok(());
-                    }
-                    None => driver.wait(None)?,
-                }
-            }
+            driver.reap_within(None).map(|reply| driver.free(reply.slot))
         };
         time(&mut call, record)
     };
     two_threads(driver, move || loop {
-        let Some(request) = device.next()? else {
-            device.wait(None)?;
-            continue;
-        };
+        let request = device.next_within(None)?;
         let stop = request.msg() == STOP;
         device.complete(request, b"", 0)?;
         if stop {

@@ -35,12 +35,7 @@ fn client() -> Result<()> {
         let mut slot = driver.alloc().expect("nothing else is in flight");
         driver.payload(&mut slot).write_at(0, line.as_bytes())?;
         driver.submit(b"upper", slot, line.len() as u32, geometry.slot_size)?;
-        let reply = loop {
-            match driver.reap()? {
-                Some(reply) => break reply,
-                None => driver.wait(TIMEOUT)?,
-            }
-        };
+        let reply = driver.reap_within(TIMEOUT)?;
         let mut text = vec![0; reply.payload_len()];
         let mut slot = reply.slot;
         driver.payload(&mut slot).read_at(0, &mut text)?;
@@ -63,12 +58,7 @@ fn round_trips(driver: &mut Driver) -> Result<()> {
     for _ in 0..COUNT {
         let slot = driver.alloc().expect("nothing else is in flight");
         driver.submit(b"ping", slot, 0, 0)?;
-        let reply = loop {
-            match driver.reap()? {
-                Some(reply) => break reply,
-                None => driver.wait(TIMEOUT)?,
-            }
-        };
+        let reply = driver.reap_within(TIMEOUT)?;
         driver.free(reply.slot);
     }
     println!("{COUNT} round trips of {:?} each", start.elapsed() / COUNT);
@@ -80,17 +70,15 @@ fn server() -> Result<()> {
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let mut device = Device::attach(Handoff::recv(&socket)?, WaitConfig::default())?;
     loop {
-        let Some(mut request) = device.next()? else {
-            match device.wait(None) {
-                Err(Error::PeerGone) => return Ok(()),
-                result => result?,
-            }
-            continue;
+        let mut request = match device.next_within(None) {
+            Err(Error::PeerGone) => return Ok(()),
+            request => request?,
         };
         // The client can still write the buffer: work on a copy.
         let mut text = vec![0; request.payload_len()];
         device.payload(&mut request).read_at(0, &mut text)?;
         text.make_ascii_uppercase();
+        text.truncate(request.reply_max());
         device.payload(&mut request).write_at(0, &text)?;
         device.complete(request, b"done", text.len() as u32)?;
     }

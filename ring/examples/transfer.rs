@@ -94,10 +94,7 @@ fn over_ring(path: &str, count: usize) -> Result<()> {
             driver.submit(&asked.to_le_bytes(), slot, 0, PIECE as u32)?;
             asked += 1;
         }
-        let Some(reply) = driver.reap()? else {
-            driver.wait(TIMEOUT)?;
-            continue;
-        };
+        let reply = driver.reap_within(TIMEOUT)?;
         let n = u64::from_le_bytes(reply.msg().try_into()?) as usize;
         let mut slot = reply.slot;
         // The server could still write into the buffer: what is checked is a copy.
@@ -114,12 +111,9 @@ fn over_ring(path: &str, count: usize) -> Result<()> {
 fn serve_ring(file: &File, socket: &UnixStream) -> Result<()> {
     let mut device = Device::attach(Handoff::recv(socket)?, WaitConfig::default())?;
     loop {
-        let Some(mut request) = device.next()? else {
-            match device.wait(None) {
-                Err(Error::PeerGone) => return Ok(()),
-                result => result?,
-            }
-            continue;
+        let mut request = match device.next_within(None) {
+            Err(Error::PeerGone) => return Ok(()),
+            request => request?,
         };
         let msg: [u8; 8] = request.msg().try_into()?;
         let room = request.reply_max();

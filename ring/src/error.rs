@@ -12,9 +12,29 @@ pub enum Error {
     /// Nothing came in time.
     #[error("the peer did not answer in time")]
     TimedOut,
-    /// Bytes outside of a payload buffer, or a message longer than an entry.
-    #[error("bytes outside of the buffer")]
-    OutOfRange,
+    /// Bytes that do not all lie in a payload buffer.
+    #[error("bytes {at}..{} of a buffer of {size}", at.saturating_add(*len))]
+    OutOfRange {
+        /// Where they begin.
+        at: usize,
+        /// How many there are.
+        len: usize,
+        /// Bytes of the buffer.
+        size: usize,
+    },
+    /// A message longer than an entry's, or a payload longer than it may be.
+    #[error("{what} of {len} bytes: at most {most}")]
+    TooLong {
+        /// What is too long.
+        what: &'static str,
+        /// Its bytes.
+        len: usize,
+        /// The most bytes that it may have.
+        most: usize,
+    },
+    /// A hand-off that is none, or whose parts do not belong together.
+    #[error("the hand-off cannot be used: {0}")]
+    Handoff(&'static str),
     /// A geometry that the layout cannot carry.
     #[error("{key} = {value}: {allowed}")]
     Geometry {
@@ -39,10 +59,10 @@ impl From<Error> for std::io::Error {
     fn from(e: Error) -> Self {
         use std::io::ErrorKind;
         let kind = match &e {
-            Error::Corrupt(_) => ErrorKind::InvalidData,
+            Error::Corrupt(_) | Error::Handoff(_) => ErrorKind::InvalidData,
             Error::PeerGone => ErrorKind::BrokenPipe,
             Error::TimedOut => ErrorKind::TimedOut,
-            Error::OutOfRange | Error::Geometry { .. } => ErrorKind::InvalidInput,
+            Error::OutOfRange { .. } | Error::TooLong { .. } | Error::Geometry { .. } => ErrorKind::InvalidInput,
             Error::Os { source, .. } => source.kind(),
         };
         std::io::Error::new(kind, e)

@@ -12,9 +12,9 @@ pub const MAX_SLOT_SIZE: u32 = 16 << 20;
 /// The sizes of one queue; both sides derive every offset from them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Entries of each ring: a power of two.
+    /// Entries of each ring: a power of two from 2 to [`MAX_ENTRIES`].
     pub entries: u32,
-    /// Payload slots: 1 to `entries`.
+    /// Payload slots, 1 to `entries`: the most requests in flight. Their memory is taken when they are used first.
     pub slots: u32,
     /// Bytes of each slot: whole pages.
     pub slot_size: u32,

@@ -1,5 +1,5 @@
 //! Messages and large buffers between two processes, or two threads, that do not trust each other: submission and
-//! completion rings in memory that both map. The crate knows nothing of FUSE, files or sockets.
+//! completion rings in memory that both map. The crate knows nothing of FUSE or networks.
 //!
 //! [`Driver`] submits requests and [`Device`] completes each of them once. A short message travels inside a ring's entry
 //! (104 bytes there, 48 back), a long one in a [`Slot`], a buffer of whole pages that goes with the request and comes
@@ -13,21 +13,20 @@
 //! let geometry = Geometry { entries: 8, slots: 4, slot_size: 64 << 10 };
 //! let (mut driver, handoff) = Driver::create(geometry, WaitConfig::default())?;
 //!
-//! // The device is a thread here. For another process: handoff.send(&unix_stream)? and Handoff::recv(&unix_stream)?
+//! // The device is a thread here; another process is below.
 //! let server = std::thread::spawn(move || -> Result<(), Error> {
 //!     let mut device = Device::attach(handoff, WaitConfig::default())?;
 //!     loop {
-//!         let Some(mut request) = device.next()? else {
-//!             match device.wait(None) {
-//!                 Err(Error::PeerGone) => return Ok(()),
-//!                 result => result?,
-//!             }
-//!             continue;
+//!         let mut request = match device.next_within(None) {
+//!             Err(Error::PeerGone) => return Ok(()),
+//!             request => request?,
 //!         };
 //!         // The driver can still write the buffer: work on a copy.
 //!         let mut text = vec![0; request.payload_len()];
 //!         device.payload(&mut request).read_at(0, &mut text)?;
 //!         text.make_ascii_uppercase();
+//!         // The driver may want fewer bytes than it has sent.
+//!         text.truncate(request.reply_max());
 //!         device.payload(&mut request).write_at(0, &text)?;
 //!         device.complete(request, b"done", text.len() as u32)?;
 //!     }
@@ -36,12 +35,7 @@
 //! let mut slot = driver.alloc().expect("no buffer is in use yet");
 //! driver.payload(&mut slot).write_at(0, b"hello")?;
 //! driver.submit(b"upper", slot, 5, geometry.slot_size)?;
-//! let reply = loop {
-//!     match driver.reap()? {
-//!         Some(reply) => break reply,
-//!         None => driver.wait(Some(Duration::from_secs(5)))?,
-//!     }
-//! };
+//! let reply = driver.reap_within(Some(Duration::from_secs(5)))?;
 //! assert_eq!(reply.msg(), b"done");
 //! let (mut text, mut slot) = (vec![0; reply.payload_len()], reply.slot);
 //! driver.payload(&mut slot).read_at(0, &mut text)?;
@@ -52,6 +46,28 @@
 //! server.join().expect("no panic")?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # Two processes
+//! The hand-off goes over a UNIX socket, for example one that a child gets as its standard input:
+//!
+//! ```no_run
+//! # use std::os::{fd::{AsFd, OwnedFd}, unix::net::UnixStream};
+//! # use std::process::{Command, Stdio};
+//! # use tunnelfs_ring::{Device, Driver, Geometry, Handoff, WaitConfig};
+//! # fn parent(handoff: Handoff) -> Result<(), Box<dyn std::error::Error>> {
+//! let (ours, theirs) = UnixStream::pair()?;
+//! let child = Command::new("device-program").stdin(Stdio::from(OwnedFd::from(theirs))).spawn()?;
+//! handoff.send(&ours)?;
+//! # Ok(()) }
+//! # fn child() -> Result<(), Box<dyn std::error::Error>> {
+//! // In the child:
+//! let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+//! let device = Device::attach(Handoff::recv(&socket)?, WaitConfig::default())?;
+//! # Ok(()) }
+//! ```
+//!
+//! What one needs: [`Driver`], [`Device`], [`Handoff`], [`Geometry`], [`WaitConfig`], [`Slot`], [`Payload`] and [`Error`].
+//! All else belongs to the raw layer below.
 //!
 //! # Layout
 //! ```text

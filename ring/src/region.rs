@@ -48,16 +48,16 @@ impl Region {
     /// Maps the first `bytes` of a peer's memory.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when it is smaller, or could shrink: touching what is gone would end this process.
+    /// [`Error::Handoff`] when it is smaller, or could shrink: touching what is gone would end this process.
     pub fn from_fd(fd: OwnedFd, bytes: usize) -> Result<Self, Error> {
-        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(|_| Error::Corrupt("memory that is not a memfd"))?;
+        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(|_| Error::Handoff("memory that is not a memfd"))?;
         if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
-            return Err(Error::Corrupt("memory that could shrink"));
+            return Err(Error::Handoff("memory that could shrink"));
         }
         let file = File::from(fd);
         let size = file.metadata().map_err(|source| Error::Os { what: "fstat of the memory".into(), source })?.len();
         if size < bytes as u64 {
-            return Err(Error::Corrupt("memory smaller than the queue"));
+            return Err(Error::Handoff("memory smaller than the queue"));
         }
         let map = MmapOptions::new()
             .len(bytes)

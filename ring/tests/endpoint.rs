@@ -14,31 +14,13 @@ fn pair(policy: Policy) -> (Driver, Device) {
     (driver, Device::attach(handoff, wait).unwrap())
 }
 
-fn next(device: &mut Device) -> Result<Request, Error> {
-    loop {
-        match device.next()? {
-            Some(request) => return Ok(request),
-            None => device.wait(SOON)?,
-        }
-    }
-}
-
-fn reap(driver: &mut Driver) -> Result<Reply, Error> {
-    loop {
-        match driver.reap()? {
-            Some(reply) => return Ok(reply),
-            None => driver.wait(SOON)?,
-        }
-    }
-}
-
 #[test]
 fn payloads_and_messages_cross_under_every_policy() {
     for policy in [Policy::Park, Policy::Spin, Policy::Auto] {
         let (mut driver, mut device) = pair(policy);
         let server = std::thread::spawn(move || {
             for _ in 0..500 {
-                let mut request = next(&mut device).unwrap();
+                let mut request = device.next_within(SOON).unwrap();
                 let mut bytes = vec![0; request.payload_len()];
                 device.payload(&mut request).read_at(0, &mut bytes).unwrap();
                 bytes.reverse();
@@ -51,7 +33,7 @@ fn payloads_and_messages_cross_under_every_policy() {
             let mut slot = driver.alloc().unwrap();
             driver.payload(&mut slot).write_at(0, &n.to_le_bytes()).unwrap();
             driver.submit(&n.to_ne_bytes(), slot, 8, 8).unwrap();
-            let reply = reap(&mut driver).unwrap();
+            let reply = driver.reap_within(SOON).unwrap();
             assert_eq!(reply.msg(), n.to_ne_bytes());
             let (mut bytes, len) = ([0; 8], reply.payload_len());
             let mut slot = reply.slot;
@@ -71,7 +53,7 @@ fn a_hand_off_crosses_a_socket() {
     let mut device = Device::attach(Handoff::recv(&theirs).unwrap(), WaitConfig::default()).unwrap();
     let slot = driver.alloc().unwrap();
     driver.submit(b"x", slot, 0, 0).unwrap();
-    assert_eq!(next(&mut device).unwrap().msg(), b"x");
+    assert_eq!(device.next_within(SOON).unwrap().msg(), b"x");
     drop(ours);
     assert!(matches!(Handoff::recv(&theirs), Err(Error::PeerGone)));
 }
@@ -94,16 +76,16 @@ fn too_long_messages_and_lengths_are_refused() {
     let mut slot = driver.alloc().unwrap();
     for (msg, payload, reply) in [(&[0; Driver::MAX_MSG + 1][..], 0, 0), (b"", 4097, 0), (b"", 0, u32::MAX)] {
         match driver.submit(msg, slot, payload, reply) {
-            Err(SubmitError::TooLong(back)) => slot = back,
+            Err(SubmitError::TooLong { slot: back, .. }) => slot = back,
             other => panic!("{other:?}"),
         }
     }
     assert!(driver.payload(&mut slot).write_at(4090, &[0; 7]).is_err());
     assert!(driver.payload(&mut slot).read_at(usize::MAX, &mut [0]).is_err());
     driver.submit(b"", slot, 0, 16).unwrap();
-    let request = next(&mut device).unwrap();
-    assert!(matches!(device.complete(request, b"", 17), Err(Error::OutOfRange)));
-    assert_eq!(reap(&mut driver).unwrap().payload_len(), 0, "the request is completed all the same");
+    let request = device.next_within(SOON).unwrap();
+    assert!(matches!(device.complete(request, b"", 17), Err(Error::TooLong { .. })));
+    assert_eq!(driver.reap_within(SOON).unwrap().payload_len(), 0, "the request is completed all the same");
 }
 
 #[test]
@@ -113,12 +95,91 @@ fn a_peer_that_goes_is_an_error_at_once() {
     let slot = driver.alloc().unwrap();
     driver.submit(b"last", slot, 0, 0).unwrap();
     drop(driver);
-    assert_eq!(next(&mut device).unwrap().msg(), b"last", "what was submitted is still served");
-    assert!(matches!(next(&mut device), Err(Error::PeerGone)));
+    assert_eq!(device.next_within(SOON).unwrap().msg(), b"last", "what was submitted is still served");
+    assert!(matches!(device.next_within(SOON), Err(Error::PeerGone)));
     let (mut driver, device) = pair(Policy::Park);
     drop(device);
     assert!(matches!(driver.wait(None), Err(Error::PeerGone)));
     assert!(start.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn a_spin_ends_in_time_and_with_the_peer() {
+    let start = Instant::now();
+    for policy in [Policy::Spin, Policy::Auto] {
+        let long = WaitConfig {
+            policy,
+            spin_us: 60_000_000,
+            auto_us: 60_000_000,
+            goal: Goal::Latency,
+        };
+        let (mut driver, handoff) = Driver::create(GEOMETRY, long).unwrap();
+        let mut device = Device::attach(handoff, long).unwrap();
+        for timeout in [Duration::ZERO, Duration::from_millis(20)] {
+            assert!(matches!(driver.wait(Some(timeout)), Err(Error::TimedOut)));
+            assert!(matches!(device.next_within(Some(timeout)), Err(Error::TimedOut)));
+        }
+        let slot = driver.alloc().unwrap();
+        driver.submit(b"answered first", slot, 0, 0).unwrap();
+        let request = device.next_within(SOON).unwrap();
+        device.complete(request, b"", 0).unwrap();
+        drop(device);
+        driver.reap_within(None).map(|reply| driver.free(reply.slot)).unwrap();
+        assert!(matches!(driver.wait(None), Err(Error::PeerGone)));
+    }
+    assert!(start.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn a_peer_that_only_signals_does_not_lengthen_a_wait() {
+    let (mut driver, handoff) = Driver::create(GEOMETRY, WaitConfig::default()).unwrap();
+    let (call, alive) = (handoff.call.try_clone().unwrap(), handoff.alive.try_clone().unwrap());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                Eventfd::signal(&call);
+            }
+        });
+        let waited = driver.reap_within(Some(Duration::from_millis(100)));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(matches!(waited, Err(Error::TimedOut)));
+    });
+    drop(alive);
+}
+
+#[test]
+fn what_does_not_belong_together_is_refused() {
+    for wrong in [
+        Geometry { entries: 16, ..GEOMETRY },
+        Geometry { slots: 2, ..GEOMETRY },
+        Geometry { slot_size: 8192, ..GEOMETRY },
+        Geometry { slots: 2, slot_size: 8192, entries: 2 },
+    ] {
+        let (_driver, handoff) = Driver::create(GEOMETRY, WaitConfig::default()).unwrap();
+        let refused = Device::attach(Handoff { geometry: wrong, ..handoff }, WaitConfig::default());
+        // The same size by chance is not noticed.
+        assert_eq!(refused.is_err(), wrong.bytes() != GEOMETRY.bytes(), "{wrong:?}");
+    }
+    let (_driver, handoff) = Driver::create(GEOMETRY, WaitConfig::default()).unwrap();
+    let alive = std::fs::File::open("/dev/null").unwrap().into();
+    assert!(matches!(Device::attach(Handoff { alive, ..handoff }, WaitConfig::default()), Err(Error::Handoff(_))));
+}
+
+#[test]
+fn errors_say_what_would_do() {
+    let (mut driver, _device) = pair(Policy::Park);
+    let mut slot = driver.alloc().unwrap();
+    let outside = driver.payload(&mut slot).write_at(4090, &[0; 10]).unwrap_err();
+    assert_eq!(outside.to_string(), "bytes 4090..4100 of a buffer of 4096");
+    let refused = driver.submit(b"", slot, 4097, 0).unwrap_err();
+    assert_eq!(refused.to_string(), "payload_len of 4097 bytes: at most 4096");
+    assert_eq!(std::io::Error::from(refused).kind(), std::io::ErrorKind::InvalidInput);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+    assert!(matches!(Handoff::recv(&theirs), Err(Error::TimedOut)));
+    std::io::Write::write_all(&mut &ours, b"something else than a hand-off").unwrap();
+    assert!(matches!(Handoff::recv(&theirs), Err(Error::Handoff(_))));
 }
 
 #[test]
@@ -194,7 +255,7 @@ fn a_peer_process() {
     // SAFETY: the parent has left this descriptor open for this process alone.
     let socket = unsafe { <UnixStream as std::os::fd::FromRawFd>::from_raw_fd(fd.parse().unwrap()) };
     let mut device = Device::attach(Handoff::recv(&socket).unwrap(), WaitConfig::default()).unwrap();
-    let _held = next(&mut device).unwrap();
+    let _held = device.next_within(SOON).unwrap();
     std::io::Write::write_all(&mut &socket, b"x").unwrap();
     loop {
         std::thread::park();

@@ -2,7 +2,7 @@
 
 use super::handoff::Handoff;
 use super::payload::Payload;
-use super::sleep::{next_id, Notification, Sleep};
+use super::sleep::{deadline, next_id, time_left, Notification, Sleep};
 use crate::error::Error;
 use crate::layout::{Cqe, Sqe, CQE_INLINE_BYTES};
 use crate::notify::Eventfd;
@@ -10,9 +10,11 @@ use crate::policy::WaitConfig;
 use crate::queue::DeviceQueue;
 use crate::region::Region;
 use crate::wait::{Counters, Parker};
+use nix::sys::socket::{getsockopt, sockopt::SockType};
+use nix::sys::stat::fstat;
 use std::time::Duration;
 
-/// The device's end of one queue.
+/// The device's end of one queue. One thread at a time uses it (`Send`, not `Sync`).
 #[derive(Debug)]
 pub struct Device {
     id: u64,
@@ -25,6 +27,7 @@ pub struct Device {
 
 /// A request that this end must complete: a private copy of its entry, with all lengths checked.
 #[derive(Debug)]
+#[must_use = "a request that is dropped is never answered: complete it"]
 pub struct Request {
     device: u64,
     sqe: Sqe,
@@ -41,13 +44,13 @@ impl Request {
         &self.sqe.inline[..self.sqe.inline_len as usize]
     }
 
-    /// Returns the request's bytes in the slot, from its start.
+    /// Returns how many bytes of payload the request has, from the slot's start on.
     #[inline]
     pub fn payload_len(&self) -> usize {
         self.sqe.payload_len as usize
     }
 
-    /// Returns how many bytes a reply may have in the slot.
+    /// Returns how many bytes a reply may have in the slot; it may be fewer than the request has.
     #[inline]
     pub fn reply_max(&self) -> usize {
         self.sqe.reply_max as usize
@@ -55,19 +58,28 @@ impl Request {
 }
 
 impl Device {
-    /// Most bytes of a reply's message.
+    /// Most bytes of a reply's message, fewer than a request's: a longer one goes into the slot.
     pub const MAX_MSG: usize = CQE_INLINE_BYTES;
 
-    /// Takes over the device's end. It checks that the memory can neither shrink nor grow, and is large enough.
+    /// Takes over the device's end, once. It checks that the memory can neither shrink nor grow, has the geometry's size,
+    /// and that the descriptors are of their kinds.
     ///
     /// # Errors
-    /// [`Error::Geometry`] for sizes out of range, [`Error::Corrupt`] for memory or descriptors of another kind, and
-    /// [`Error::Os`] when the memory cannot be mapped.
+    /// [`Error::Geometry`] for sizes out of range, [`Error::Handoff`] or [`Error::Corrupt`] for memory or descriptors of
+    /// another kind, and [`Error::Os`] when the memory cannot be mapped.
     pub fn attach(handoff: Handoff, wait: WaitConfig) -> Result<Device, Error> {
         let Handoff { memory, kick, call, alive, geometry } = handoff;
         geometry.check()?;
         Eventfd::check(&kick)?;
         Eventfd::check(&call)?;
+        if getsockopt(&alive, SockType).is_err() {
+            return Err(Error::Handoff("`alive` is not a socket"));
+        }
+        let size =
+            fstat(&memory).map_err(|e| Error::Os { what: "fstat of the memory".into(), source: e.into() })?.st_size;
+        if usize::try_from(size) != Ok(geometry.bytes()) {
+            return Err(Error::Handoff("its memory has another size than its geometry"));
+        }
         let region = Region::from_fd(memory, geometry.bytes())?;
         let slot = |n: u32| geometry.control_bytes() + n as usize * geometry.slot_size as usize;
         let slots = (0..geometry.slots).map(|n| region.as_ptr().wrapping_add(slot(n))).collect();
@@ -93,6 +105,7 @@ impl Device {
     ///
     /// # Panics
     /// On another device's request.
+    #[track_caller]
     pub fn payload<'a>(&'a self, request: &'a mut Request) -> Payload<'a> {
         self.check(request);
         let len = request.payload_len().max(request.reply_max());
@@ -103,16 +116,17 @@ impl Device {
     /// Completes a request: `msg` travels in the entry, `payload_len` bytes lie in the slot.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] when the message or the length is too long: the request is then completed without either.
+    /// [`Error::TooLong`] when the message or the length is too long: the request is then completed without either.
     /// [`Error::Corrupt`] when the driver broke the protocol.
     ///
     /// # Panics
     /// On another device's request.
     #[inline]
+    #[track_caller]
     pub fn complete(&mut self, request: Request, msg: &[u8], payload_len: u32) -> Result<(), Error> {
         self.check(&request);
-        let fits = msg.len() <= CQE_INLINE_BYTES && payload_len <= request.sqe.reply_max;
-        let (msg, payload_len) = if fits { (msg, payload_len) } else { (&[][..], 0) };
+        let too_long = too_long(msg.len(), payload_len, request.sqe.reply_max);
+        let (msg, payload_len) = if too_long.is_none() { (msg, payload_len) } else { (&[][..], 0) };
         let mut cqe = Cqe {
             user_data: request.sqe.user_data,
             payload_len,
@@ -128,21 +142,33 @@ impl Device {
             self.parker.counters.kicks += 1;
             Eventfd::signal(&self.fds.peer);
         }
-        if fits {
-            Ok(())
-        } else {
-            Err(Error::OutOfRange)
+        too_long.map_or(Ok(()), Err)
+    }
+
+    /// Waits for one request. A driver that signals without submitting anything cannot make it last longer than
+    /// `timeout`.
+    ///
+    /// # Errors
+    /// Those of [`Self::wait`] and [`Self::next`].
+    pub fn next_within(&mut self, timeout: Option<Duration>) -> Result<Request, Error> {
+        let deadline = deadline(timeout);
+        loop {
+            if let Some(request) = self.next()? {
+                return Ok(request);
+            }
+            self.wait(time_left(deadline))?;
         }
     }
 
-    /// Waits until a request may be there.
+    /// Waits until a request may be there: there may be none, as often as the driver likes. `None`: without a limit.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] after `timeout`, [`Error::PeerGone`] as soon as the driver has gone.
+    /// [`Error::TimedOut`] after `timeout`; [`Error::PeerGone`] soon after the driver has gone, and after what it
+    /// submitted before.
     #[inline]
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         let sq = &self.queue.sq;
-        self.parker.wait(&mut Sleep::new(|| sq.ready(), &self.queue.own_wakeup, &self.fds, timeout))
+        Sleep::new(|| sq.ready(), &self.queue.own_wakeup, &self.fds, timeout).wait(&mut self.parker)
     }
 
     /// Returns how the waits ended so far.
@@ -151,7 +177,17 @@ impl Device {
     }
 
     #[inline]
+    #[track_caller]
     fn check(&self, request: &Request) {
         assert!(request.device == self.id, "a request of another device");
     }
+}
+
+/// What of a reply is too long, if anything is.
+fn too_long(msg: usize, payload: u32, reply_max: u32) -> Option<Error> {
+    if msg > CQE_INLINE_BYTES {
+        return Some(Error::TooLong { what: "message", len: msg, most: CQE_INLINE_BYTES });
+    }
+    let (len, most) = (payload as usize, reply_max as usize);
+    (len > most).then_some(Error::TooLong { what: "reply", len, most })
 }

@@ -2,7 +2,7 @@
 
 use super::handoff::Handoff;
 use super::payload::Payload;
-use super::sleep::{next_id, Notification, Sleep};
+use super::sleep::{deadline, next_id, time_left, Notification, Sleep};
 use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::layout::{Cqe, Sqe, CQE_INLINE_BYTES, SQE_INLINE_BYTES};
@@ -16,7 +16,7 @@ use nix::sys::socket::{socketpair, AddressFamily, SockFlag, SockType};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// The driver's end of one queue. It brings the memory.
+/// The driver's end of one queue. It brings the memory. One thread at a time uses it (`Send`, not `Sync`).
 #[derive(Debug)]
 pub struct Driver {
     id: u64,
@@ -31,33 +31,58 @@ pub struct Driver {
     region: Region,
 }
 
-/// A payload buffer that this end owns. A slot that is dropped, not freed, is lost to its driver.
+/// A payload buffer that this end owns. A slot that is dropped, not freed, is lost to its driver. It is not cleared: a
+/// device can read what an earlier request has left in it.
 #[derive(Debug, PartialEq, Eq)]
+#[must_use = "a slot that is dropped is lost: free it or submit it"]
 pub struct Slot {
     driver: u64,
     index: u32,
 }
 
+impl Slot {
+    /// Returns its number, from 0 to the geometry's `slots`: the slot of a request comes back with its reply.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+}
+
 /// A checked reply. Its slot is the driver's again.
 #[derive(Debug)]
+#[must_use = "a reply that is dropped takes its slot along: free it"]
 pub struct Reply {
     /// The request's slot, with the reply's payload.
     pub slot: Slot,
     cqe: Cqe,
 }
 
-/// Why a request was not submitted.
+/// Why a request was not submitted. A slot in it is lost where the error is passed on with `?`.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
-    /// The ring is full: reap, wait, and try again with this slot.
+    /// The ring is full, though there are no more slots than entries: the device says that it has not taken what it has
+    /// answered.
     #[error("the submission ring is full")]
     Full(Slot),
-    /// The message does not fit an entry, or a length does not fit the slot; the slot comes back.
-    #[error("the message or a length is too long")]
-    TooLong(Slot),
+    /// The message does not fit an entry, or a length does not fit the slot.
+    #[error("{error}")]
+    TooLong {
+        /// The slot comes back.
+        slot: Slot,
+        /// What was too long: [`Error::TooLong`].
+        error: Error,
+    },
     /// The queue cannot be used any more.
     #[error(transparent)]
     Queue(#[from] Error),
+}
+
+impl From<SubmitError> for std::io::Error {
+    fn from(e: SubmitError) -> Self {
+        match e {
+            SubmitError::Full(_) => std::io::Error::new(std::io::ErrorKind::WouldBlock, e.to_string()),
+            SubmitError::TooLong { error, .. } | SubmitError::Queue(error) => error.into(),
+        }
+    }
 }
 
 impl Reply {
@@ -67,7 +92,7 @@ impl Reply {
         &self.cqe.inline[..self.cqe.inline_len as usize]
     }
 
-    /// Returns the reply's bytes in the slot, from its start.
+    /// Returns how many bytes of payload the reply has, from the slot's start on.
     #[inline]
     pub fn payload_len(&self) -> usize {
         self.cqe.payload_len as usize
@@ -75,7 +100,7 @@ impl Reply {
 }
 
 impl Driver {
-    /// Most bytes of a message.
+    /// Most bytes of a request's message.
     pub const MAX_MSG: usize = SQE_INLINE_BYTES;
 
     /// Creates a queue in memory of its own; the hand-off is for its device.
@@ -122,6 +147,7 @@ impl Driver {
     /// # Panics
     /// On another driver's slot.
     #[inline]
+    #[track_caller]
     pub fn free(&mut self, slot: Slot) {
         self.pool.free(self.check(&slot));
     }
@@ -130,6 +156,7 @@ impl Driver {
     ///
     /// # Panics
     /// On another driver's slot.
+    #[track_caller]
     pub fn payload<'a>(&'a self, slot: &'a mut Slot) -> Payload<'a> {
         let size = self.geometry.slot_size as usize;
         let start = self.geometry.control_bytes() + self.check(slot) as usize * size;
@@ -138,7 +165,8 @@ impl Driver {
     }
 
     /// Submits a request: `msg` travels in the entry, `payload_len` bytes lie in the slot, and the device may write up
-    /// to `reply_max` bytes there.
+    /// to `reply_max` bytes there. Each request takes a slot along, also one that is only a message (0 and 0). A device
+    /// that has gone is not noticed here, but by [`Self::wait`].
     ///
     /// # Errors
     /// [`SubmitError`]. Unless the queue is broken the slot comes back in it.
@@ -146,6 +174,7 @@ impl Driver {
     /// # Panics
     /// On another driver's slot.
     #[inline]
+    #[track_caller]
     pub fn submit(&mut self, msg: &[u8], slot: Slot, payload_len: u32, reply_max: u32) -> Result<(), SubmitError> {
         let index = self.check(&slot);
         let mut sqe = Sqe {
@@ -156,9 +185,10 @@ impl Driver {
             inline_len: msg.len() as u32,
             inline: [0; SQE_INLINE_BYTES],
         };
-        let room = sqe.inline.get_mut(..msg.len());
-        let (Some(room), true) = (room, payload_len.max(reply_max) <= self.geometry.slot_size) else {
-            return Err(SubmitError::TooLong(slot));
+        let most = self.geometry.slot_size;
+        let Some(room) = sqe.inline.get_mut(..msg.len()).filter(|_| payload_len.max(reply_max) <= most) else {
+            let error = too_long(msg.len(), payload_len, reply_max, most);
+            return Err(SubmitError::TooLong { slot, error });
         };
         room.copy_from_slice(msg);
         if !self.queue.sq.push(&sqe)? {
@@ -172,7 +202,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Takes one reply; `None` when none is there.
+    /// Takes one reply; `None` when none is there. Replies come in the order in which the device completes: a number in
+    /// the message, or [`Slot::index`], says whose each is.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the device broke the protocol: the queue must not be used any more.
@@ -187,10 +218,28 @@ impl Driver {
         Ok(Some(Reply { slot: Slot { driver: self.id, index: cqe.user_data }, cqe }))
     }
 
-    /// Waits until a reply may be there.
+    /// Waits for one reply. A device that signals without completing anything cannot make it last longer than
+    /// `timeout`.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] after `timeout`, [`Error::PeerGone`] as soon as the device has gone.
+    /// Those of [`Self::wait`] and [`Self::reap`].
+    pub fn reap_within(&mut self, timeout: Option<Duration>) -> Result<Reply, Error> {
+        let deadline = deadline(timeout);
+        loop {
+            if let Some(reply) = self.reap()? {
+                return Ok(reply);
+            }
+            self.wait(time_left(deadline))?;
+        }
+    }
+
+    /// Waits until a reply may be there: there may be none, as often as the device likes. `None`: without a limit, and
+    /// with no request in flight until the device has gone.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] after `timeout`: a request stays in flight, and its reply may come later.
+    /// [`Error::PeerGone`] soon after the device has gone, and after what it completed before: the queue is finished, its
+    /// slots with it.
     #[inline]
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.parker.set_mode(match self.queue.peer_wakeup.peer_cpu() {
@@ -198,7 +247,7 @@ impl Driver {
             PeerCpu::Other | PeerCpu::Unknown => SpinMode::Busy,
         });
         let cq = &self.queue.cq;
-        self.parker.wait(&mut Sleep::new(|| cq.ready(), &self.queue.own_wakeup, &self.fds, timeout))
+        Sleep::new(|| cq.ready(), &self.queue.own_wakeup, &self.fds, timeout).wait(&mut self.parker)
     }
 
     /// Returns how the waits ended so far.
@@ -207,10 +256,21 @@ impl Driver {
     }
 
     #[inline]
+    #[track_caller]
     fn check(&self, slot: &Slot) -> u32 {
         assert!(slot.driver == self.id, "a slot of another driver");
         slot.index
     }
+}
+
+#[cold]
+fn too_long(msg: usize, payload: u32, reply: u32, slot: u32) -> Error {
+    let (what, len, most) = match slot {
+        _ if msg > SQE_INLINE_BYTES => ("message", msg, SQE_INLINE_BYTES),
+        slot if payload > slot => ("payload_len", payload as usize, slot as usize),
+        slot => ("reply_max", reply as usize, slot as usize),
+    };
+    Error::TooLong { what, len, most }
 }
 
 fn clone(fd: &OwnedFd) -> Result<OwnedFd, Error> {

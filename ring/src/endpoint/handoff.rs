@@ -25,12 +25,14 @@ pub struct Handoff {
     pub call: OwnedFd,
     /// The device's end of a socket pair that hangs up when either side goes.
     pub alive: OwnedFd,
-    /// The queue's sizes.
+    /// The queue's sizes: those that the driver was created with.
     pub geometry: Geometry,
 }
 
 impl Handoff {
-    /// Sends the hand-off to another process. This process keeps no descriptor of it.
+    /// Sends the hand-off to another process. This process keeps no descriptor of it. Until the other one has received
+    /// it, the device counts as alive as long as any copy of the socket's other end is open: close yours before you wait
+    /// (also the [`std::process::Command`] that it was given to as `stdin` has one).
     ///
     /// # Errors
     /// [`Error::Os`] when the socket cannot take it.
@@ -43,23 +45,30 @@ impl Handoff {
         let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None);
         match sent {
             Ok(BYTES) => Ok(()),
-            Ok(_) => Err(Error::Corrupt("hand-off sent in part")),
+            Ok(_) => Err(Error::Handoff("it was sent in part")),
             Err(e) => Err(os("sending the hand-off", e)),
         }
     }
 
-    /// Receives a hand-off. [`Device::attach`](crate::Device::attach) checks what it says.
+    /// Receives a hand-off, and waits for it as long as the socket's read timeout says. It takes the hand-off's bytes
+    /// alone: other bytes may follow on the socket, not come before. [`Device::attach`](crate::Device::attach) checks what
+    /// it says.
     ///
     /// # Errors
-    /// [`Error::PeerGone`] at the end of the stream, [`Error::Corrupt`] for something else than a hand-off, and
-    /// [`Error::Os`] when the socket cannot be read.
+    /// [`Error::PeerGone`] at the end of the stream, [`Error::TimedOut`] after the socket's timeout, [`Error::Handoff`] for
+    /// something else than a hand-off, and [`Error::Os`] when the socket cannot be read.
     pub fn recv(socket: &UnixStream) -> Result<Handoff, Error> {
         let mut bytes = [0; BYTES];
         let mut space = nix::cmsg_space!([i32; FDS]);
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)
-            .map_err(|e| os("receiving the hand-off", e))?;
+        let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags).map_err(|e| {
+            if e == nix::Error::EAGAIN {
+                Error::TimedOut
+            } else {
+                os("receiving the hand-off", e)
+            }
+        })?;
         let received = message.bytes;
         let mut fds = Vec::new();
         for part in message.cmsgs().map_err(|e| os("receiving the hand-off", e))? {
@@ -73,7 +82,7 @@ impl Handoff {
         }
         let fds: Result<[OwnedFd; FDS], _> = fds.try_into();
         let (Ok([memory, kick, call, alive]), true) = (fds, received == BYTES && bytes.starts_with(&MAGIC)) else {
-            return Err(Error::Corrupt("not a hand-off of this version"));
+            return Err(Error::Handoff("it is not one of this version"));
         };
         let word = |i: usize| u32::from_le_bytes([0, 1, 2, 3].map(|b| bytes[4 * i + b]));
         let geometry = Geometry { entries: word(1), slots: word(2), slot_size: word(3) };

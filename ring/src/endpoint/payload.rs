@@ -25,7 +25,7 @@ impl Payload<'_> {
         self.len
     }
 
-    /// Whether the buffer has no bytes: a request without a slot.
+    /// Whether the buffer has no bytes: the request has none, and its reply may have none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -82,7 +82,7 @@ impl Payload<'_> {
 
     fn place(&self, at: usize, len: usize) -> Result<*mut u8, Error> {
         let end = at.checked_add(len).filter(|&end| end <= self.len);
-        end.map(|_| self.start.wrapping_add(at)).ok_or(Error::OutOfRange)
+        end.map(|_| self.start.wrapping_add(at)).ok_or(Error::OutOfRange { at, len, size: self.len })
     }
 }
 

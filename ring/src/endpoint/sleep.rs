@@ -2,8 +2,9 @@
 
 use crate::error::Error;
 use crate::notify::{Eventfd, NeedWakeup};
-use crate::wait::Wait;
+use crate::wait::{Parker, Wait};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +13,16 @@ use std::time::{Duration, Instant};
 pub(super) fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// When a time is over; `None`: never, also where it is beyond what the clock can tell.
+pub(super) fn deadline(timeout: Option<Duration>) -> Option<Instant> {
+    timeout.and_then(|timeout| Instant::now().checked_add(timeout))
+}
+
+/// The time left, zero when it is over; `None`: there is no limit.
+pub(super) fn time_left(deadline: Option<Instant>) -> Option<Duration> {
+    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
 }
 
 /// What one end sleeps on.
@@ -25,20 +36,59 @@ pub(super) struct Notification {
     pub alive: OwnedFd,
 }
 
-/// One wait of an end, for [`crate::Parker`].
+/// Looks of a spin between two reads of the clock, where there is a deadline (1 to 5 us).
+const LOOKS_PER_CLOCK: u32 = 64;
+/// Looks of a spin between two looks at the peer's process (0.3 to 1 ms).
+const LOOKS_PER_PEER: u32 = 1 << 14;
+
+/// One wait of an end, for [`Parker`]. A spin of it ends at the deadline too, and soon after the peer.
 pub(super) struct Sleep<'a, R> {
     ready: R,
     flag: &'a NeedWakeup,
     fds: &'a Notification,
     deadline: Option<Instant>,
+    looks: Cell<u32>,
+    /// Why the spin has ended, if nothing was ready.
+    ended: Cell<Option<Error>>,
 }
 
 impl<'a, R: Fn() -> bool> Sleep<'a, R> {
     #[inline]
     pub fn new(ready: R, flag: &'a NeedWakeup, fds: &'a Notification, timeout: Option<Duration>) -> Self {
-        // A timeout beyond what the clock can tell is none.
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Sleep { ready, flag, fds, deadline }
+        Sleep { ready, flag, fds, deadline: deadline(timeout), looks: Cell::new(0), ended: Cell::new(None) }
+    }
+
+    /// Waits as `parker` says.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`], [`Error::PeerGone`], or the system's.
+    #[inline]
+    pub fn wait(mut self, parker: &mut Parker) -> Result<(), Error> {
+        parker.wait(&mut self)?;
+        match self.ended.take() {
+            Some(error) if !(self.ready)() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the wait is over though nothing is ready. Looks only now and then.
+    fn is_over(&self) -> bool {
+        let looks = self.looks.get().wrapping_add(1);
+        self.looks.set(looks);
+        if looks % LOOKS_PER_CLOCK == 0 && self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            self.ended.set(Some(Error::TimedOut));
+            return true;
+        }
+        let gone = looks % LOOKS_PER_PEER == 0 && self.peer_is_gone();
+        if gone {
+            self.ended.set(Some(Error::PeerGone));
+        }
+        gone
+    }
+
+    fn peer_is_gone(&self) -> bool {
+        let mut fds = [PollFd::new(self.fds.alive.as_fd(), PollFlags::empty())];
+        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
     }
 
     /// The time left, rounded up to a millisecond; `None` when it is over.
@@ -53,7 +103,7 @@ impl<R: Fn() -> bool> Wait for Sleep<'_, R> {
     type Error = Error;
 
     fn ready(&self) -> bool {
-        (self.ready)()
+        (self.ready)() || self.is_over()
     }
 
     fn arm(&mut self) {
@@ -71,7 +121,7 @@ impl<R: Fn() -> bool> Wait for Sleep<'_, R> {
                 Err(nix::Error::EINTR) | Ok(0) => {}
                 Err(e) => return Err(Error::Os { what: "poll".into(), source: e.into() }),
                 // What the peer published before it died is delivered first.
-                Ok(_) if fds[0].any() == Some(true) || self.ready() => return Ok(()),
+                Ok(_) if fds[0].any() == Some(true) || (self.ready)() => return Ok(()),
                 Ok(_) => return Err(Error::PeerGone),
             }
         }
