@@ -29,8 +29,7 @@ pub struct Channel {
     queue: PendingQueue,
     slots: SlotPool,
     /// Number of slots that kernel requests may not use: 1, for [`Self::interrupt_next`]. 0 if there is only one slot,
-    /// or
-    /// if no request gets a reply (`batch_delay`).
+    /// or if no request gets a reply (`batch_delay`).
     reserved: usize,
     /// `unique` of each request to interrupt.
     signalled: Vec<u64>,
@@ -222,8 +221,7 @@ impl Channel {
     }
 
     /// Spins for the host by the wait policy, then sleeps until the host or the kernel has something. Returns `false`
-    /// if
-    /// the kernel's connection has ended: nobody waits for the outstanding replies then. `true` otherwise.
+    /// if the kernel's connection has ended: nobody waits for the outstanding replies then. `true` otherwise.
     fn wait(&mut self) -> Result<bool, Error> {
         let has_room = self.has_room();
         let limit = if has_room { self.queue.sleep_limit() } else { Some(CALLER_CHECK) };

@@ -62,10 +62,8 @@ fn forgotten(request: &PendingRequest, (at, size): (*mut u8, usize)) -> Vec<u8> 
 
 impl PendingQueue {
     /// Has the host forget `known`. One request of the kernel and the pending forgets of the tables can be more than a
-    /// slot
-    /// holds. All parts but the last are sent here; the last replaces the request in `slot`. Returns `true` if that
-    /// request
-    /// must be submitted, `false` if `known` is empty.
+    /// slot holds. All parts but the last are sent here; the last replaces the request in `slot`. Returns `true` if
+    /// that request must be submitted, `false` if `known` is empty.
     pub(super) fn forget(&mut self, slot: u32, known: Vec<HostInode>) -> Result<bool, Error> {
         let (at, size) = self.transport.slot(slot);
         let mut parts = known.chunks((size / FORGET_ONE).max(1)).peekable();

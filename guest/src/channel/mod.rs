@@ -1,6 +1,5 @@
 //! The two kernel interfaces for FUSE requests, `/dev/fuse` and FUSE-over-io_uring. A [`Worker`] serves one request
-//! queue
-//! over one of them until the file system is unmounted.
+//! queue over one of them until the file system is unmounted.
 
 mod dev;
 mod forget;

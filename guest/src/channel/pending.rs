@@ -1,6 +1,5 @@
 //! A transport with the bookkeeping that both channels need: pending requests, the backlog of requests that wait for
-//! room
-//! or for another host, and the checks of a host's completions.
+//! room or for another host, and the checks of a host's completions.
 
 use super::request::{PendingRequest, Reply, CALLER_CHECK};
 use super::session::{Prepared, Session};
@@ -151,8 +150,7 @@ impl PendingQueue {
     }
 
     /// Answers the requests in the backlog whose callers are being killed: the kernel cannot withdraw a request that
-    /// was
-    /// read.
+    /// was read.
     pub fn check_callers(&mut self) {
         let waiting: Vec<u32> = self.backlog.iter().copied().collect();
         waiting.into_iter().for_each(|slot| {
@@ -161,8 +159,7 @@ impl PendingQueue {
     }
 
     /// Answers a request that the host does not have with EINTR, if its caller is being killed. Returns `true` if it
-    /// did,
-    /// `false` if the request still waits.
+    /// did, `false` if the request still waits.
     fn end_if_killed(&mut self, slot: u32) -> bool {
         let killed = self.requests[slot as usize].as_ref().is_some_and(PendingRequest::caller_has_sigkill);
         if killed {
@@ -173,8 +170,7 @@ impl PendingQueue {
     }
 
     /// Returns the `unique` of each request that the host has and whose caller has a pending signal. Returns each
-    /// request
-    /// only once.
+    /// request only once.
     pub fn signalled(&mut self) -> Vec<u64> {
         let with_host = self.requests.iter_mut().flatten().filter(|request| request.sent && has_reply(request.opcode));
         let signalled = with_host.filter(|request| !request.interrupted && request.caller_has_signal());
@@ -335,8 +331,7 @@ impl PendingQueue {
     }
 
     /// Detaches from a dead host: takes its last completions, drops its transport, and keeps the unanswered requests
-    /// for
-    /// the next host.
+    /// for the next host.
     ///
     /// # Errors
     /// [`Error::HostGone`] if the queue has no reconnect state; [`Error::Io`] if the process has no descriptor left.

@@ -1,6 +1,5 @@
 //! Translation of a queue's requests for a later host: the LOOKUPs and OPENs that must precede a request, and the
-//! records
-//! of replies.
+//! records of replies.
 
 use super::forget::ForgetAction;
 use super::pending::PendingQueue;
@@ -20,8 +19,7 @@ const MAX_STEPS: usize = 8192;
 
 impl PendingQueue {
     /// Replaces the kernel's numbers in the request in `slot` with the host's. First sends LOOKUPs and OPENs for the
-    /// inodes
-    /// and handles that this host has not given out yet.
+    /// inodes and handles that this host has not given out yet.
     ///
     /// # Errors
     /// [`Error::HostGone`] if the host dies meanwhile.
@@ -128,8 +126,7 @@ impl PendingQueue {
     }
 
     /// Opens a file on this host for a handle that the kernel has. Returns `None` if the host has opened it; otherwise
-    /// the
-    /// error (a negative errno) for the request that needs the handle.
+    /// the error (a negative errno) for the request that needs the handle.
     fn reopen(&mut self, slot: u32, needed: Prerequisite) -> Result<Option<i32>, Error> {
         let Prerequisite::Open { node, handle, host, flags, is_dir, opener } = needed else { return Ok(None) };
         let ours = self.requests[slot as usize].as_ref().map(|request| request.head);

@@ -29,8 +29,7 @@ pub struct PendingRequest {
     /// Whether `PendingQueue::signalled` has returned it: the guest sends at most one INTERRUPT of its own.
     pub interrupted: bool,
     /// Id of the host for which this FORGET or RELEASE was applied to the tables; `None`: not applied yet. Stops a
-    /// replay
-    /// from applying it twice.
+    /// replay from applying it twice.
     pub forgotten_on: Option<u64>,
     /// Time of the change counters when it was submitted.
     pub stamp: u64,
@@ -108,8 +107,7 @@ impl PendingRequest {
     }
 
     /// Returns `true` if SIGKILL is pending for the calling thread, by proc_pid_status(5); `false` if it is not, or if
-    /// the
-    /// thread is not visible here.
+    /// the thread is not visible here.
     pub fn caller_has_sigkill(&self) -> bool {
         self.caller_signals().0 & 1 << (libc::SIGKILL - 1) != 0
     }

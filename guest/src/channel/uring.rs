@@ -46,8 +46,7 @@ struct Headers {
 const _: () = assert!(size_of::<Headers>() == 288 && size_of::<Entry128>() == 128);
 
 /// Memory whose address the kernel has. It does not move, and is accessed by raw pointers only. (Not a `Box`: moving
-/// one
-/// asserts that no other pointer to its content is in use.)
+/// one asserts that no other pointer to its content is in use.)
 struct Fixed<T> {
     start: *mut T,
     count: usize,
@@ -205,11 +204,9 @@ impl Channel {
     }
 
     /// Runs the kernel's pending task work, if there are no CQEs yet; this takes an io_uring_enter(2). Returns `false`
-    /// if
-    /// that made no CQE: the caller must sleep. The kernel sets IORING_SQ_TASKRUN only after it has added the work. If
-    /// this
-    /// thread has done the work by then, the flag stays set until there is more work, and spinning on it would not end.
-    /// Returns `true` otherwise.
+    /// if that made no CQE: the caller must sleep. The kernel sets IORING_SQ_TASKRUN only after it has added the work.
+    /// If this thread has done the work by then, the flag stays set until there is more work, and spinning on it would
+    /// not end. Returns `true` otherwise.
     fn collect_events(&mut self) -> Result<bool, Error> {
         if !self.ring.completion().is_empty() || !has_events(&self.ring) {
             return Ok(true);
@@ -402,8 +399,7 @@ impl Channel {
 }
 
 /// Returns `true` if the kernel has a CQE or task work for this thread. The caller must be the only user of the ring,
-/// and
-/// hold no other object of its queues now.
+/// and hold no other object of its queues now.
 fn has_events(ring: &IoUring<Entry128, cqueue::Entry>) -> bool {
     // SAFETY: all callers borrow the channel, so no other thread uses the ring, and they hold no queue object of it.
     unsafe { ring.submission_shared().taskrun() || !ring.completion_shared().is_empty() }

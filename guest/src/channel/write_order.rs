@@ -1,16 +1,13 @@
 //! Repeats a READ that may have overtaken a WRITE of the same bytes.
 //!
 //! The kernel unlocks a page before it sends the WRITE with the page's new bytes. If a program then opens the file or
-//! sees
-//! its times change, the kernel may drop the page and read it again. That READ may travel on another queue and be
-//! served
-//! first. It returns the old bytes and the kernel caches them: the writer would read the bytes from before its write.
+//! sees its times change, the kernel may drop the page and read it again. That READ may travel on another queue and be
+//! served first. It returns the old bytes and the kernel caches them: the writer would read the bytes from before its
+//! write.
 //!
 //! The kernel keeps a page locked while it reads it. So if a WRITE of the page arrives during the READ, the kernel
-//! started
-//! the WRITE before the READ. A WRITE counts if it is in flight when the READ is sent, or if it arrives before the
-//! first
-//! reply to the READ. Later WRITEs do not count.
+//! started the WRITE before the READ. A WRITE counts if it is in flight when the READ is sent, or if it arrives before
+//! the first reply to the READ. Later WRITEs do not count.
 
 use crate::fuse::message::{request_opcode, request_unique, u32_at, u64_at, BODY, NODE};
 use crossbeam_utils::CachePadded;
@@ -18,8 +15,7 @@ use parking_lot::Mutex;
 use tunnelfs_fuse_abi::opcode;
 
 /// Number of lists of transfers. A file uses the list of its nodeid modulo this number, so that queues seldom contend
-/// for
-/// a lock.
+/// for a lock.
 const BUCKETS: usize = 32;
 /// Most repeats of one READ. They take longer than any WRITE that is not stuck. The last reply then goes to the kernel
 /// as it is: a reader must not wait for a stuck writer (without a page cache it does not have to either).

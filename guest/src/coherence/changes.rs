@@ -1,6 +1,5 @@
 //! The thread that fetches changes from the host. It keeps one OP_CHANGES in flight, which the host answers when
-//! something
-//! changes. So `mount.timeout` does not apply to it.
+//! something changes. So `mount.timeout` does not apply to it.
 
 use super::actions::Recorder;
 use super::counters::ChangeCounters;
@@ -179,8 +178,7 @@ impl ChangeThread {
     }
 
     /// Sleeps until the host has replied, or the dispatcher has something for it. Returns `Some` if the host has died
-    /// or
-    /// the mount has ended.
+    /// or the mount has ended.
     fn wait(&mut self, asked: &mut Asked, dispatcher: &Dispatcher) -> Result<Option<End>, Error> {
         let limit = if asked.refused { PollTimeout::try_from(AFTER_REFUSAL) } else { Ok(PollTimeout::NONE) };
         let transport = &mut self.transport;

@@ -122,8 +122,7 @@ impl ChangeCounters {
     }
 
     /// Returns the undelivered replies that may have been compared before the last change was noted; `None` if there
-    /// are
-    /// none.
+    /// are none.
     pub fn under_way(&self) -> Option<UnderWay> {
         // Pairs with the fence in `begin`.
         fence(Ordering::SeqCst);

@@ -1,6 +1,5 @@
 //! The threads that write notifications. Notifications of one directory, or of one inode, keep their order. A
-//! notification
-//! that blocks on a lock delays no others.
+//! notification that blocks on a lock delays no others.
 
 use super::actions::Action;
 use super::counters::{ChangeCounters, UnderWay};
@@ -20,8 +19,7 @@ const MAX_IDLE: usize = 2;
 /// Most actions in the queue, to bound memory. No more changes are fetched from the host then.
 const MAX_WAITING: usize = 16 << 10;
 /// Pause before the first retry of a notification of an inode that the kernel may be about to learn of. The pause
-/// doubles
-/// with each retry.
+/// doubles with each retry.
 const FIRST_RETRY: Duration = Duration::from_millis(1);
 /// Most retries of one notification; their pauses add up to 511 ms.
 const MAX_RETRIES: u32 = 9;

@@ -11,16 +11,14 @@
 //! ```
 //!
 //! **The race.** A reply may leave the host before a change, and reach the kernel after the notification of the change.
-//! So
-//! each request gets the time of the counters when it is submitted, and its reply is compared with the counters of its
-//! names and inodes. If a reply was compared before the change was noted, and has not reached the kernel yet, the
+//! So each request gets the time of the counters when it is submitted, and its reply is compared with the counters of
+//! its names and inodes. If a reply was compared before the change was noted, and has not reached the kernel yet, the
 //! notification is sent a second time after it. From there on the kernel keeps its cache right, with one exception: it
 //! drops the notification of an inode that it is about to learn of. The guest sends such a notification again.
 //!
 //! **Blocking.** INVAL_ENTRY blocks while a thread holds the directory's lock; INVAL_INODE with data blocks while a
-//! READ is
-//! in flight. So no thread that answers requests writes notifications. A host waits for a notification only if it drops
-//! the data of a leased file, and for a bounded time.
+//! READ is in flight. So no thread that answers requests writes notifications. A host waits for a notification only if
+//! it drops the data of a leased file, and for a bounded time.
 
 mod actions;
 pub mod changes;

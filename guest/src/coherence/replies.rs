@@ -40,8 +40,7 @@ pub fn is_cached(opcode: u32) -> bool {
 
 /// Clears the timeouts of the names and inodes in a reply that have changed since `stamp`. `head` has the kernel's
 /// nodeids, `names` are the request's bytes from its first name on, and `reply` has the host's nodeids. Returns `true`
-/// if
-/// it has changed the reply, `false` if not.
+/// if it has changed the reply, `false` if not.
 pub fn expire(counters: &ChangeCounters, stamp: u64, head: &[u8], names: &[u8], reply: &mut [u8]) -> bool {
     let (opcode, node) = (request_opcode(head), u64_at(head, NODE));
     let changed = |key| counters.changed_since(stamp, key);

@@ -6,8 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tunnelfs_ring::Counters;
 
 /// A transport that accepts no request and returns no completion. Its descriptors are readable when there is a new
-/// host,
-/// or when no host will come.
+/// host, or when no host will come.
 pub struct Absent {
     name: &'static str,
     slots: Vec<(*mut u8, usize)>,
@@ -21,8 +20,7 @@ unsafe impl Send for Absent {}
 
 impl Absent {
     /// Replaces the transport to a dead host. Its slots must stay mapped as long as this lives. `news` is the eventfd
-    /// of
-    /// `Reconnect`.
+    /// of `Reconnect`.
     ///
     /// # Errors
     /// If the process has no descriptor left.

@@ -1,10 +1,8 @@
 //! One queue's cache of translated handles. After a reconnect most READs and WRITEs find the host's numbers here,
-//! without
-//! the lock of the tables and without their hashing.
+//! without the lock of the tables and without their hashing.
 //!
 //! An entry is valid for one host only, and as long as that host lives: the kernel holds an inode while it has a handle
-//! of
-//! it open, and a handle's number is not reused (`Translator::opened`).
+//! of it open, and a handle's number is not reused (`Translator::opened`).
 
 use crate::fuse::message::{put_u64, request_opcode, u64_at, BODY, NODE};
 use tunnelfs_fuse_abi::opcode::{READ, RELEASE, WRITE};
@@ -46,8 +44,7 @@ fn index(node: u64, handle: u64) -> usize {
 
 impl HandleCache {
     /// Replaces the numbers in a READ or WRITE with those of the host `time`. Returns `false`, and changes nothing, if
-    /// they
-    /// are not cached or it is another request.
+    /// they are not cached or it is another request.
     pub fn translate(&self, time: u64, head: &mut [u8]) -> bool {
         if time != self.time || !is_cached(head) {
             return false;

@@ -2,8 +2,8 @@
 //! only flags and a lock, so that loom can model it. Its test compiles it once more, with loom's types.
 //!
 //! The next host gets the memory of the last one. Between `all_detached` and `host_ready` only the thread that connects
-//! to
-//! the next host may access it. So each queue's thread has detached by then, or is idle: it waits for the kernel alone.
+//! to the next host may access it. So each queue's thread has detached by then, or is idle: it waits for the kernel
+//! alone.
 
 use super::sync::{fence, AtomicBool, AtomicU64, Mutex, Ordering};
 
@@ -67,8 +67,7 @@ impl<T> Handover<T> {
     }
 
     /// Records that a queue's thread no longer waits for the kernel alone. Must follow each [`Self::enter_idle`].
-    /// Returns
-    /// `true` if the host `host_id` has died meanwhile, `false` if it is still the current one.
+    /// Returns `true` if the host `host_id` has died meanwhile, `false` if it is still the current one.
     pub fn leave_idle(&self, queue: usize, host_id: u64) -> bool {
         self.queues[queue].idle.store(false, Ordering::Relaxed);
         // Pairs with the fence in `host_lost`: either this thread sees `away`, or `all_detached` waits for this queue.
@@ -112,8 +111,7 @@ impl<T> Handover<T> {
     }
 
     /// Returns `true` if every queue has detached from the dead host or is idle, `false` if a queue may still access
-    /// its
-    /// memory.
+    /// its memory.
     pub fn all_detached(&self) -> bool {
         self.queues.iter().all(|queue| queue.with(|state| state.detached) || queue.idle.load(Ordering::Acquire))
     }

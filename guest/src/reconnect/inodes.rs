@@ -1,6 +1,5 @@
 //! The inodes that the kernel has, kept for the next host: each inode's names and identity. The kernel's nodeids are
-//! the
-//! first host's. The guest finds a later host's nodeid of a file when the kernel uses the file.
+//! the first host's. The guest finds a later host's nodeid of a file when the kernel uses the file.
 
 use crate::fuse::message::{Entry, Identity, ROOT};
 use std::collections::{HashMap, HashSet};
@@ -96,8 +95,7 @@ impl InodeTable {
     }
 
     /// Returns the first name to look up on the path to `child`: one of its own, or of a directory above it. Newer
-    /// names
-    /// come first. Visits each inode once, so that a cycle of parents ends.
+    /// names come first. Visits each inode once, so that a cycle of parents ends.
     fn missing(&self, child: u64) -> Unresolved {
         let mut visited = HashSet::from([child]);
         let mut path = vec![(child, self.untried(child))];
@@ -156,8 +154,7 @@ impl InodeTable {
     }
 
     /// Returns an inode that may be the entry's file by another name, and that has no nodeid of this host yet. The
-    /// caller
-    /// resolves it before [`Self::insert`]. `None` if there is no such inode.
+    /// caller resolves it before [`Self::insert`]. `None` if there is no such inode.
     pub fn alias(&self, entry: &Entry) -> Option<u64> {
         if self.host_id == 0 || self.of_host.contains_key(&entry.node) {
             return None;
@@ -315,9 +312,8 @@ impl InodeTable {
     }
 
     /// Applies a FORGET of `count` lookups by the kernel. Returns the lookups that the host must forget, if any. For
-    /// the
-    /// first host these are the same. For a later host they are all its lookups, once the kernel has forgotten all of
-    /// its.
+    /// the first host these are the same. For a later host they are all its lookups, once the kernel has forgotten all
+    /// of its.
     pub fn forget(&mut self, number: u64, count: u64) -> Option<HostInode> {
         let time = self.host_id;
         let Some(node) = self.all.get_mut(&number).filter(|_| number != ROOT) else {
@@ -448,8 +444,7 @@ impl Inode {
     }
 
     /// Counts a lookup of this inode by its nodeid on the host `time`. Returns `false`, and counts nothing, if that
-    /// host
-    /// has another nodeid for it.
+    /// host has another nodeid for it.
     fn count(&mut self, time: u64, host: u64) -> bool {
         let mut known = self.known(time).unwrap_or(HostInode { node: host, lookups: 0 });
         known.lookups += 1;

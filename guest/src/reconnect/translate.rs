@@ -76,8 +76,7 @@ impl Translator {
     }
 
     /// Records that the current host has opened `host` for the kernel's handle. Returns `false` if that host has the
-    /// handle
-    /// open already, or if the kernel has closed it: the caller must release `host`.
+    /// handle open already, or if the kernel has closed it: the caller must release `host`.
     pub fn reopened(&mut self, node: u64, handle: u64, host: u64) -> bool {
         let time = self.nodes.host_id();
         match self.handles.get_mut(&(node, handle)) {
@@ -104,8 +103,7 @@ impl Translator {
     }
 
     /// Applies a FORGET or BATCH_FORGET; `body` is the request without its header. Returns the lookups that the host
-    /// must
-    /// forget, with the pending ones of the table.
+    /// must forget, with the pending ones of the table.
     pub fn forget(&mut self, head: &[u8], body: &[u8]) -> Vec<HostInode> {
         let mut known = self.forget_what_it_says(head, body);
         known.append(&mut self.nodes.pending_forgets());
@@ -123,8 +121,7 @@ impl Translator {
     }
 
     /// Records a reply, and replaces the host's numbers in it with the kernel's. `names` are the request's bytes from
-    /// its
-    /// first name on.
+    /// its first name on.
     pub fn reply(&mut self, head: &[u8], names: &[u8], reply: &mut [u8]) {
         let (opcode, parent) = (request_opcode(head), u64_at(head, NODE));
         match opcode {
@@ -176,8 +173,7 @@ impl Translator {
     }
 
     /// Records a `fuse_open_out`, and replaces the host's handle in it. A later host's handle gets a new number, which
-    /// no
-    /// earlier handle had.
+    /// no earlier handle had.
     fn opened(&mut self, head: &[u8], node: u64, reply: &mut [u8]) {
         if reply.len() < OPENED {
             return;
