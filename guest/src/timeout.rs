@@ -1,4 +1,4 @@
-//! A host that does not answer: neither the thread that mounts nor a program may wait for ever.
+//! Timeouts for a host that does not answer, for the thread that mounts and for the programs that use the mount.
 
 use crate::error::Error;
 use crate::stats::QueueStats;
@@ -17,26 +17,27 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-/// Between two cuts, for connections that were made after the first.
+/// Interval at which the connections are shut down again after the deadline: `work` may have opened more.
 const AGAIN: Duration = Duration::from_millis(100);
-/// How long connect(2) may wait for room in a listener's backlog.
+/// Most time that connect(2) waits for room in the host's backlog.
 const BACKLOG: Duration = Duration::from_secs(5);
 
-/// The connections made under a deadline: these, and no other descriptors of the process, are shut down when it passes.
+/// The connections opened under a deadline. At the deadline these are shut down, and no other descriptors of the
+/// process.
 #[derive(Default)]
 pub struct Opened {
     made: Mutex<Vec<OwnedFd>>,
-    /// A connection that the caller had already: the first one.
+    /// A connection that the caller has opened; the first [`Self::connect`] returns it.
     given: Mutex<Option<UnixStream>>,
 }
 
 impl Opened {
-    /// Connections of which the first is there already.
+    /// Makes a set whose first connection is `given`.
     pub fn with(given: UnixStream) -> Opened {
         Opened { given: Mutex::new(Some(given)), ..Opened::default() }
     }
 
-    /// Connects to the host at `path`.
+    /// Connects to the host at `path`, or returns the given connection.
     ///
     /// # Errors
     /// [`Error::Connect`].
@@ -50,7 +51,7 @@ impl Opened {
             return Ok(given);
         }
         let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        // connect(2) waits for room in the backlog as long as a send may wait.
+        // SO_SNDTIMEO also limits how long connect(2) waits for room in the backlog.
         setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(BACKLOG.as_secs() as i64, 0))?;
         connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
         setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(0, 0))?;
@@ -58,6 +59,7 @@ impl Opened {
         Ok(fd.into())
     }
 
+    /// Shuts down the connections.
     fn cut(&self) {
         for fd in self.made.lock().iter() {
             let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
@@ -65,10 +67,10 @@ impl Opened {
     }
 }
 
-/// Calls `work`, and shuts down the connections that it has opened when it takes longer than `limit`.
+/// Calls `work`. Shuts down the connections that it has opened if it takes longer than `limit`.
 ///
 /// # Errors
-/// Those of `work`, or that the host at `path` does not answer.
+/// Those of `work`; after `limit`, [`Error::Setup`]: the host at `path` does not answer.
 pub fn with_timeout<T>(
     limit: Duration,
     path: &Path,
@@ -77,7 +79,7 @@ pub fn with_timeout<T>(
     with_opened(limit, path, Opened::default(), work)
 }
 
-/// As [`with_timeout`], with a connection that is there already.
+/// As [`with_timeout`]; `opened` may have a connection already.
 ///
 /// # Errors
 /// As [`with_timeout`].
@@ -112,7 +114,7 @@ pub fn with_opened<T>(
     })
 }
 
-/// Looks at the requests under way; ended when dropped.
+/// A thread that watches how long requests wait for the host. Ends when dropped.
 pub struct Watchdog {
     state: Arc<State>,
     thread: Option<JoinHandle<()>>,
@@ -125,10 +127,10 @@ struct State {
 }
 
 impl Watchdog {
-    /// Calls `give_up` when any request of `queues` has waited for `timeout`.
+    /// Starts the thread. It calls `give_up`, once, when a request of `queues` has waited for `timeout`.
     ///
     /// # Errors
-    /// When the system has no thread left.
+    /// If the system has no thread left.
     pub fn start(
         timeout: Duration,
         queues: Vec<Arc<QueueStats>>,
@@ -150,7 +152,7 @@ impl Watchdog {
         Ok(Watchdog { state, thread: Some(thread) })
     }
 
-    /// Whether the host has been given up.
+    /// Returns `true` if a request has waited for the timeout, `false` if none has.
     pub fn timed_out(&self) -> bool {
         self.state.late.load(Ordering::Acquire)
     }

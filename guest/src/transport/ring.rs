@@ -22,7 +22,8 @@ pub struct RingTransport {
 }
 
 /// Asks the host for a ring on this virtqueue. Returns the virtqueue itself if the host does not support rings, or if
-/// it cannot reach the memory. `cpu` is the CPU of the queue's thread, if it is pinned.
+/// the device cannot reach all the memory or the memory has too many runs for one message. `cpu` is the CPU of the
+/// queue's thread, if it is pinned.
 ///
 /// # Errors
 /// If the host does not answer, or breaks the protocol.
