@@ -178,7 +178,7 @@ impl Channel {
         match io::Error::last_os_error() {
             // ENOENT: the request was interrupted. ENODEV: unmounted, which the next `read_request` reports.
             e if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
-            // EINVAL: the reply does not fit the request. Send EIO instead, or the caller would wait for ever.
+            // EINVAL: the reply does not fit the request. Send EIO instead, so that the caller gets an error.
             e if e.raw_os_error() == Some(libc::EINVAL) => self.refuse(answer, device),
             e => Err(e.into()),
         }

@@ -27,8 +27,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tunnelfs_ring::{set_affinity, LiveWait};
 
-/// How long the thread sleeps after it has read a FORGET. The kernel hands over the FORGETs of that time as one
-/// BATCH_FORGET.
+/// How long the thread sleeps after each request from `/dev/fuse` without a reply. The kernel hands over the FORGETs of
+/// that time as one BATCH_FORGET.
 const FORGET_BATCH_DELAY: Duration = Duration::from_millis(5);
 
 /// The kernel interface of a worker.

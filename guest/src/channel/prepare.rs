@@ -87,8 +87,9 @@ impl PendingQueue {
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|events| events == 0)
     }
 
-    /// Looks up an inode by one of its names. Returns `None` if the host has answered, whatever it found; otherwise the
-    /// error (a negative errno) for the request that needs the inode.
+    /// Looks up an inode by one of its names. Returns `None` if the name has led to the inode, or to another file or
+    /// none. Returns the error (a negative errno) for the request that needs the inode if no name is left or the LOOKUP
+    /// failed.
     fn resolve(&mut self, slot: u32, missing: Unresolved) -> Result<Option<i32>, Error> {
         let Unresolved::Lookup { parent, child, name } = missing else { return Ok(Some(-libc::ESTALE)) };
         let found = match self.look_up(slot, parent, &name)? {

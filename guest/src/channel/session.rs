@@ -59,7 +59,7 @@ impl Session {
     /// Writes the saved bytes back to the slot.
     pub fn restore(&self, slot: u32, request: &PendingRequest, (at, size): (*mut u8, usize)) {
         let bytes = saved_bytes(request).min(size);
-        // SAFETY: as in `save`; the host that had it has gone.
+        // SAFETY: as in `save`; the host that had the slot has died.
         unsafe { std::ptr::copy_nonoverlapping(self.saved[slot as usize].as_ptr(), at, bytes) };
     }
 

@@ -48,7 +48,8 @@ pub enum Unresolved {
     Stale,
 }
 
-/// All inodes, by the kernel's nodeids. These are the nodeids of host 0, the first one.
+/// All inodes, by the kernel's nodeids. While the first host lives these are its nodeids; for inodes of a later host
+/// the guest makes them up.
 #[derive(Debug, Default)]
 pub struct InodeTable {
     host_id: u64,

@@ -58,7 +58,7 @@ pub struct Capability {
 /// Returns the vendor-specific capabilities of a config space, which `read` reads at an offset.
 ///
 /// # Errors
-/// `read`'s.
+/// Those of `read`.
 pub fn capabilities(read: &dyn Fn(i64, &mut [u8]) -> std::io::Result<()>) -> std::io::Result<Vec<Capability>> {
     let mut found = Vec::new();
     let mut next = [0];
