@@ -105,7 +105,7 @@ struct HelperArgs {
 /// The command to run.
 pub enum Request {
     Mount(Box<MountCommand>),
-/// The status of the mount on this mount point.
+    /// The status of the mount on this mount point.
     Status(PathBuf),
     Top(PathBuf, top::Options),
     Doctor(Box<Settings>),

@@ -83,7 +83,7 @@ impl GuestConfig {
 /// A PCI device, and how to drive it.
 #[derive(Clone, Debug)]
 pub struct PciTarget {
-/// The device.
+    /// The device.
     pub which: DeviceId,
     /// The kernel driver that opens it to user space.
     pub driver: PciDriver,

@@ -44,13 +44,13 @@ enum End {
 /// The requests that the host has, or why it has none.
 #[derive(Default)]
 struct Asked {
-/// OP_CHANGES is in flight.
+    /// OP_CHANGES is in flight.
     changes: bool,
-/// OP_DROPPED is in flight.
+    /// OP_DROPPED is in flight.
     dropped: bool,
-/// The host does not know OP_CHANGES (ENOSYS).
+    /// The host does not know OP_CHANGES (ENOSYS).
     never: bool,
-/// The host has refused OP_CHANGES for now.
+    /// The host has refused OP_CHANGES for now.
     refused: bool,
 }
 

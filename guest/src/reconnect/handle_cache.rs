@@ -21,7 +21,7 @@ struct Entry {
 
 /// The cache.
 pub struct HandleCache {
-/// Id of the host that the entries belong to.
+    /// Id of the host that the entries belong to.
     time: u64,
     entries: Box<[Entry; ENTRIES]>,
 }

@@ -29,13 +29,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// State for the handover to the next host.
 pub struct HostMonitor {
-/// The hosts' socket, and the number and sizes of queues.
+    /// The hosts' socket, and the number and sizes of queues.
     pub config: GuestConfig,
-/// The memory that every host gets.
+    /// The memory that every host gets.
     pub retained: RetainedMemory,
-/// The INIT negotiation with the first host.
+    /// The INIT negotiation with the first host.
     pub init: InitReplay,
-/// Identity of the first host's root directory; `None` if the host refused GETATTR.
+    /// Identity of the first host's root directory; `None` if the host refused GETATTR.
     pub root: Option<Identity>,
     /// The kernel's connection.
     pub device: Arc<OwnedFd>,

@@ -103,7 +103,7 @@ struct CacheLine {
 /// Why INTx needs a thread: reading the status register lowers the line, and also clears the interrupts of other queues
 /// since then. So only one thread may read it, and must then signal the call eventfd of every sleeping queue.
 struct Watcher {
-/// The uio device, or the vfio eventfd for the device's removal.
+    /// The uio device, or the vfio eventfd for the device's removal.
     watched: OwnedFd,
     line: Option<CacheLine>,
     bells: Arc<Vec<Bell>>,
@@ -131,7 +131,7 @@ impl Watcher {
 
     /// Signals the sleeping queues, and unmasks the line.
     fn ring(&self) {
-    // Pairs with the sleeper's fence in `announce_sleep`: orders the read of the status before those of the flags.
+        // Pairs with the sleeper's fence in `announce_sleep`: orders the read of the status before those of the flags.
         fence(Ordering::SeqCst);
         for bell in self.bells.iter().filter(|bell| bell.asleep.load(Ordering::Relaxed)) {
             Eventfd::signal(&bell.rings);

@@ -17,10 +17,10 @@ const MOST: usize = 1 << 30;
 
 /// A part of the memory that is contiguous in guest-physical addresses.
 struct Segment {
-/// Offsets in the memory.
+    /// Offsets in the memory.
     start: usize,
     end: usize,
-/// Guest-physical address of `start`.
+    /// Guest-physical address of `start`.
     address: u64,
 }
 
