@@ -1,9 +1,9 @@
-//! A process beside a mount's, for one case that the mount cannot help itself in: somebody kills it with SIGKILL while
-//! one of its threads tells the kernel of a changed name.
+//! A second process for a mount. It ends the FUSE connection if the mount's process is killed with SIGKILL while one of
+//! its threads notifies the kernel of a changed name (INVAL_ENTRY).
 //!
-//! The kernel takes a name out of its cache with the directory's lock, which a program may hold that waits for an answer
-//! of the mount. The killed process cannot end before that thread does, nor does its `/dev/fuse` close, which would end
-//! the connection: both would wait for ever. So this process ends the connection.
+//! For that notification the kernel takes the directory's lock. The lock's holder may be a program that waits for a
+//! reply of the mount. The killed process cannot end before its thread does. So its `/dev/fuse`, whose close would end
+//! the connection, stays open, and both wait for ever.
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::prctl::{set_name, set_pdeathsig};
@@ -16,13 +16,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tunnelfs_guest::mount::abort;
 
-/// The name of the command, which is not for people.
+/// The name of the hidden command.
 pub const COMMAND: &str = "abort-when-killed";
-/// Comes when the mount's main thread has ended.
+/// The signal that the kernel sends when the mount's main thread has ended.
 const MAIN_THREAD_ENDED: Signal = Signal::SIGUSR1;
-/// How long a process may take to end after its main thread.
+/// Milliseconds that the process may take to end after its main thread, before the connection is aborted.
 const MAY_TAKE: u16 = 500;
-/// How often the connection is ended, at most, until the process is gone.
+/// Most attempts to abort the connection, until the process has ended.
 const TRIES: usize = 20;
 
 /// What it needs to know.
@@ -34,7 +34,8 @@ pub struct Mounted {
     point: PathBuf,
 }
 
-/// Starts it for a mount of this process. Call it on the main thread.
+/// Starts the second process for a mount of this process. Must be called on the main thread, as its end sends the
+/// signal.
 ///
 /// # Errors
 /// The system's.
@@ -51,8 +52,9 @@ pub fn start(connection: u32, point: &Path) -> io::Result<()> {
     command.spawn().map(drop)
 }
 
-/// It ends with the mount's process, not by signals: a whole session or service may be told to end. It keeps no file of
-/// the mount's: somebody may wait for the end of one.
+/// Prepares the second process, between fork and exec. Blocks all signals, which may go to a whole session or service:
+/// it must end with the mount's process only. Closes the mount's descriptors on exec, as other processes may wait for
+/// their end.
 fn prepare() -> io::Result<()> {
     SigSet::all().thread_block()?;
     set_pdeathsig(MAIN_THREAD_ENDED)?;
@@ -63,14 +65,15 @@ fn prepare() -> io::Result<()> {
     }
 }
 
-/// Waits until the mount's process has ended; ends its connection if it cannot.
+/// Waits until the mount's process has ended. Aborts the connection if its main thread has ended, but the process does
+/// not.
 ///
 /// # Errors
 /// The system's.
 pub fn run(mounted: &Mounted) -> io::Result<()> {
     set_name(c"tunnelfs-abort")?;
     let Some(process) = open_process(mounted.pid)? else { return Ok(()) };
-    // It may have ended before its end was to be told.
+    // Do not wait if the parent ended before `prepare` asked for the signal.
     if getppid() == Pid::from_raw(mounted.pid) {
         let ended = SigSet::from_iter([MAIN_THREAD_ENDED]);
         while ended.wait().is_err() {}
@@ -80,13 +83,13 @@ pub fn run(mounted: &Mounted) -> io::Result<()> {
         if poll(&mut fds, PollTimeout::from(MAY_TAKE)) != Ok(0) {
             break;
         }
-        // Still there, so the number still is that of its connection.
+        // The process is still there, so the connection's number is still its own.
         abort(&mounted.point, Some(mounted.connection));
     }
     Ok(())
 }
 
-/// `None`: it has ended.
+/// Opens a pidfd; `None` if the process has ended.
 fn open_process(pid: i32) -> io::Result<Option<OwnedFd>> {
     // SAFETY: a system call that takes two numbers.
     match unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } {

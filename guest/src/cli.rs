@@ -1,4 +1,4 @@
-//! The command line of a mount, and mount(8)'s `-o` words.
+//! The command line of a mount, and mount(8)'s `-o` options.
 
 use crate::abort_when_killed::{self, Mounted};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -11,7 +11,7 @@ use tunnelfs_program::reload::{Reloader, SettingsFile};
 use tunnelfs_program::{shell, top};
 use tunnelfs_settings::{args, load, Loader, LogLevel, Settings};
 
-/// The settings that a mount's command line has.
+/// The sections of the settings that a mount's command line has.
 const SECTIONS: &[&str] = &["transport", "wait", "mount", "log"];
 
 /// Mount a directory that tunnelfs-host shares.
@@ -102,65 +102,65 @@ struct HelperArgs {
     kind: Option<String>,
 }
 
-/// What is asked for.
+/// The command to run.
 pub enum Request {
     Mount(Box<MountCommand>),
-    /// Of the mount there.
+    /// The status of the mount on this mount point.
     Status(PathBuf),
     Top(PathBuf, top::Options),
     Doctor(Box<Settings>),
     AbortWhenKilled(Mounted),
-    /// It has been done.
+    /// None: the command line was only to print something.
     Nothing,
 }
 
-/// A mount.
+/// The `mount` command.
 pub struct MountCommand {
     pub config: MountConfig,
     pub log_level: LogLevel,
     pub foreground: bool,
-    /// Of a daemon; if empty, the system's log.
+    /// Log file of a daemon; empty: the system's log.
     pub log_file: PathBuf,
-    /// Only look whether it could be.
+    /// Whether to check the command line only, and not to mount.
     pub fake: bool,
-    /// Change the flags of what is mounted there.
+    /// Whether to change the flags of the existing mount.
     pub remount: bool,
-    /// What SIGHUP reads again.
+    /// The sources of the settings, which SIGHUP reads again.
     pub again: Again,
 }
 
-/// What the settings of a mount are made of, to make them once more.
+/// The sources of a mount's settings, to load them again.
 #[derive(Clone, Debug, Default)]
 pub struct Again {
-    /// `--config`.
+    /// The file of `--config`; `None`: the default one.
     file: Option<PathBuf>,
     settings: Settings,
-    /// Of `tunnelfs-guest mount`.
+    /// The arguments of `tunnelfs-guest mount`; `None` for mount(8)'s helper.
     matches: Option<ArgMatches>,
-    /// Those of `-o`.
+    /// The options of `-o`.
     words: Vec<String>,
     sloppy: bool,
 }
 
-/// The keys that a mount takes over while it is used.
+/// The keys that a reload applies to a mount in use.
 const LIVE_KEYS: &[&str] = &["wait.policy", "wait.goal", "wait.spin_us", "wait.auto_us", "log.level"];
 
 impl Again {
-    /// The settings of the mount.
+    /// Returns the settings of the mount.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// What reads the file, after the command line has been read.
+    /// Makes the reloader of the settings file.
     pub fn reloader(&self, log: Control) -> Reloader {
         let (file, settings) = (SettingsFile::new(self.file.as_deref()), self.settings.clone());
         Reloader { file, settings, sections: SECTIONS, live: LIVE_KEYS, restart: "a remount", log }
     }
 
-    /// Has the command line go before the file.
+    /// Applies the command line over the settings file in `loader`.
     ///
     /// # Errors
-    /// Names the setting that cannot be.
+    /// Names the invalid setting.
     pub fn finish(&self, mut loader: Loader) -> Result<Settings, Error> {
         if let Some(matches) = &self.matches {
             loader.apply_args(SECTIONS, matches)?;
@@ -173,10 +173,10 @@ impl Again {
 /// Reads the command line.
 ///
 /// # Errors
-/// Names the setting or word that cannot be.
+/// Names the invalid setting or option.
 pub fn request() -> Result<Request, Error> {
     let name = std::env::args().next().unwrap_or_default();
-    // The second one is looked for when something is mounted already: `mount -o remount`.
+    // mount(8) calls the second name for an existing mount: `mount -o remount`.
     if ["mount.tunnelfs", "mount.fuse.tunnelfs"].iter().any(|helper| Path::new(&name).ends_with(helper)) {
         helper(HelperArgs::parse()).map(|mount| Request::Mount(Box::new(mount)))
     } else {
@@ -228,7 +228,7 @@ fn helper(args: HelperArgs) -> Result<MountCommand, Error> {
     let mut words = args.options;
     words.push(source_word(&args.source));
     let remount = words.iter().any(|w| w == "remount");
-    // mount(8) passes all that it finds in /proc/mounts, `user_id` and the like, which the kernel leaves as it is.
+    // For a remount mount(8) passes all options of /proc/mounts, such as `user_id`. The kernel does not change these.
     let sloppy = args.sloppy || remount;
     let mut loader = Loader::new(None)?;
     let options = mount_options(&mut loader, &words, sloppy)?;
@@ -237,7 +237,8 @@ fn helper(args: HelperArgs) -> Result<MountCommand, Error> {
     Ok(MountCommand { fake: args.fake, remount, again, ..command })
 }
 
-/// Takes over the words of `-o`: settings, and options of mount(8).
+/// Applies the options of `-o`: settings to `loader`, and mount(8)'s options to the result. With `sloppy`, ignores
+/// unknown options.
 fn mount_options(loader: &mut Loader, words: &[String], sloppy: bool) -> Result<MountOptions, Error> {
     let mut options = MountOptions::default();
     let mut setting = None;
@@ -251,7 +252,8 @@ fn mount_options(loader: &mut Loader, words: &[String], sloppy: bool) -> Result<
     Ok(options)
 }
 
-/// What is said of a word of `-o` that nobody knows. A number after a setting belongs to a list that was cut in two.
+/// Returns the message for an unknown option of `-o`. `before` is the setting before it: a number after it belongs to a
+/// list with commas.
 fn unknown(word: &str, before: Option<&String>) -> String {
     match before {
         Some(before) if !word.is_empty() && word.bytes().all(|c| c.is_ascii_digit()) => {
@@ -280,7 +282,7 @@ fn mount_command(loader: Loader, point: &Path, mut options: MountOptions) -> Res
     Ok(MountCommand { config, log_level, foreground: false, log_file, fake: false, remount: false, again })
 }
 
-/// What mount(8)'s first argument means: a path is a host's socket, a PCI address or a tag a VM's device.
+/// Turns mount(8)'s first argument into an option. A path is a host's socket; a PCI address or a tag is a VM's device.
 fn source_word(source: &str) -> String {
     let address = source.contains(':') && source.chars().all(|c| c.is_ascii_hexdigit() || ":.".contains(c));
     let word = match source {

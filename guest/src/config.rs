@@ -1,11 +1,11 @@
-//! How to reach a host: plain data.
+//! Configuration of a connection to a host: plain data.
 
 use crate::error::Error;
 use std::path::PathBuf;
 use tunnelfs_ring::{first_unusable_cpu, Geometry, LiveWait, WaitConfig};
 use tunnelfs_settings::{Mount, PciDriver, Settings, TransportKind};
 
-/// How to reach a host.
+/// Configuration of a connection to a host.
 #[derive(Clone, Debug)]
 pub struct GuestConfig {
     /// The host's UNIX socket, for the local link.
@@ -14,22 +14,22 @@ pub struct GuestConfig {
     pub pci: Option<PciTarget>,
     /// The transport.
     pub transport: TransportKind,
-    /// Request queues wanted; a host may have fewer.
+    /// Number of request queues to use; a host may have fewer.
     pub queues: usize,
-    /// Sizes of each queue.
+    /// Number and size of each request queue's slots.
     pub geometry: Geometry,
-    /// Back the region with 2 MiB pages.
+    /// Whether to back the region with 2 MiB pages.
     pub huge_pages: bool,
-    /// How this side waits; copies of this configuration share it.
+    /// Wait policy of this side; copies of this configuration share it.
     pub wait: LiveWait,
-    /// The CPU that each queue's thread will stay on, in order; the others' threads go where they like.
+    /// CPUs to pin the request queues' threads to, in order. Threads of further queues are not pinned.
     pub cpus: Vec<usize>,
-    /// With none of them said: one each, where there are so many queues.
+    /// If `cpus` is empty and there are exactly this many request queues: pins each thread to the CPU with its number.
     pub one_cpu_per_queue: Option<usize>,
 }
 
-/// A wake out of a virtual machine and into it goes through the VMM: it takes that many times as long as one between
-/// two processes, and so long spinning pays.
+/// Cost of a wakeup between a VM and its host, relative to one between two processes. It goes through the VMM, so
+/// spinning pays for that much longer.
 const WAKEUP_COST: u32 = 4;
 
 impl From<&Settings> for GuestConfig {
@@ -50,17 +50,17 @@ impl From<&Settings> for GuestConfig {
     }
 }
 
-/// How a guest with these settings waits.
+/// Returns the wait policy of a guest with these settings.
 pub fn wait_config(settings: &Settings) -> WaitConfig {
     let (wait, in_vm) = (settings.wait, PciTarget::of(&settings.mount).is_some());
     WaitConfig { auto_us: wait.auto_us.saturating_mul(if in_vm { WAKEUP_COST } else { 1 }), ..wait }
 }
 
 impl GuestConfig {
-    /// A CPU that was asked for and cannot be had would go unnoticed otherwise: the thread would run anywhere.
+    /// Checks that this process may use all `cpus`. Otherwise the threads would run unpinned without an error.
     ///
     /// # Errors
-    /// [`Error::Setup`] names the first one.
+    /// [`Error::Setup`], which names the first CPU that it may not use.
     pub(crate) fn check_cpus(&self) -> Result<(), Error> {
         let Some(cpu) = first_unusable_cpu(&self.cpus) else { return Ok(()) };
         let there = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
@@ -70,7 +70,7 @@ impl GuestConfig {
         )))
     }
 
-    /// The CPU of the thread of request queue `i` of `count`.
+    /// Returns the CPU for the thread of request queue `i` of `count`; `None`: do not pin it.
     pub(crate) fn cpu(&self, i: usize, count: usize) -> Option<usize> {
         if self.cpus.is_empty() && self.one_cpu_per_queue == Some(count) {
             Some(i)
@@ -80,16 +80,16 @@ impl GuestConfig {
     }
 }
 
-/// Which device, and how to drive it.
+/// A PCI device, and how to drive it.
 #[derive(Clone, Debug)]
 pub struct PciTarget {
-    /// Which one.
+    /// The device.
     pub which: DeviceId,
     /// The kernel driver that opens it to user space.
     pub driver: PciDriver,
 }
 
-/// Which device.
+/// Identifies a virtio-fs device.
 #[derive(Clone, Debug)]
 pub enum DeviceId {
     /// By its PCI address, such as `0000:00:03.0` (or `00:03.0`).
@@ -107,7 +107,7 @@ impl std::fmt::Display for DeviceId {
 }
 
 impl PciTarget {
-    /// What the settings name, if they name a device.
+    /// Returns the device that the settings name; `None` if they name none.
     pub fn of(mount: &Mount) -> Option<PciTarget> {
         let which = match (mount.pci.as_str(), mount.tag.as_str()) {
             ("", "") => return None,

@@ -1,4 +1,4 @@
-//! Connecting to a host: the one place that puts links and transports together.
+//! Connects to a host. Only this module combines links with transports.
 
 use crate::config::GuestConfig;
 use crate::error::Error;
@@ -12,44 +12,45 @@ use std::time::Duration;
 use tunnelfs_ring::Region;
 use tunnelfs_settings::TransportKind;
 
-/// How long a host may take to answer on a connection that was given.
+/// Most time for a host to set up a connection that the caller has opened.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The queues of a connection.
 pub struct Connection {
-    /// For FORGET and the like, where they come apart from the others.
+    /// The hiprio queue, for FORGET and INTERRUPT beside FUSE-over-io_uring.
     pub hiprio: Box<dyn Transport>,
     /// The request queues.
     pub queues: Vec<Box<dyn Transport>>,
-    /// For the request that waits for changes, where the host has a queue more than the request queues.
+    /// The queue for OP_CHANGES; `None` if the host has no queue beside the request queues.
     pub changes: Option<Box<dyn Transport>>,
-    /// What another connection can take over, if one can.
+    /// The memory that the next connection can take over; `None` if none can.
     pub retained: Option<RetainedMemory>,
 }
 
-/// A connection's memory, which the next one has too: what lies in the slots is still to be done.
+/// The memory of a connection, which the next connection gets too: its slots may hold requests that are still to be
+/// sent.
 #[derive(Clone)]
 pub enum RetainedMemory {
-    /// Shared with a host.
+    /// Memory that is shared with a host.
     Shared(Arc<local::Memory>),
-    /// Of each streamed queue, the control queue's first, that for changes at the end.
+    /// The slots of each socket queue: of the hiprio queue first, of the queue for changes last.
     Private(Vec<Arc<Region>>),
 }
 
-/// Connects; one transport per request queue.
+/// Connects to a host, with one transport per request queue.
 ///
 /// # Errors
-/// [`Error::Connect`] when nobody serves the socket, [`Error::Setup`] when the
-/// device cannot be had; [`Error::Ring`] for sizes out of range or memory that cannot be had.
+/// [`Error::Connect`] if no host serves the socket, [`Error::Setup`] if the device or a CPU is not available,
+/// [`Error::Ring`] if a size is out of range or there is no memory.
 pub fn connect(config: &GuestConfig) -> Result<Connection, Error> {
     connect_under(config, &Opened::default())
 }
 
-/// As [`connect`], over a vhost-user connection that the caller has: the socket's path is not used, unless the mount
-/// goes on with another host later. The host has five seconds to answer.
+/// As [`connect`], over a vhost-user connection that the caller has opened. The socket's path is used only for a later
+/// reconnect. The host has five seconds to set up the connection.
 ///
 /// # Errors
-/// As [`connect`]; [`Error::Setup`] for a link or transport that is not one connection.
+/// As [`connect`]; [`Error::Setup`] if `config` names a PCI device or the socket transport.
 pub fn connect_over(stream: UnixStream, config: &GuestConfig) -> Result<Connection, Error> {
     if config.pci.is_some() || config.transport == TransportKind::Socket {
         let why = "a connection that is given must be a vhost-user one: transport ring or virtqueue, and no PCI device";
@@ -60,7 +61,7 @@ pub fn connect_over(stream: UnixStream, config: &GuestConfig) -> Result<Connecti
     })
 }
 
-/// As [`connect`], under a deadline.
+/// As [`connect`]; `opened` collects the connections, to shut them down at a deadline.
 pub(crate) fn connect_under(config: &GuestConfig, opened: &Opened) -> Result<Connection, Error> {
     config.geometry.check()?;
     config.check_cpus()?;
@@ -77,11 +78,11 @@ pub(crate) fn connect_under(config: &GuestConfig, opened: &Opened) -> Result<Con
     Ok(Connection { retained, ..upgrade(drivers, changes, config)? })
 }
 
-/// Connects to another host with a former connection's memory. `handshake` is the first to talk to it; what it says and
-/// hears lies beside the slots.
+/// Connects to another host with the memory of an earlier connection. `handshake` sends the first requests; these use a
+/// set-up buffer, and leave the slots as they are.
 ///
 /// # Errors
-/// As [`connect`]; [`Error::Setup`] when this host cannot take over.
+/// As [`connect`]; [`Error::Refused`] if this host cannot take over.
 pub(crate) fn connect_again(
     config: &GuestConfig,
     retained: &RetainedMemory,
@@ -99,6 +100,7 @@ pub(crate) fn connect_again(
     Ok(Connection { retained: Some(retained.clone()), ..upgrade(drivers, memory.has_changes(), config)? })
 }
 
+/// Makes the driver of a virtqueue. The hiprio queue never spins.
 fn virtqueue_driver(link: &Arc<dyn Link>, index: usize, config: &GuestConfig) -> virtqueue::VirtqueueTransport {
     let driver = virtqueue::VirtqueueTransport::new(link.clone(), index, &config.wait);
     if index == 0 {
@@ -108,7 +110,8 @@ fn virtqueue_driver(link: &Arc<dyn Link>, index: usize, config: &GuestConfig) ->
     }
 }
 
-/// Rings for the request queues, where they are wanted and the host knows them.
+/// Replaces the request queues' virtqueues with rings, if `config` asks for rings and the host supports them. `changes`
+/// says whether the last virtqueue is for changes.
 fn upgrade(
     mut drivers: Vec<virtqueue::VirtqueueTransport>,
     changes: bool,
@@ -150,7 +153,7 @@ fn connect_socket_again(
     let connect =
         |geometry, region: &Arc<Region>| socket::connect(config, geometry, Some(region.clone()), opened)?.join(&token);
     let control = connect(hiprio_geometry(config.geometry), of_hiprio)?;
-    // The first words lie in memory of their own; by a queue that stays: a host forgets all with its last connection.
+    // The handshake uses private memory, but a connection that stays: a host drops its state with the last connection.
     let mut first = socket::connect(config, config.geometry, None, opened)?.join(&token)?;
     handshake(first.as_mut())?;
     let mut queues: Vec<Box<dyn Transport>> = vec![Box::new(first.with_memory(of_first.clone()))];

@@ -1,4 +1,4 @@
-//! `tunnelfs-guest doctor`: can this machine mount so?
+//! `tunnelfs-guest doctor`: checks whether this machine can mount with the given settings.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
@@ -7,7 +7,7 @@ use tunnelfs_guest::fuse::device;
 use tunnelfs_program::doctor::{parse, Report};
 use tunnelfs_settings::{Channel, PciDriver, Settings};
 
-/// Looks at all that a mount with these settings needs.
+/// Checks everything that a mount with these settings needs.
 pub fn examine(settings: &Settings) -> Report {
     let mut report = Report::default();
     report.kernel((5, 4), (6, 14), "has FUSE-over-io_uring, which is faster");
@@ -90,7 +90,7 @@ fn pci(settings: &Settings, report: &mut Report) {
     }
 }
 
-/// Beyond 1 MiB the kernel must allow it.
+/// Checks `fs.fuse.max_pages_limit`, which must be raised for slots of more than 1 MiB.
 fn slot_size(settings: &Settings, report: &mut Report) {
     let pages = settings.transport.slot_size / 4096;
     let most = parse::<u32>("/proc/sys/fs/fuse/max_pages_limit").unwrap_or(256);

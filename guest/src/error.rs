@@ -1,43 +1,43 @@
-//! What can go wrong on the guest side.
+//! The error type of the guest.
 
-/// An error of the guest side.
+/// An error of the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The host cannot be reached, or refuses to talk.
+    /// The host is not reachable, or refuses the connection.
     #[error("cannot connect to the host at {path}: {source}; {}", hint(source))]
     Connect {
         /// The socket's path.
         path: String,
-        /// The system's answer.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The host has gone: nothing that was submitted will be answered.
+    /// The host has died: no submitted request will be answered.
     #[error("the host has gone away")]
     HostGone,
     /// The host has not answered within `mount.timeout`.
     #[error("the host does not answer")]
     HostSilent,
-    /// The host cannot take over from the one before.
+    /// The host cannot take over from the last one; the text says why.
     #[error("the host cannot go on from where the one before it was: {0}")]
     Refused(String),
     /// The host broke the protocol.
     #[error("the host broke the protocol: {0}")]
     Protocol(&'static str),
-    /// Something on this machine stands in the way; the text says what to do.
+    /// Something on this machine, or the host, prevents the mount; the text says what to do.
     #[error("{0}")]
     Setup(String),
-    /// A setting that cannot be.
+    /// An invalid setting.
     #[error(transparent)]
     Settings(#[from] tunnelfs_settings::Error),
-    /// The ring or its memory.
+    /// An error of the ring or its memory.
     #[error(transparent)]
     Ring(#[from] tunnelfs_ring::Error),
-    /// A system call.
+    /// A failed system call.
     #[error(transparent)]
     Io(#[from] std::io::Error),
 }
 
-/// What to do about a connection that cannot be made.
+/// Returns what to do about a failed connection.
 fn hint(e: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::*;
     match e.kind() {

@@ -1,32 +1,32 @@
-//! What becomes of a mount, told to the program that has it.
+//! Events of a mount, for the program that embeds it.
 
 use crate::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Something has happened to a mount.
+/// An event of a mount.
 #[derive(Debug)]
 pub enum Event {
-    /// It can be used.
+    /// The mount can be used.
     Mounted,
-    /// The host has gone. Programs that use the mount wait, for as long as `mount.reconnect_timeout` says.
+    /// The host has died. Programs that use the mount now wait for another host, for at most `mount.reconnect_timeout`.
     HostLost,
     /// Another host has taken over.
     HostBack {
-        /// How long there was none.
+        /// How long there was no host.
         after: Duration,
     },
-    /// It is served no more: it was unmounted, or the error says why. The last event.
+    /// The service has ended: unmounted (`Ok`), or failed. This is the last event.
     Ended(Result<(), Error>),
 }
 
-/// Called for each event, from threads of the mount: one that takes long holds up what comes after it. It must not use
-/// the mount's files before [`Event::Mounted`], or after [`Event::HostLost`].
+/// A callback for each event, called by threads of the mount. The calling thread waits for it, so it should return
+/// soon. It must not use the mount's files before [`Event::Mounted`], or after [`Event::HostLost`].
 #[derive(Clone, Default)]
 pub struct Listener(Option<Arc<dyn Fn(Event) + Send + Sync>>);
 
 impl Listener {
-    /// Calls `on_event`.
+    /// Makes a listener that calls `on_event`.
     pub fn new(on_event: impl Fn(Event) + Send + Sync + 'static) -> Listener {
         Listener(Some(Arc::new(on_event)))
     }

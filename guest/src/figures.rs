@@ -7,19 +7,19 @@ use std::sync::Arc;
 use tunnelfs_fuse_abi::opcode;
 use tunnelfs_program::metrics::Exposition;
 
-/// The quantiles of a summary.
+/// Quantiles of the latencies.
 const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 0.999];
 
-/// Where the figures of a mount come from.
+/// The source of a mount's figures.
 #[derive(Clone)]
 pub struct Figures {
-    /// Transport, slots and counts of each queue.
+    /// By queue: its transport, number of slots, and statistics.
     pub(crate) queues: Vec<(&'static str, u32, Arc<QueueStats>)>,
     pub(crate) reconnect: Option<Arc<Reconnect>>,
 }
 
 impl Figures {
-    /// The text that Prometheus reads.
+    /// Returns the figures in Prometheus's text format.
     pub fn metrics(&self) -> String {
         let mut out = Exposition::default();
         let up = !self.reconnect.as_ref().is_some_and(|reconnect| reconnect.handover.is_away());
@@ -37,6 +37,7 @@ impl Figures {
         out.text()
     }
 
+    /// Writes one metric with a value per queue. `value` gets the queue's statistics and its number of slots.
     fn each(&self, out: &mut Exposition, name: &str, kind: &str, help: &str, value: &dyn Fn(&QueueStats, u32) -> u64) {
         let name = format!("tunnelfs_guest_{name}");
         out.metric(&name, kind, help);

@@ -1,8 +1,7 @@
-//! The guest side: a link to a host, and the driver side of the three
-//! transports behind one interface, [`Transport`].
+//! The guest side: links to a host, the driver side of the three transports behind the trait [`Transport`], and mounts.
 //!
-//! A program that has a mount of its own starts a [`Service`], and is told by [`Event`]s what becomes of it.
-//! [`connect_over`] makes a [`Connection`] of a socket that the program was given.
+//! A program that embeds a mount starts a [`Service`], which reports [`Event`]s. [`connect_over`] makes a
+//! [`Connection`] over a socket that the program has opened.
 
 pub mod channel;
 mod coherence;

@@ -79,7 +79,7 @@ fn run(command: &MountCommand) -> Result<(), Error> {
     }
 }
 
-/// Waits for the daemon's word: nothing but `ok`, or what went wrong.
+/// Waits for the daemon's message: `ok`, or an error.
 fn await_daemon(mut told: File) -> Result<(), Error> {
     let mut word = String::new();
     told.read_to_string(&mut word)?;
@@ -96,7 +96,7 @@ fn daemon((config, reload): (&MountConfig, Reload), log: Option<OwnedFd>, mut te
     let result = serve(config, reload, |_| {
         told = tell.write_all(b"ok").is_ok();
         leave_terminal(log);
-        // The parent waits for the end of the pipe.
+        // Close the pipe: the parent reads to its end.
         drop(std::mem::replace(&mut tell, File::open("/dev/null").expect("/dev/null can be opened")));
     });
     if let (Err(e), false) = (&result, told) {
@@ -106,10 +106,11 @@ fn daemon((config, reload): (&MountConfig, Reload), log: Option<OwnedFd>, mut te
     result
 }
 
-/// Where a daemon's log goes on a machine without a system log, if no file is named.
+/// A daemon's log file on a machine without a system log, if no file is named.
 const LOG_FILE: &str = "/var/log/tunnelfs-guest.log";
 
-/// The file, or the system's log if there is one: a socket that takes each write as a message. Else a file of ours.
+/// Opens the daemon's log: `file`, otherwise the system's log, a socket that takes each write as a message, otherwise
+/// `LOG_FILE`. `None` if none of them can be opened.
 fn open_log(file: &Path) -> Result<Option<OwnedFd>, Error> {
     if !file.as_os_str().is_empty() {
         let opened = File::options().append(true).create(true).open(file);
@@ -117,7 +118,7 @@ fn open_log(file: &Path) -> Result<Option<OwnedFd>, Error> {
         return Ok(Some(opened?.into()));
     }
     let log = UnixDatagram::unbound()?;
-    // A log that is stuck must not hold up the file system.
+    // A blocked log must not block the file system.
     log.set_nonblocking(true)?;
     if log.connect("/dev/log").is_ok() {
         return Ok(Some(log.into()));
@@ -128,6 +129,7 @@ fn open_log(file: &Path) -> Result<Option<OwnedFd>, Error> {
     Ok(file.inspect_err(lost).ok().map(OwnedFd::from))
 }
 
+/// Leaves the current directory and the terminal; stderr goes to the log.
 fn leave_terminal(log: Option<OwnedFd>) {
     let _ = std::env::set_current_dir("/");
     if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
@@ -137,7 +139,7 @@ fn leave_terminal(log: Option<OwnedFd>) {
     }
 }
 
-/// What SIGHUP does.
+/// Reloads the settings, for SIGHUP.
 struct Reload {
     again: Again,
     reloader: Reloader,
@@ -152,7 +154,7 @@ impl Reload {
     }
 }
 
-/// Whether this process was started on a terminal. When that goes, SIGHUP means the end.
+/// Whether this process was started on a terminal. SIGHUP ends it if that terminal is gone.
 #[derive(Clone, Copy)]
 struct Terminal(bool);
 
@@ -162,7 +164,7 @@ impl Terminal {
     }
 }
 
-/// How a mount is.
+/// Returns a mount's status and statistics, as text.
 fn tell(mount: &Mount) -> String {
     let host = if mount.is_host_away() { "gone, waiting for another one" } else { "there" };
     format!("{}\nhost: {host}\n{}", mount.describe(), mount.statistics())
@@ -175,7 +177,7 @@ fn serve(config: &MountConfig, mut reload: Reload, ready: impl FnOnce(&Mount)) -
         wanted.add(signal);
     }
     let terminal = Terminal(std::io::stdin().is_terminal());
-    // Before any thread starts, so that all inherit it.
+    // Before any thread starts, so that all threads inherit the mask.
     wanted.thread_block().map_err(std::io::Error::from)?;
     let signals = SignalFd::with_flags(&wanted, SfdFlags::SFD_CLOEXEC).map_err(std::io::Error::from)?;
     let address = &reload.again.settings().mount.metrics;
@@ -196,7 +198,7 @@ fn serve(config: &MountConfig, mut reload: Reload, ready: impl FnOnce(&Mount)) -
     metrics::serve(scrapers, others, move || figures.metrics())?;
     let status = status::listen(&config.point, What::Status);
     let status = status.inspect_err(|e| tracing::warn!("`tunnelfs-guest status` will not answer: {e}")).ok();
-    // Only now: who is told may ask at once.
+    // Only now: a program that sees the mount may ask for its status at once.
     ready(&mount);
     tracing::info!("{}", mount.describe());
     let mut unmounted = false;
@@ -224,7 +226,7 @@ fn serve(config: &MountConfig, mut reload: Reload, ready: impl FnOnce(&Mount)) -
                 mount.record().unwrap_or_else(|e| tracing::warn!("the recording cannot be written: {e}"));
             }
             Ok(Some(s)) if s.ssi_signo == Signal::SIGHUP as u32 && !terminal.is_gone() => reload.reload(&mount),
-            // Whoever insists is not kept waiting for the last user: without us the kernel ends the connection.
+            // A second signal: do not wait for the last user. The kernel ends the connection when this process exits.
             Ok(Some(_)) if unmounted => return Ok(()),
             Ok(Some(_)) => {
                 mount.unmount()?;

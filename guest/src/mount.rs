@@ -34,7 +34,7 @@ use tunnelfs_fuse_abi::opcode;
 use tunnelfs_ring::{Eventfd, LiveWait};
 use tunnelfs_settings::{Channel, Settings};
 
-/// How long a host may take until everything is mounted.
+/// Most time that a host may take for the connection, the mount and INIT.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What to mount, and how.
@@ -46,30 +46,31 @@ pub struct MountConfig {
     pub point: PathBuf,
     /// mount(8)'s options.
     pub options: MountOptions,
-    /// The channel to the kernel.
+    /// The kernel interface for the requests.
     pub channel: Channel,
-    /// Cache writes in the kernel.
+    /// Whether the kernel caches writes.
     pub writeback: bool,
-    /// How long the host may take for an answer; zero: as long as it likes.
+    /// Most time that the host may take for a reply; zero: no limit.
     pub timeout: Duration,
-    /// How long to wait for another host when this one has gone; `None`: not at all.
+    /// How long to wait for another host after a host's death; `None`: not at all.
     pub reconnect: Option<Duration>,
-    /// Who is told what becomes of the mount.
+    /// Receives the mount's events.
     pub listener: Listener,
 }
 
-/// What the names of a mount's threads start with.
+/// Prefixes of the names of a mount's worker threads.
 pub const WORKERS: &[&str] = &["queue-", "control"];
 
-/// Where the thread that brings the next host says why there is none.
+/// Why no next host came, set by the thread that waits for it.
 type Failure = Arc<Mutex<Option<Error>>>;
 
 impl MountConfig {
-    /// What `settings` have for a mount on `point`.
+    /// Makes the configuration of a mount on `point` from `settings`.
     pub fn new(settings: &Settings, point: &Path, options: MountOptions) -> Self {
         let mut guest = GuestConfig::from(settings);
         let Settings { mount, .. } = settings;
-        // FUSE-over-io_uring has a queue for each CPU: where we have as many, each stays on its own, but not in a VM.
+        // FUSE-over-io_uring has a kernel queue per CPU. If there are as many request queues, pin each thread to its
+        // CPU, but not in a VM.
         guest.one_cpu_per_queue = (mount.channel != Channel::Fuse && guest.pci.is_none()).then(possible_cpus);
         MountConfig {
             guest,
@@ -92,12 +93,13 @@ pub struct Mount {
     exit_fd: Arc<OwnedFd>,
     agreed: InitResult,
     pub(crate) wait: LiveWait,
-    /// The kernel's number of the connection, if it tells.
+    /// The kernel's number of the FUSE connection; `None` if /proc/self/mountinfo does not show it.
     connection: Option<u32>,
     watchdog: Option<Watchdog>,
-    /// Where another host may take over.
+    /// Reconnect state, and the memory for the next host. `None` for a mount that neither reconnects nor gets change
+    /// reports.
     reconnect: Option<(Arc<Reconnect>, Option<RetainedMemory>)>,
-    /// What has changed when, where the host may tell.
+    /// Change counters; `None` if the host has no queue for change reports.
     counters: Option<Arc<ChangeCounters>>,
     write_order: Arc<WriteOrder>,
     no_host: Failure,
@@ -107,7 +109,7 @@ impl Mount {
     /// Connects to the host, mounts and starts to serve.
     ///
     /// # Errors
-    /// [`Error`]; nothing is left mounted then.
+    /// Any [`Error`]; nothing is left mounted then.
     pub fn new(config: &MountConfig) -> Result<Mount, Error> {
         let path = &config.guest.socket_path;
         let mount = timeout::with_opened(CONNECT_TIMEOUT, path, Opened::with_start(), |opened| {
@@ -122,7 +124,7 @@ impl Mount {
         })
     }
 
-    /// Mounts over a connection that is there already.
+    /// Mounts over an open connection.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -180,7 +182,7 @@ impl Mount {
         Ok(mount)
     }
 
-    /// What it takes to go on with another host.
+    /// Makes the monitor for the next host, and duplicates this host's hang-up descriptors.
     fn next_host(
         &mut self,
         connection: &mut Connection,
@@ -212,6 +214,7 @@ impl Mount {
         Ok((watch, hangup_fds))
     }
 
+    /// Starts the thread of the host monitor. It aborts the mount if no next host comes.
     fn watch_host(&self, watch: HostMonitor, hangup_fds: HangupFds) -> Result<(), Error> {
         let (point, connection, ended) = (self.point.clone(), self.connection, self.exit_fd.clone());
         let failure = self.no_host.clone();
@@ -227,6 +230,7 @@ impl Mount {
         Ok(())
     }
 
+    /// Starts the workers and the change thread.
     fn start(&mut self, connection: Connection, device: &Arc<OwnedFd>, config: &MountConfig) -> Result<(), Error> {
         let Connection { hiprio, queues, changes, .. } = connection;
         if config.guest.transport == tunnelfs_settings::TransportKind::Ring && queues.iter().any(|q| q.name() != "ring")
@@ -237,14 +241,14 @@ impl Mount {
         for (i, transport) in queues.into_iter().enumerate() {
             let share = (0..possible as u16).filter(|q| usize::from(*q) % count == i).collect();
             let cpu = config.guest.cpu(i, count);
-            // A virtual processor at rest is woken through the VMM. Who spins in its stead needs another one than those
-            // that requests come from.
+            // In a VM, a wakeup of an idle vCPU goes through the VMM, so the thread spins instead. This needs a vCPU
+            // beside the one that runs the application.
             let wait = (config.guest.pci.is_some() && cpu.is_none() && possible > 1).then(|| config.guest.wait.clone());
             let kind = if self.agreed.uring { ChannelKind::Uring(share, wait) } else { ChannelKind::Dev };
             self.spawn(format!("queue-{i}"), transport, device, kind, cpu)?;
         }
         if self.agreed.uring {
-            // FORGET and INTERRUPT come over /dev/fuse all the same.
+            // FORGET and INTERRUPT still come over /dev/fuse.
             self.spawn("control".into(), hiprio, device, ChannelKind::DevForget, None)?;
         }
         if let (Some(transport), Some((reconnect, _)), Some(counters)) = (changes, &self.reconnect, &self.counters) {
@@ -277,6 +281,7 @@ impl Mount {
         Ok(())
     }
 
+    /// Starts the watchdog, which aborts the mount if the host does not answer within `timeout`; zero: no watchdog.
     fn watch(&mut self, timeout: Duration) -> Result<(), Error> {
         if timeout.is_zero() {
             return Ok(());
@@ -291,12 +296,12 @@ impl Mount {
         Ok(())
     }
 
-    /// Becomes readable when the service ends: unmounted, or failed.
+    /// Returns the eventfd that becomes readable when the service ends: unmounted, or failed.
     pub fn exit_fd(&self) -> BorrowedFd<'_> {
         self.exit_fd.as_fd()
     }
 
-    /// What was negotiated, in one line.
+    /// Describes in one line what was negotiated.
     pub fn describe(&self) -> String {
         let transport = self.queues.first().map_or("no", |q| q.0);
         let channel = if self.agreed.uring { "FUSE-over-io_uring" } else { "/dev/fuse" };
@@ -308,37 +313,38 @@ impl Mount {
         )
     }
 
-    /// The kernel's number of the connection, if a thread of this process may be in a call that only the end of the
-    /// connection ends: somebody must see to it when this process is killed ([`abort`]).
+    /// Returns the kernel's number of the connection if a thread of this process may block in a call that only the end
+    /// of the connection ends. Another process must then call [`abort`] if this one is killed. `None` if no thread may
+    /// block so.
     pub fn needs_abort_when_killed(&self) -> Option<u32> {
         self.connection.filter(|_| self.counters.is_some())
     }
 
-    /// Whether the host has gone, and another one is waited for.
+    /// Returns `true` while the mount waits for another host, `false` while there is a host.
     pub fn is_host_away(&self) -> bool {
         self.reconnect.as_ref().is_some_and(|(reconnect, _)| reconnect.handover.is_away())
     }
 
-    /// How this mount waits; it may be changed while it is used.
+    /// Returns the wait policy, which may be changed while the mount is in use.
     pub fn wait(&self) -> &LiveWait {
         &self.wait
     }
 
-    /// The operations so far.
+    /// Returns the statistics so far, as a table.
     pub fn statistics(&self) -> String {
         stats::render(self.wait.get().policy, &self.queues)
     }
 
-    /// Where the figures for monitoring come from; they may be read on any thread.
+    /// Returns the source of the figures for monitoring, which any thread may read.
     pub fn figures(&self) -> Figures {
         let reconnect = self.reconnect.as_ref().map(|(reconnect, _)| reconnect.clone());
         Figures { queues: self.queues.clone(), reconnect }
     }
 
-    /// Starts to record what the mount is asked; once it has been started, ends it and leaves the recording in its file.
+    /// Starts a recording of the mount's requests, or ends it and writes it to its file.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// If the file cannot be written.
     pub fn record(&self) -> std::io::Result<()> {
         let parts = || self.queues.iter().map(|(.., stats)| &stats.recording);
         if parts().any(Recording::is_on) {
@@ -348,7 +354,7 @@ impl Mount {
         Ok(())
     }
 
-    /// Unmounts; a busy mount is detached, and goes when its last user does.
+    /// Unmounts. A busy mount is detached, and ends with its last user.
     ///
     /// # Errors
     /// The system's.
@@ -359,8 +365,8 @@ impl Mount {
     /// Waits until all workers have ended, after [`Self::exit_fd`].
     ///
     /// # Errors
-    /// The first worker's error, or that the host is silent; all that is under way in the mount
-    /// fails then, and all that comes, at the latest when this process ends.
+    /// The first worker's error, why no next host came, or [`Error::HostSilent`]. All pending and later requests of the
+    /// mount then fail, at the latest when this process ends.
     pub fn finish(mut self) -> Result<(), Error> {
         while !self.workers.is_empty() {
             if self.watchdog.as_ref().is_some_and(Watchdog::timed_out) {
@@ -384,7 +390,7 @@ impl Mount {
         Ok(())
     }
 
-    /// Ends the service with an error, whatever the other workers wait for.
+    /// Aborts the connection and returns `error`. Waits for the other workers for at most 1 s.
     fn abort_with(&mut self, error: Error) -> Result<(), Error> {
         let start = Instant::now();
         if let Some((reconnect, _)) = &self.reconnect {
@@ -399,13 +405,14 @@ impl Mount {
     }
 }
 
-/// How many queues there are that must let go of a host.
+/// Number of queues that must detach from a dead host.
 fn used_queues(connection: &Connection, agreed: InitResult) -> usize {
     connection.queues.len() + usize::from(agreed.uring) + usize::from(connection.changes.is_some())
 }
 
-/// Ends the kernel's connection, if it can be done: all that is under way fails at once, and all that comes.
-/// The dead mount stays until it is unmounted: what lies below must not be taken for it.
+/// Aborts the FUSE connection: all pending and later requests fail at once. Returns `true` if it is aborted, `false` if
+/// that is not possible. The dead mount stays until it is unmounted, so that programs do not use the directory below it
+/// instead.
 pub fn abort(point: &Path, connection: Option<u32>) -> bool {
     let Some(number) = connection else { return false };
     if std::fs::write(format!("/sys/fs/fuse/connections/{number}/abort"), "1").is_ok() {
@@ -415,7 +422,8 @@ pub fn abort(point: &Path, connection: Option<u32>) -> bool {
     is_mounted(point, connection) && device::abort(point).is_ok()
 }
 
-/// Whether the host refuses each change (EROFS). A host without ACCESS says nothing, and its errors come later.
+/// Returns `true` if the host refuses each change (EROFS). `false` if not, or if the host does not support ACCESS: its
+/// errors then come with the requests.
 fn is_read_only(host: &mut dyn Transport, limit: PollTimeout) -> Result<bool, Error> {
     // `struct fuse_access_in`: the mask, and padding.
     let body = u64::from(libc::W_OK as u32).to_le_bytes();
@@ -423,7 +431,7 @@ fn is_read_only(host: &mut dyn Transport, limit: PollTimeout) -> Result<bool, Er
     Ok(done.error() == -libc::EROFS)
 }
 
-/// Whether the kernel's connection is what is seen at `point`.
+/// Returns `true` if the topmost mount on `point` is this connection.
 fn is_mounted(point: &Path, connection: Option<u32>) -> bool {
     mountinfo::topmost(point).map(|m| m.minor) == connection
 }
@@ -437,13 +445,16 @@ impl Drop for Mount {
     }
 }
 
-/// Carries INIT between the kernel and the host.
+/// Carries INIT between the kernel and the host. Returns the result, and what the next host must agree to.
+///
+/// # Errors
+/// [`Error::Setup`] if the host refuses INIT, or if io_uring is required and the kernel does not offer it.
 fn negotiate_init(
     device: &OwnedFd,
     transport: &mut dyn Transport,
     config: &MountConfig,
 ) -> Result<(InitResult, InitReplay), Error> {
-    // The kernel reads nothing into less than FUSE_MIN_READ_BUFFER.
+    // FUSE_MIN_READ_BUFFER bytes: the kernel refuses a smaller buffer.
     let mut request = [0; 8192];
     let n = nix::unistd::read(device, &mut request).map_err(std::io::Error::from)?;
     let head = &mut request[..n];
@@ -484,6 +495,7 @@ fn negotiate_init(
     Ok((agreed, InitReplay::new(head, &theirs, agreed)))
 }
 
+/// Returns `timeout` for poll(2); zero is no limit.
 fn limit_of(timeout: Duration) -> PollTimeout {
     match timeout {
         Duration::ZERO => PollTimeout::NONE,
@@ -491,9 +503,9 @@ fn limit_of(timeout: Duration) -> PollTimeout {
     }
 }
 
-/// CPUs that the kernel could ever have: FUSE-over-io_uring wants a queue for each.
+/// Number of CPUs that the kernel may ever have: FUSE-over-io_uring needs a queue for each.
 pub fn possible_cpus() -> usize {
-    // "0-3" or "0": the last number and one.
+    // "0-3" or "0": the last number plus one.
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
     text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<usize>().ok()).map_or(1, |n| n + 1)
 }

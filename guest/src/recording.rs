@@ -1,5 +1,5 @@
-//! What a mount is asked, for the benchmark's `record`: operations, sizes, requests in flight and pauses. No names, no
-//! data, no inode numbers. Nothing is kept until somebody asks for it.
+//! Recording of a mount's requests, for the benchmark's `record`: operations, sizes, requests in flight and pauses. It
+//! has no names, data or inode numbers. Nothing is recorded until [`Recording::start`].
 
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Pauses that are longer belong to no load: the programs had nothing to do.
+/// Longest pause between requests that counts as part of a load. In a longer pause the programs were idle.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// Requests that are alike: operation, bytes and requests in flight, the latter two rounded up to powers of two.
+/// Key of similar requests: opcode, bytes, and requests in flight. Bytes and requests are rounded up to powers of two.
 type Kind = (u32, u32, u32);
 
 #[derive(Clone, Copy, Default)]
 struct Count {
     requests: u64,
-    /// Of those before which the queue had nothing to do: how many, and for how long.
+    /// Number of these requests that came after a pause of the queue, and the sum of the pauses.
     pauses: u64,
     paused: Duration,
 }
@@ -39,13 +39,14 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Begins anew.
+    /// Starts a new recording.
     pub fn start(&self) {
         *self.counts.lock() = Counts::default();
         self.on.store(true, Ordering::Relaxed);
     }
 
-    /// Counts an answered request, `in_flight` with it, that took so long; only a look at a flag when nobody records.
+    /// Counts an answered request that took `took`, with `in_flight` requests in flight including it. Only loads a flag
+    /// if no recording is on.
     pub fn count(&self, opcode: u32, bytes: u32, in_flight: usize, took: Duration) {
         if !self.on.load(Ordering::Relaxed) {
             return;
@@ -65,12 +66,12 @@ impl Recording {
         }
     }
 
-    /// Whether it has been started.
+    /// Returns `true` while a recording is on.
     pub fn is_on(&self) -> bool {
         self.on.load(Ordering::Relaxed)
     }
 
-    /// Ends, and returns what there was, as JSON's list of objects.
+    /// Ends the recording, and returns it as a JSON list of objects.
     fn stop(&self) -> String {
         self.on.store(false, Ordering::Relaxed);
         let counts = std::mem::take(&mut *self.counts.lock());
@@ -88,26 +89,26 @@ impl Recording {
     }
 }
 
-/// Ends all queues' parts: one JSON object.
+/// Ends the recordings of all queues, and returns them as one JSON object.
 pub fn stop<'a>(queues: impl Iterator<Item = &'a Recording>) -> String {
     let lists: Vec<String> = queues.map(Recording::stop).collect();
     format!("{{\"kind\":\"recording\",\"format\":1,\"queues\":[{}]}}\n", lists.join(","))
 }
 
-/// Where a guest with this user and process leaves its recording: a directory that others cannot write to.
+/// Returns the file for the recording of a guest's process. Its directory is not writable for other users.
 pub fn file(user: u32, process: i32) -> PathBuf {
     let directory = if user == 0 { "/run".into() } else { format!("/run/user/{user}") };
     Path::new(&directory).join(format!("tunnelfs-guest-{process}.recording"))
 }
 
-/// Leaves a recording where `file` says.
+/// Writes a recording to the [`file()`] of this process.
 ///
 /// # Errors
 /// The file system's, with the file's name.
 pub fn write(text: &str) -> io::Result<()> {
     let path = file(nix::unistd::geteuid().as_raw(), nix::unistd::getpid().as_raw());
     let told = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-    // One that nobody has fetched.
+    // An earlier recording that was not fetched.
     let _ = std::fs::remove_file(&path);
     let mut new = OpenOptions::new();
     let mut file = new.write(true).create_new(true).mode(0o600).open(&path).map_err(told)?;

@@ -1,4 +1,4 @@
-//! A mount that serves itself on a thread of its own, for programs that do something else.
+//! A mount with a thread of its own, for programs that embed a mount.
 //!
 //! ```no_run
 //! use tunnelfs_guest::fuse::device::MountOptions;
@@ -32,7 +32,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use tunnelfs_ring::LiveWait;
 
-/// A mount, and the thread that waits for its end. Unmounted when dropped; [`Service::wait`] waits for the end, too.
+/// A mount, and the thread that waits for its end. Dropping it unmounts, without waiting for the end; [`Service::wait`]
+/// waits.
 pub struct Service {
     point: PathBuf,
     description: String,
@@ -42,7 +43,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Connects to the host that `config` names, and mounts. [`Event::Mounted`] comes before this returns.
+    /// Connects to the host that `config` names, and mounts. Reports [`Event::Mounted`] before it returns.
     ///
     /// # Errors
     /// As [`Mount::new`].
@@ -50,8 +51,8 @@ impl Service {
         Service::mount(config, on_event, Mount::new)
     }
 
-    /// Mounts over a connection that is there already: of [`connect`](crate::connect()),
-    /// [`connect_over`](crate::connect_over), or one over transports of your own.
+    /// Mounts over an open connection: from [`connect`](crate::connect()), from [`connect_over`](crate::connect_over),
+    /// or with transports of your own.
     ///
     /// # Errors
     /// As [`Mount::new`].
@@ -85,17 +86,17 @@ impl Service {
         Ok(service)
     }
 
-    /// What was negotiated, in one line.
+    /// Describes in one line what was negotiated.
     pub fn describe(&self) -> &str {
         &self.description
     }
 
-    /// The operations so far.
+    /// Returns the statistics so far, as a table.
     pub fn statistics(&self) -> String {
         stats::render(self.wait.get().policy, &self.queues)
     }
 
-    /// Unmounts; a busy mount is detached, and goes when its last user does.
+    /// Unmounts. A busy mount is detached, and ends with its last user.
     ///
     /// # Errors
     /// The system's.
@@ -103,7 +104,7 @@ impl Service {
         device::unmount(&self.point)
     }
 
-    /// Waits until the mount has ended, and [`Event::Ended`] has been told.
+    /// Waits until the mount has ended and the callback for [`Event::Ended`] has returned. Does not unmount.
     pub fn wait(mut self) {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

@@ -1,5 +1,5 @@
-//! The driver's half of a split virtqueue (virtio 1.2, section 2.7), without an
-//! allocator: whoever uses it owns the descriptors and says which one heads a chain.
+//! The driver side of a split virtqueue (virtio 1.2, section 2.7). It does not allocate descriptors: the caller owns
+//! them, and passes the head of each chain.
 
 use crate::fuse::message::OUT_HEADER;
 use std::sync::atomic::{fence, AtomicU16, AtomicU32, Ordering};
@@ -13,9 +13,9 @@ pub struct Headers {
     pub head: [u8; SQE_INLINE_BYTES],
 }
 
-/// Request's head and payload, reply's header and payload.
+/// Descriptors per slot: the request's head and payload, and the reply's header and payload.
 pub const PER_SLOT: u16 = 4;
-/// Bytes that a queue of `size` entries and its headers take.
+/// Number of bytes of a queue of `size` entries with its headers.
 pub fn memory_bytes(size: u16) -> usize {
     SplitQueue::bytes(size) + usize::from(size / PER_SLOT) * size_of::<Headers>()
 }
@@ -24,22 +24,22 @@ pub fn memory_bytes(size: u16) -> usize {
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Descriptor {
-    /// Where the device finds the buffer.
+    /// The buffer's address, as the device sees it.
     pub address: u64,
-    /// Bytes of it.
+    /// The buffer's length in bytes.
     pub bytes: u32,
-    /// [`NEXT`] and [`WRITE`].
+    /// Any of [`NEXT`] and [`WRITE`].
     pub flags: u16,
-    /// The descriptor that follows, with [`NEXT`].
+    /// Index of the next descriptor of the chain, if [`NEXT`] is set.
     pub next: u16,
 }
 
-/// The chain goes on.
+/// The chain continues at `next`.
 pub const NEXT: u16 = 1;
 /// The device writes the buffer.
 pub const WRITE: u16 = 2;
 
-/// Offsets of the available and the used ring behind the descriptors, and of the end.
+/// Returns the offsets of the available ring, of the used ring, and of the end, in bytes.
 const fn offsets(size: u16) -> [usize; 3] {
     let n = size as usize;
     let (avail, avail_bytes, used_bytes) = (16 * n, 8 + 2 * n, 8 + 8 * n);
@@ -52,7 +52,7 @@ pub struct SplitQueue {
     memory: *mut u8,
     size: u16,
     event_idx: bool,
-    /// Chains published, and taken back, so far.
+    /// Number of chains published and taken back so far, modulo 2^16.
     published: u16,
     taken: u16,
 }
@@ -61,29 +61,31 @@ pub struct SplitQueue {
 unsafe impl Send for SplitQueue {}
 
 impl SplitQueue {
-    /// Bytes that a queue of `size` entries (a power of two) takes.
+    /// Number of bytes of a queue of `size` entries, a power of two.
     pub const fn bytes(size: u16) -> usize {
         offsets(size)[2]
     }
 
-    /// Where a queue in `memory` has its descriptors, its available and its used ring.
+    /// Returns the addresses of the descriptors, the available ring and the used ring of a queue in `memory`.
     pub fn areas(memory: *mut u8, size: u16) -> [*const u8; 3] {
         let [avail, used, _] = offsets(size);
         [memory, memory.wrapping_add(avail), memory.wrapping_add(used)].map(<*mut u8>::cast_const)
     }
 
+    /// Makes an empty queue in `memory`.
+    ///
     /// # Safety
-    /// `memory` must be 16-aligned, its bytes zeroed, and stay mapped as long as this lives.
+    /// `memory` must be aligned to 16 bytes, zeroed, and stay mapped as long as this lives.
     pub unsafe fn new(memory: *mut u8, size: u16, event_idx: bool) -> Self {
         assert!(size.is_power_of_two());
         SplitQueue { memory, size, event_idx, published: 0, taken: 0 }
     }
 
-    /// A 16-bit field of the available (0) or used (1) ring.
+    /// Returns a 16-bit field of the available ring (0) or the used ring (1), at an offset in bytes.
     fn field(&self, ring: usize, offset: usize) -> &AtomicU16 {
         let at = offsets(self.size)[ring] + offset;
         debug_assert!(at + 2 <= Self::bytes(self.size));
-        // SAFETY: in the queue's memory, by `offsets`; even, so aligned; atomics may be shared with anybody.
+        // SAFETY: in the queue's memory, by `offsets`; even, so aligned; atomics may be shared with the device.
         unsafe { &*self.memory.add(at).cast() }
     }
 
@@ -91,21 +93,21 @@ impl SplitQueue {
         usize::from(position % self.size)
     }
 
-    /// Fills a descriptor of the caller's.
+    /// Writes a descriptor.
     pub fn set(&mut self, index: u16, descriptor: Descriptor) {
         assert!(index < self.size);
         // SAFETY: in the table, and 16-aligned.
         unsafe { self.memory.cast::<Descriptor>().add(index.into()).write_volatile(descriptor) };
     }
 
-    /// Gives a chain to the device; whether it wants to be kicked.
+    /// Makes a chain available to the device. Returns `true` if the device wants a kick for it, `false` if not.
     pub fn push_avail(&mut self, head: u16) -> bool {
         let at = self.place(self.published);
         self.field(0, 4 + 2 * at).store(head, Ordering::Relaxed);
         let (old, new) = (self.published, self.published.wrapping_add(1));
         self.published = new;
         self.field(0, 2).store(new, Ordering::Release);
-        // Pairs with the device's fence between its wish to be kicked and its last look.
+        // Pairs with the device's fence between enabling kicks and its last check of the available index.
         fence(Ordering::SeqCst);
         if !self.event_idx {
             return self.field(1, 0).load(Ordering::Relaxed) & 1 == 0;
@@ -114,33 +116,34 @@ impl SplitQueue {
         new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
     }
 
-    /// Whether the device has used a chain that has not been taken back.
+    /// Returns `true` if the device has used a chain that was not taken back yet.
     pub fn ready(&self) -> bool {
         self.field(1, 2).load(Ordering::Acquire) != self.taken
     }
 
-    /// Takes back a used chain: its head, as the device says.
+    /// Takes back a used chain. Returns its head, as the device wrote it: not checked. `None` if there is none.
     pub fn pop_used(&mut self) -> Option<u32> {
         if !self.ready() {
             return None;
         }
         let at = offsets(self.size)[1] + 4 + 8 * self.place(self.taken);
-        // SAFETY: in the used ring, and 4-aligned; an atomic may be shared with anybody.
+        // SAFETY: in the used ring, and 4-aligned; an atomic may be shared with the device.
         let head = unsafe { (*self.memory.add(at).cast::<AtomicU32>()).load(Ordering::Relaxed) };
         self.taken = self.taken.wrapping_add(1);
         Some(head)
     }
 
-    /// Asks to be called, or not, when the device uses a chain. Look once more after asking.
+    /// Sets whether the device signals the call eventfd when it uses a chain. A caller that enables this must call
+    /// [`Self::ready`] once more before it sleeps.
     pub fn set_notifications(&mut self, wanted: bool) {
         if self.event_idx {
-            // One that lies behind is passed only after the positions have wrapped.
+            // An event index behind the used index is reached only after the index has wrapped.
             let event = if wanted { self.taken } else { self.taken.wrapping_sub(1) };
             self.field(0, 4 + 2 * usize::from(self.size)).store(event, Ordering::Relaxed);
         } else {
             self.field(0, 0).store(u16::from(!wanted), Ordering::Relaxed);
         }
-        // Pairs with the device's fence between the used index and its look at our wish.
+        // Pairs with the device's fence between its store of the used index and its load of this setting.
         fence(Ordering::SeqCst);
     }
 }

@@ -1,4 +1,4 @@
-//! What a mount has done so far, for people: printed on SIGUSR1.
+//! Statistics of a mount, which `tunnelfs-guest status` and SIGUSR1 print.
 
 use crate::recording::Recording;
 use crate::transport::Transport;
@@ -22,68 +22,68 @@ struct Counts {
     operations: BTreeMap<u32, Operation>,
     waits: Counters,
     copied: u64,
-    /// Slots in use, seen whenever an answer came: the most, and their sum.
+    /// Number of slots in use at each reply: the maximum, and the sum over all replies.
     in_use_max: usize,
     in_use_sum: u64,
 }
 
-/// One queue's counts; its worker writes, whoever asks reads.
+/// One queue's statistics. Its worker writes them; any thread may read them.
 pub struct QueueStats {
     counts: Mutex<Counts>,
     start: Instant,
-    /// Of each slot: microseconds from `start` to its request, and one; 0 when none is under way.
+    /// By slot: microseconds from `start` to its request, plus one; 0 if no request is in flight.
     asked: Box<[AtomicU64]>,
-    /// For the benchmark's `record`.
+    /// This queue's part of a recording.
     pub recording: Recording,
 }
 
 impl QueueStats {
-    /// For a queue of so many slots.
+    /// Makes the statistics for a queue of `slots` slots.
     pub fn new(slots: u32) -> Self {
         let asked = (0..slots).map(|_| AtomicU64::new(0)).collect();
         QueueStats { counts: Mutex::default(), start: Instant::now(), asked, recording: Recording::default() }
     }
 
-    /// A request in `slot` goes to the host.
+    /// Records that the request in `slot` waits for the host from `now` on.
     pub fn begin(&self, slot: u32, now: Instant) {
         let since = now.duration_since(self.start).as_micros() as u64 + 1;
         self.asked[slot as usize].store(since, Ordering::Relaxed);
     }
 
-    /// It has been answered.
+    /// Records that the request in `slot` no longer waits.
     pub fn end(&self, slot: u32) {
         self.asked[slot as usize].store(0, Ordering::Relaxed);
     }
 
-    /// How long the oldest request has waited.
+    /// Returns how long the oldest request has waited; zero if there is none.
     pub fn longest_wait(&self) -> Duration {
         let oldest = self.asked.iter().map(|a| a.load(Ordering::Relaxed)).filter(|&since| since != 0).min();
         oldest.map_or(Duration::ZERO, |since| self.start.elapsed().saturating_sub(Duration::from_micros(since - 1)))
     }
 
-    /// Requests that the host has.
+    /// Number of requests that wait for the host.
     pub fn in_use(&self) -> u64 {
         self.asked.iter().filter(|asked| asked.load(Ordering::Relaxed) != 0).count() as u64
     }
 
-    /// How waits have ended.
+    /// Returns how the waits for the host have ended.
     pub fn waits(&self) -> Counters {
         self.counts.lock().waits
     }
 
-    /// Payload bytes that were copied in user space.
+    /// Number of payload bytes that this side has copied in user space.
     pub fn copied(&self) -> u64 {
         self.counts.lock().copied
     }
 
-    /// Calls `each` with the opcode, the failures and the latencies in nanoseconds of each operation.
+    /// Calls `each` for each operation, with its opcode, its number of failures, and its latencies in nanoseconds.
     pub fn each_operation(&self, mut each: impl FnMut(u32, u64, &Histogram<u64>)) {
         for (&number, operation) in &self.counts.lock().operations {
             each(number, operation.failed, &operation.latency);
         }
     }
 
-    /// Counts an answered request, while `in_use` slots were in use.
+    /// Counts an answered request that took `took`, while `in_use` slots were in use.
     pub fn record(&self, opcode: u32, error: i32, took: Duration, in_use: usize, by: &dyn Transport) {
         let mut counts = self.counts.lock();
         counts.waits = by.wait_counters();
@@ -99,7 +99,7 @@ impl QueueStats {
     }
 }
 
-/// A table of all queues' operations; all wait by `policy`.
+/// Renders the statistics of all queues as a table. `policy` is their wait policy.
 pub fn render(policy: Policy, queues: &[(&'static str, u32, Arc<QueueStats>)]) -> String {
     let mut out = String::new();
     for (i, (transport, slots, stats)) in queues.iter().enumerate() {

@@ -1,11 +1,12 @@
-//! `tunnelfs-guest status` and `top`: a mount's process tells how it is, by sockets that are named after the mount's
-//! device number. Nothing of the mount itself is asked: it could hang.
+//! `tunnelfs-guest status` and `top`: a mount's process answers on sockets that are named after the mount's device
+//! number. They do not use the mount itself, which could block.
 
 use std::io;
 use std::path::Path;
 use tunnelfs_guest::fuse::mountinfo;
 use tunnelfs_program::control::{self, Answering, What};
 
+/// Returns the name of the socket of the mount on `point`.
 fn name(point: &Path, what: What) -> io::Result<String> {
     let mounted = mountinfo::topmost(point).filter(|mounted| mounted.kind == "fuse.tunnelfs");
     let mounted = mounted.ok_or_else(|| io::Error::other(format!("{}: no TunnelFS mount", point.display())))?;
@@ -16,7 +17,7 @@ fn name(point: &Path, what: What) -> io::Result<String> {
     Ok(format!("tunnelfs-guest/{}{suffix}", mounted.minor))
 }
 
-/// Listens for the mount on `point`.
+/// Opens the socket of the mount on `point`, for its process.
 ///
 /// # Errors
 /// The system's.
@@ -24,10 +25,10 @@ pub fn listen(point: &Path, what: What) -> io::Result<Answering> {
     Answering::new(&name(point, what)?)
 }
 
-/// What the mount on `point` tells of itself.
+/// Asks the process of the mount on `point`.
 ///
 /// # Errors
-/// Nothing of ours is mounted there, or nobody answers.
+/// If no TunnelFS mount is there, or its process does not answer.
 pub fn ask(point: &Path, what: What) -> io::Result<String> {
     let told = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", point.display()));
     control::ask(&name(point, what)?).map_err(told)

@@ -1,4 +1,4 @@
-//! A host that does not answer: neither the thread that mounts nor a program may wait for ever.
+//! Timeouts for a host that does not answer, for the thread that mounts and for the programs that use the mount.
 
 use crate::error::Error;
 use crate::stats::QueueStats;
@@ -17,36 +17,37 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Between two cuts, for connections that were made after the first.
+/// Interval at which the connections are shut down again after the deadline: `work` may have opened more.
 const AGAIN: Duration = Duration::from_millis(100);
-/// How long a host may take to listen after it was started, and how often is looked.
+/// Most time that a host which is just starting may take until it listens, and the time between two tries.
 const HOST_START: Duration = Duration::from_secs(2);
-const START_LOOK: Duration = Duration::from_millis(20);
-/// How long connect(2) may wait for room in a listener's backlog.
+const START_RETRY: Duration = Duration::from_millis(20);
+/// Most time that connect(2) waits for room in the host's backlog.
 const BACKLOG: Duration = Duration::from_secs(5);
 
-/// The connections made under a deadline: these, and no other descriptors of the process, are shut down when it passes.
+/// The connections opened under a deadline. At the deadline these are shut down, and no other descriptors of the
+/// process.
 #[derive(Default)]
 pub struct Opened {
     made: Mutex<Vec<OwnedFd>>,
-    /// A connection that the caller had already: the first one.
+    /// A connection that the caller has opened; the first [`Self::connect`] returns it.
     given: Mutex<Option<UnixStream>>,
-    /// Until when a host that does not listen yet is waited for.
+    /// The time until which a host that does not listen is retried; `None`: one try.
     starts_until: Option<Instant>,
 }
 
 impl Opened {
-    /// Connections of which the first is there already.
+    /// Makes a set whose first connection is `given`.
     pub fn with(given: UnixStream) -> Opened {
         Opened { given: Mutex::new(Some(given)), ..Opened::default() }
     }
 
-    /// Connections to a host that may be starting: a script starts it just before.
+    /// Connections to a host that may not listen yet, because a script has just started it.
     pub fn with_start() -> Opened {
         Opened { starts_until: Some(Instant::now() + HOST_START), ..Opened::default() }
     }
 
-    /// Connects to the host at `path`.
+    /// Connects to the host at `path`, or returns the given connection.
     ///
     /// # Errors
     /// [`Error::Connect`].
@@ -55,7 +56,7 @@ impl Opened {
         while opened.as_ref().is_err_and(nobody_listens)
             && self.starts_until.is_some_and(|until| Instant::now() < until)
         {
-            std::thread::sleep(START_LOOK);
+            std::thread::sleep(START_RETRY);
             opened = self.open(path);
         }
         opened.map_err(|source| Error::Connect { path: path.display().to_string(), source })
@@ -67,7 +68,7 @@ impl Opened {
             return Ok(given);
         }
         let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        // connect(2) waits for room in the backlog as long as a send may wait.
+        // SO_SNDTIMEO also limits how long connect(2) waits for room in the backlog.
         setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(BACKLOG.as_secs() as i64, 0))?;
         connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
         setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(0, 0))?;
@@ -75,6 +76,7 @@ impl Opened {
         Ok(fd.into())
     }
 
+    /// Shuts down the connections.
     fn cut(&self) {
         for fd in self.made.lock().iter() {
             let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
@@ -86,10 +88,10 @@ fn nobody_listens(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// Calls `work`, and shuts down the connections that it has opened when it takes longer than `limit`.
+/// Calls `work`. Shuts down the connections that it has opened if it takes longer than `limit`.
 ///
 /// # Errors
-/// Those of `work`, or that the host at `path` does not answer.
+/// Those of `work`; after `limit`, [`Error::Setup`]: the host at `path` does not answer.
 pub fn with_timeout<T>(
     limit: Duration,
     path: &Path,
@@ -98,7 +100,7 @@ pub fn with_timeout<T>(
     with_opened(limit, path, Opened::default(), work)
 }
 
-/// As [`with_timeout`], with a connection that is there already.
+/// As [`with_timeout`]; `opened` may have a connection already.
 ///
 /// # Errors
 /// As [`with_timeout`].
@@ -133,7 +135,7 @@ pub fn with_opened<T>(
     })
 }
 
-/// Looks at the requests under way; ended when dropped.
+/// A thread that watches how long requests wait for the host. Ends when dropped.
 pub struct Watchdog {
     state: Arc<State>,
     thread: Option<JoinHandle<()>>,
@@ -146,10 +148,10 @@ struct State {
 }
 
 impl Watchdog {
-    /// Calls `give_up` when any request of `queues` has waited for `timeout`.
+    /// Starts the thread. It calls `give_up`, once, when a request of `queues` has waited for `timeout`.
     ///
     /// # Errors
-    /// When the system has no thread left.
+    /// If the system has no thread left.
     pub fn start(
         timeout: Duration,
         queues: Vec<Arc<QueueStats>>,
@@ -171,7 +173,7 @@ impl Watchdog {
         Ok(Watchdog { state, thread: Some(thread) })
     }
 
-    /// Whether the host has been given up.
+    /// Returns `true` if a request has waited for the timeout, `false` if none has.
     pub fn timed_out(&self) -> bool {
         self.state.late.load(Ordering::Acquire)
     }

@@ -1,5 +1,5 @@
-//! `/dev/fuse`: one `readv` scatters a request into its header and a slot, one
-//! `writev` gathers the reply from there. No payload is copied in user space.
+//! `/dev/fuse`: one `readv` reads a request into a header buffer and a slot, one `writev` writes the reply from there.
+//! User space copies no payload.
 
 use super::pending::PendingQueue;
 use super::request::{Reply, CALLER_CHECK};
@@ -13,13 +13,14 @@ use std::time::Duration;
 use tunnelfs_fuse_abi::opcode;
 use tunnelfs_ring::SlotPool;
 
-/// Header and operation structure of WRITE: behind them the data starts, in the slot.
+/// Bytes of `fuse_in_header` and `fuse_write_in`. `readv` reads them apart, so that a WRITE's data starts at the slot's
+/// start.
 const HEAD: usize = IN_HEADER + 40;
-/// At queue depth 1, probe for a second request only after every 8th reply: a failed `readv` per request costs more than it
-/// finds.
+/// Number of replies between two probes for a second request at queue depth 1. A failed `readv` after each reply would
+/// cost more than it finds.
 const PROBE_EVERY: u32 = 8;
 
-/// Which of a worker's two descriptors a request came by: its reply must go the same way.
+/// Indices of a worker's two `/dev/fuse` descriptors. A reply must go to the descriptor that its request came from.
 const BLOCKING: usize = 0;
 const NONBLOCKING: usize = 1;
 
@@ -27,16 +28,19 @@ pub struct Channel {
     devices: [OwnedFd; 2],
     queue: PendingQueue,
     slots: SlotPool,
-    /// Slots that no request of the kernel's may take: one, for [`Self::interrupt_next`]. 0 where there is only one slot,
-    /// or where all requests are ones that nobody waits for.
+    /// Number of slots that kernel requests may not use: 1, for [`Self::interrupt_next`]. 0 if there is only one slot,
+    /// or if no request gets a reply (`batch_delay`).
     reserved: usize,
-    /// Requests to be interrupted, by their `unique`.
+    /// `unique` of each request to interrupt.
     signalled: Vec<u64>,
+    /// By slot: index of the descriptor that the request came from.
     reply_fds: Vec<usize>,
-    /// Whether the last look beside requests under way has found another.
+    /// Whether the kernel probably has another request: the last probe found one, or poll(2) reported the device
+    /// readable.
     expect_more: bool,
+    /// Replies since the last probe.
     since_probe: u32,
-    /// How long to leave the kernel and the host alone after each request.
+    /// Pause after each request, to batch FORGETs; `None`: no pause.
     batch_delay: Option<Duration>,
 }
 
@@ -74,7 +78,7 @@ impl Channel {
                     ReadOutcome::Unmounted => return Ok(()),
                     ReadOutcome::Request => {
                         self.expect_more = !idle;
-                        // The answer is there afterwards, without a call that nobody is in a hurry for.
+                        // The completion arrives during this sleep, so the host need not signal the call eventfd.
                         self.batch_delay.inspect(|&batch_delay| std::thread::sleep(batch_delay));
                     }
                     ReadOutcome::Nothing => self.expect_more = false,
@@ -92,11 +96,12 @@ impl Channel {
         }
     }
 
-    /// Whether another request of the kernel's can be read.
+    /// Returns `true` if a slot is free for another kernel request.
     fn has_room(&self) -> bool {
         self.slots.available() > self.reserved
     }
 
+    /// Returns `true` if a non-blocking read is worth its cost while requests are pending.
     fn should_probe(&mut self) -> bool {
         let look = self.has_room() && (self.expect_more || self.since_probe >= PROBE_EVERY);
         if look {
@@ -105,7 +110,7 @@ impl Channel {
         look
     }
 
-    /// Reads a request into a free slot and submits it.
+    /// Reads a request from descriptor `by` into a free slot and submits it.
     fn read_request(&mut self, by: usize) -> Result<ReadOutcome, Error> {
         if !self.has_room() {
             return Ok(ReadOutcome::Nothing);
@@ -130,7 +135,7 @@ impl Channel {
             Ok(n) => self.on_request(slot, by, &head, n)?,
             Err(_) => match error {
                 e if e.raw_os_error() == Some(libc::ENODEV) => ReadOutcome::Unmounted,
-                // EAGAIN: nothing there; ENOENT: taken back before it was read.
+                // EAGAIN: no request there. ENOENT: the kernel withdrew the request before it was read.
                 e if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOENT)) => {
                     ReadOutcome::Nothing
                 }
@@ -165,20 +170,21 @@ impl Channel {
             iovec { iov_base: ptr.cast(), iov_len: answer.payload_len() },
         ];
         let device = self.devices[self.reply_fds[answer.slot as usize]].as_raw_fd();
-        // SAFETY: the header and inline bytes are `answer`'s, the payload lies in a slot that is ours again.
+        // SAFETY: the header and inline bytes belong to `answer`; the payload is in a slot that the host has returned.
         let n = unsafe { libc::writev(device, parts.as_ptr(), parts.len() as i32) };
         if n >= 0 {
             return Ok(());
         }
         match io::Error::last_os_error() {
-            // The request was interrupted, or its mount has gone: `read_request` will be told.
+            // ENOENT: the request was interrupted. ENODEV: unmounted, which the next `read_request` reports.
             e if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
-            // The kernel refuses a reply that does not fit the question: the caller still gets an error.
+            // EINVAL: the reply does not fit the request. Send EIO instead, so that the caller gets an error.
             e if e.raw_os_error() == Some(libc::EINVAL) => self.refuse(answer, device),
             e => Err(e.into()),
         }
     }
 
+    /// Replies EIO.
     fn refuse(&self, answer: &Reply, device: i32) -> Result<(), Error> {
         let header = answer.error_header(-libc::EIO);
         // SAFETY: the bytes are this function's own.
@@ -189,14 +195,14 @@ impl Channel {
         Ok(())
     }
 
-    /// Asks the host to end the next request whose caller has been sent a signal.
+    /// Sends the host an INTERRUPT for one request in `signalled`, if a slot is free.
     fn interrupt_next(&mut self) -> Result<(), Error> {
         if self.signalled.is_empty() {
             return Ok(());
         }
         let Some(slot) = self.slots.alloc() else { return Ok(()) };
         match self.signalled.pop() {
-            // As the kernel numbers its INTERRUPTs: the request's own number and FUSE_INT_REQ_BIT.
+            // The kernel's numbering of INTERRUPTs: the request's `unique` with FUSE_INT_REQ_BIT (1) set.
             Some(unique) => {
                 let head = request(opcode::INTERRUPT, 0, unique | 1, &unique.to_ne_bytes(), 0);
                 self.queue.submit(slot, &head, 0)
@@ -205,8 +211,8 @@ impl Channel {
         }
     }
 
-    /// A sleep has ended without an event. The kernel's INTERRUPTs come by the same descriptor as its other requests, so
-    /// while there is room for none of these, the callers are looked at instead.
+    /// Checks callers for signals, after a sleep without an event. INTERRUPTs come from the same descriptor as other
+    /// requests, so they are not read while no slot is free. The guest then makes its own INTERRUPTs.
     fn check_callers(&mut self) {
         self.queue.check_callers();
         if !self.has_room() {
@@ -214,8 +220,8 @@ impl Channel {
         }
     }
 
-    /// Waits for the host by the policy, and beside a sleep for the kernel too; `false` when the kernel's connection has
-    /// ended: what the host still owes, nobody waits for.
+    /// Spins for the host by the wait policy, then sleeps until the host or the kernel has something. Returns `false`
+    /// if the kernel's connection has ended: nobody waits for the outstanding replies then. `true` otherwise.
     fn wait(&mut self) -> Result<bool, Error> {
         let has_room = self.has_room();
         let limit = if has_room { self.queue.sleep_limit() } else { Some(CALLER_CHECK) };

@@ -1,4 +1,4 @@
-//! FORGET and RELEASE: the kernel gives nodes and handles back, and a later host has other numbers for them.
+//! FORGET and RELEASE: the kernel drops its references to inodes and handles. A later host has other numbers for them.
 
 use super::pending::PendingQueue;
 use super::request::PendingRequest;
@@ -8,22 +8,22 @@ use crate::fuse::message::BODY;
 use crate::reconnect::inodes::HostInode;
 use tunnelfs_fuse_abi::opcode::*;
 
-/// Bytes of `struct fuse_batch_forget_in`, and of each node behind it.
+/// Bytes of `struct fuse_batch_forget_in`, and of each `struct fuse_forget_one` behind it.
 const BATCH: usize = 8;
 const FORGET_ONE: usize = 16;
 
-/// What the kernel's FORGET or RELEASE comes to.
+/// What to send to the host for a FORGET or RELEASE of the kernel.
 pub(super) enum ForgetAction {
-    /// The host is not to hear of it.
+    /// Nothing: the host does not have the inode or handle.
     Drop,
-    /// The request goes to the host; it has the host's numbers.
+    /// The request itself. A RELEASE has the host's numbers now.
     Forward,
-    /// The host is to forget these in its stead.
+    /// A BATCH_FORGET of these inodes, in its place.
     InodeTable(Vec<HostInode>),
 }
 
 impl Session {
-    /// The kernel gives nodes or a handle back: takes them off the tables.
+    /// Applies a FORGET, BATCH_FORGET, RELEASE or RELEASEDIR to the tables, once. `place` is its slot's memory.
     pub(super) fn apply_forget(&mut self, request: &mut PendingRequest, place: (*mut u8, usize)) -> ForgetAction {
         let going = |yes| if yes { ForgetAction::Forward } else { ForgetAction::Drop };
         if let Some(time) = request.forgotten_on {
@@ -50,7 +50,7 @@ impl Session {
     }
 }
 
-/// The body of a FORGET or BATCH_FORGET, privately.
+/// Returns a private copy of the body of a FORGET or BATCH_FORGET.
 fn forgotten(request: &PendingRequest, (at, size): (*mut u8, usize)) -> Vec<u8> {
     let mut body = request.head[BODY..request.head_len.max(BODY)].to_vec();
     let (in_head, bytes) = (body.len(), size.min(request.payload_len as usize));
@@ -61,8 +61,9 @@ fn forgotten(request: &PendingRequest, (at, size): (*mut u8, usize)) -> Vec<u8> 
 }
 
 impl PendingQueue {
-    /// Has the host forget `known`. What the kernel forgets with one request, and what is owed beside that, can be more
-    /// than a slot holds: all but the last part goes at once, the last in the request's stead. `false`: there is none.
+    /// Has the host forget `known`. One request of the kernel and the pending forgets of the tables can be more than a
+    /// slot holds. All parts but the last are sent here; the last replaces the request in `slot`. Returns `true` if
+    /// that request must be submitted, `false` if `known` is empty.
     pub(super) fn forget(&mut self, slot: u32, known: Vec<HostInode>) -> Result<bool, Error> {
         let (at, size) = self.transport.slot(slot);
         let mut parts = known.chunks((size / FORGET_ONE).max(1)).peekable();

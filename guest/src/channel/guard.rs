@@ -1,4 +1,4 @@
-//! Replies that a change has overtaken: see [`crate::coherence`].
+//! Checks replies that a change of the file system may have overtaken: see [`crate::coherence`].
 
 use super::pending::PendingQueue;
 use super::request::PendingRequest;
@@ -6,14 +6,15 @@ use crate::coherence::replies::{expire, is_cached};
 use crate::transport::{reply_bytes, write_reply, Completion};
 
 impl PendingQueue {
-    /// Stamps a request that is about to be sent.
+    /// Stores the current time of the change counters in a request that is about to be sent.
     pub(super) fn stamp(&self, request: &mut PendingRequest) {
         if let Some(deliveries) = &self.deliveries {
             request.stamp = deliveries.counters.stamp();
         }
     }
 
-    /// Takes the time limits off what has changed since the request was sent. The reply has the host's numbers.
+    /// Clears a reply's cache timeouts for each name and inode that has changed since the request was sent. The reply
+    /// must still have the host's nodeids.
     pub(super) fn expire_stale(&mut self, completion: &mut Completion, error: i32) {
         let slot = completion.slot;
         let (Some(deliveries), Some(session)) = (&mut self.deliveries, &self.session) else { return };
@@ -31,12 +32,12 @@ impl PendingQueue {
         }
     }
 
-    /// Whether a reply was compared that may not be with the kernel yet.
+    /// Returns `true` if a reply was compared with the counters and may not have reached the kernel yet.
     pub fn has_undelivered(&self) -> bool {
         self.deliveries.as_ref().is_some_and(|deliveries| deliveries.has_any())
     }
 
-    /// All replies so far are with the kernel.
+    /// Records that all replies so far have reached the kernel.
     pub fn delivered(&mut self) {
         if let Some(deliveries) = &mut self.deliveries {
             deliveries.end();

@@ -1,6 +1,5 @@
-//! The two ways in which the kernel hands its FUSE requests over, behind one
-//! interface: a [`Worker`] serves one request queue over one of them until the
-//! file system is unmounted.
+//! The two kernel interfaces for FUSE requests, `/dev/fuse` and FUSE-over-io_uring. A [`Worker`] serves one request
+//! queue over one of them until the file system is unmounted.
 
 mod dev;
 mod forget;
@@ -28,38 +27,40 @@ use std::sync::Arc;
 use std::time::Duration;
 use tunnelfs_ring::{set_affinity, LiveWait};
 
-/// How long requests that nobody waits for are left to gather: the kernel hands over many FORGETs as one.
+/// How long the thread sleeps after each request from `/dev/fuse` without a reply. The kernel hands over the FORGETs of
+/// that time as one BATCH_FORGET.
 const FORGET_BATCH_DELAY: Duration = Duration::from_millis(5);
 
-/// What carries the kernel's requests.
+/// The kernel interface of a worker.
 #[derive(Clone, Debug)]
 pub enum ChannelKind {
     /// `read` and `write` on `/dev/fuse`.
     Dev,
-    /// What FUSE-over-io_uring leaves to `/dev/fuse`: FORGET and INTERRUPT, which have no reply.
+    /// `/dev/fuse` beside FUSE-over-io_uring: only FORGET and INTERRUPT, which get no reply.
     DevForget,
-    /// FUSE-over-io_uring: these kernel queues (one per possible CPU, all workers' together), and how to wait for a
-    /// request before sleeping, if at all.
+    /// FUSE-over-io_uring. The kernel queues that this worker serves (all workers together serve one per possible CPU),
+    /// and the spin policy before a sleep; `None`: sleep at once.
     Uring(Vec<u16>, Option<LiveWait>),
 }
 
-/// One thread's work: a request queue to the host, and its share of the kernel's requests.
+/// One thread's work: serves its share of the kernel's requests with one request queue to the host.
 pub struct Worker {
     /// The host's queue.
     pub transport: Box<dyn Transport>,
     /// The mounted connection.
     pub device: Arc<OwnedFd>,
-    /// How requests come.
+    /// The kernel interface.
     pub kind: ChannelKind,
-    /// The CPU to stay on.
+    /// CPU to pin the thread to; `None`: not pinned.
     pub cpu: Option<usize>,
-    /// Where to count.
+    /// This queue's statistics.
     pub stats: Arc<QueueStats>,
-    /// Where another host may take over: the queue's place there, and what holds its slots.
+    /// For reconnecting: the shared state, this queue's index there, and the memory that keeps the slots mapped. `None`
+    /// for a mount that neither reconnects nor gets change reports.
     pub(crate) reconnect: Option<(Arc<Reconnect>, usize, Option<RetainedMemory>)>,
-    /// What has changed when, where the host tells.
+    /// Change counters; `None` if the host has no queue for change reports.
     pub(crate) counters: Option<Arc<ChangeCounters>>,
-    /// The mount's WRITEs that are under way.
+    /// READs and WRITEs in flight, of all queues of the mount.
     pub(crate) write_order: Arc<WriteOrder>,
 }
 
@@ -67,10 +68,10 @@ impl Worker {
     /// Serves until the file system is unmounted.
     ///
     /// # Errors
-    /// [`Error::HostGone`] or what else ended the service early.
+    /// [`Error::HostGone`], or the error that ended the service early.
     pub fn run(self) -> Result<(), Error> {
         if let Some(cpu) = self.cpu {
-            // A CPU that cannot be had costs speed, not correctness.
+            // Not an error: without the CPU the worker is only slower.
             set_affinity(&[cpu]).unwrap_or_else(|e| tracing::warn!("{e}"));
         }
         let slots = self.transport.slots();

@@ -1,5 +1,5 @@
-//! A transport with the bookkeeping that both channels need: what is under
-//! way, what must wait for room or for another host, and what the host may say about it.
+//! A transport with the bookkeeping that both channels need: pending requests, the backlog of requests that wait for
+//! room or for another host, and the checks of a host's completions.
 
 use super::request::{PendingRequest, Reply, CALLER_CHECK};
 use super::session::{Prepared, Session};
@@ -15,21 +15,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tunnelfs_fuse_abi::opcode;
 
-/// One request queue to the host.
+/// One request queue to the host, and its pending requests.
 pub struct PendingQueue {
     pub transport: Box<dyn Transport>,
+    /// By slot.
     pub requests: Vec<Option<PendingRequest>>,
-    /// Slots whose requests wait for room, or for a host.
+    /// Slots of the requests that wait for room or for a host, in the order of submission.
     backlog: VecDeque<u32>,
-    /// Completions that came while another one was waited for.
+    /// Completions that arrived while `wait_for` waited for another one.
     pub stash: VecDeque<Completion>,
-    /// Not fetched yet.
+    /// Replies made here or drained from a dead host, which [`Self::reap`] has not returned yet.
     local_replies: VecDeque<Reply>,
+    /// Number of requests whose reply [`Self::reap`] has not returned yet.
     pending: usize,
     stats: Arc<QueueStats>,
-    /// Where another host may take over.
+    /// Reconnect state; `None` for a mount that neither reconnects nor gets change reports.
     pub session: Option<Session>,
-    /// Where the host tells what has changed: the replies on their way to the kernel.
+    /// Replies on their way to the kernel; `None` if the host has no queue for change reports.
     pub deliveries: Option<Deliveries>,
     write_order: Arc<WriteOrder>,
     transport_id: u32,
@@ -57,30 +59,30 @@ impl PendingQueue {
         }
     }
 
-    /// Requests that wait for an answer.
+    /// Number of requests whose reply [`Self::reap`] has not returned yet.
     pub fn pending(&self) -> usize {
         self.pending
     }
 
-    /// Another number, another transport: its descriptors are new.
+    /// Number of the transport. It grows whenever the transport is replaced; the descriptors are other ones then.
     pub fn transport_id(&self) -> u32 {
         self.transport_id
     }
 
-    /// The thread is going to wait for the kernel alone, and holds nothing of the host's.
+    /// Records that the thread is about to wait for the kernel alone, without access to memory shared with the host.
     pub fn enter_idle(&self) {
         if let Some(session) = &self.session {
             session.reconnect.handover.enter_idle(session.queue_index);
         }
     }
 
-    /// It is back.
+    /// Records that the thread no longer waits for the kernel alone. Detaches if the host has died meanwhile.
     ///
     /// # Errors
     /// As [`Self::detach_host`].
     pub fn leave_idle(&mut self) -> Result<(), Error> {
         let Some(session) = &self.session else { return Ok(()) };
-        // Also without a host: whoever takes the next one must not count as at rest when that one goes.
+        // Also without a host: a queue that takes the next host must not count as idle when that host dies.
         let lost = session.reconnect.handover.leave_idle(session.queue_index, session.host_id);
         if lost && !session.away {
             self.detach_host()
@@ -89,7 +91,7 @@ impl PendingQueue {
         }
     }
 
-    /// Submits the request in `slot`, as soon as there is room.
+    /// Submits the request in `slot`, now or as soon as there is room.
     ///
     /// # Errors
     /// The transport's.
@@ -100,7 +102,7 @@ impl PendingQueue {
         if let Some(session) = &mut self.session {
             session.save(slot, &request, self.transport.slot(slot));
         }
-        // While there is no host, none is late.
+        // Without a host no reply can be late: the watchdog must not count this time.
         if !self.is_away() {
             self.stats.begin(slot, request.start);
         }
@@ -120,14 +122,14 @@ impl PendingQueue {
         Ok(())
     }
 
-    /// Submits an INTERRUPT, ahead of the requests that wait for room: they may be waiting for the one that it ends.
+    /// Submits an INTERRUPT ahead of the requests that wait for room: they may wait for the request that it interrupts.
     fn interrupt(&mut self, slot: u32, head: &[u8]) -> Result<(), Error> {
         // `fuse_interrupt_in.unique`
         let target = u64_at(head, BODY);
         let unsent =
             |&&slot: &&u32| self.requests[slot as usize].as_ref().is_some_and(|request| request.unique == target);
         let unsent = self.backlog.iter().find(unsent).copied();
-        // Without a host nothing is stuck there.
+        // Without a host there is no request to interrupt.
         if self.is_away() || unsent.is_some_and(|target| self.end_if_killed(target)) {
             self.reply_locally(slot, 0);
             return Ok(());
@@ -142,13 +144,13 @@ impl PendingQueue {
         Ok(())
     }
 
-    /// How long the channel may sleep before it must call [`Self::check_callers`]; `None`: as long as it likes.
+    /// Returns how long the channel may sleep before it must call [`Self::check_callers`]; `None`: no limit.
     pub fn sleep_limit(&self) -> Option<Duration> {
         (!self.backlog.is_empty()).then_some(CALLER_CHECK)
     }
 
-    /// Answers requests that wait for room, or for a host, and whose callers are being killed: the kernel cannot take
-    /// them back.
+    /// Answers the requests in the backlog whose callers are being killed: the kernel cannot withdraw a request that
+    /// was read.
     pub fn check_callers(&mut self) {
         let waiting: Vec<u32> = self.backlog.iter().copied().collect();
         waiting.into_iter().for_each(|slot| {
@@ -156,7 +158,8 @@ impl PendingQueue {
         });
     }
 
-    /// Answers a request that the host does not have, if its caller is being killed. Returns whether it is.
+    /// Answers a request that the host does not have with EINTR, if its caller is being killed. Returns `true` if it
+    /// did, `false` if the request still waits.
     fn end_if_killed(&mut self, slot: u32) -> bool {
         let killed = self.requests[slot as usize].as_ref().is_some_and(PendingRequest::caller_has_sigkill);
         if killed {
@@ -166,7 +169,8 @@ impl PendingQueue {
         killed
     }
 
-    /// The requests that the host has, whose callers have been sent a signal since. Each is returned once.
+    /// Returns the `unique` of each request that the host has and whose caller has a pending signal. Returns each
+    /// request only once.
     pub fn signalled(&mut self) -> Vec<u64> {
         let with_host = self.requests.iter_mut().flatten().filter(|request| request.sent && has_reply(request.opcode));
         let signalled = with_host.filter(|request| !request.interrupted && request.caller_has_signal());
@@ -178,7 +182,8 @@ impl PendingQueue {
             .collect()
     }
 
-    /// Whether the request in `slot` needs no more waiting: it is with the host, or answered.
+    /// Submits the request in `slot`. Returns `true` if the host has it or it is answered, `false` if it must wait. If
+    /// `transport_id` has changed then, `detach_host` has already put it into the backlog.
     fn try_submit(&mut self, slot: u32) -> Result<bool, Error> {
         let Some(request) = &self.requests[slot as usize] else { return Ok(true) };
         let (mut head, mut payload_len) = (request.head, request.payload_len);
@@ -224,7 +229,7 @@ impl PendingQueue {
         Ok(())
     }
 
-    /// Answers a request without the host.
+    /// Answers a request without the host; `error` is 0 or a negative errno.
     fn reply_locally(&mut self, slot: u32, error: i32) {
         if let Some(mut request) = self.requests[slot as usize].take() {
             self.stats.end(slot);
@@ -233,7 +238,7 @@ impl PendingQueue {
         }
     }
 
-    /// Takes one answer.
+    /// Takes one reply; `None` if there is none now.
     ///
     /// # Errors
     /// The transport's.
@@ -245,7 +250,7 @@ impl PendingQueue {
             match self.next_reply() {
                 Ok(reply) => {
                     self.pending -= usize::from(reply.is_some());
-                    // Also without a reply: what was answered may be what has to be sent again.
+                    // Also without a reply: the completion may be of a READ that `repeat` has put into the backlog.
                     self.submit_backlog()?;
                     if reply.is_some() {
                         return Ok(reply);
@@ -273,7 +278,7 @@ impl PendingQueue {
         }
     }
 
-    /// A completion to its answer; `None` if the request has to be sent again.
+    /// Turns a completion into a reply; `None` if the request is a READ that is sent again.
     fn complete(&mut self, mut completion: Completion) -> Result<Option<Reply>, Error> {
         let slot = completion.slot;
         let sent = self.requests.get(slot as usize).and_then(Option::as_ref).is_some_and(|request| request.sent);
@@ -306,14 +311,15 @@ impl PendingQueue {
         Ok(Some(answer))
     }
 
-    /// Notes that a request is answered, and whether it is a READ that may have overtaken a WRITE.
+    /// Records in `write_order` that a request is answered. Returns `true` if it is a READ that may have overtaken a
+    /// WRITE, `false` for any other request.
     fn ends_too_early(&mut self, slot: u32) -> bool {
         self.requests[slot as usize]
             .as_mut()
             .is_some_and(|request| self.write_order.end(&request.head, &mut request.repeats))
     }
 
-    /// Sends a request again; to the next host, if this one has gone.
+    /// Sends a request again. If this host has died, `detach_host` keeps the request for the next one.
     fn repeat(&mut self, slot: u32) -> Result<(), Error> {
         if self.session.as_ref().is_some_and(|session| session.draining) {
             return Ok(());
@@ -324,15 +330,16 @@ impl PendingQueue {
         self.submit_or_queue(slot)
     }
 
-    /// The host has gone: lets go of what was shared with it, and keeps what is to be asked of the next one.
+    /// Detaches from a dead host: takes its last completions, drops its transport, and keeps the unanswered requests
+    /// for the next host.
     ///
     /// # Errors
-    /// [`Error::HostGone`] when there is to be none.
+    /// [`Error::HostGone`] if the queue has no reconnect state; [`Error::Io`] if the process has no descriptor left.
     pub fn detach_host(&mut self) -> Result<(), Error> {
         let Some(session) = &mut self.session else { return Err(Error::HostGone) };
         session.draining = true;
         let reconnect = session.reconnect.clone();
-        // What it still answered.
+        // Take the replies that the host still sent.
         while self.requests.iter().flatten().any(|request| request.sent) {
             match self.next_reply() {
                 Ok(Some(answer)) => self.local_replies.push_back(answer),
@@ -342,7 +349,7 @@ impl PendingQueue {
         self.stash.clear();
         self.transport = Box::new(Absent::of(&*self.transport, reconnect.news())?);
         self.transport_id += 1;
-        // What they would end is not with the next host.
+        // Answer INTERRUPTs here: the next host does not have the requests that they interrupt.
         for slot in 0..self.requests.len() as u32 {
             if self.requests[slot as usize].as_ref().is_some_and(|request| request.opcode == opcode::INTERRUPT) {
                 self.reply_locally(slot, 0);
@@ -367,7 +374,7 @@ impl PendingQueue {
         Ok(())
     }
 
-    /// Whether there is no host.
+    /// Returns `true` while there is no host.
     pub fn is_away(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.away)
     }
@@ -380,7 +387,7 @@ impl PendingQueue {
         if let Some(transport) = self.session_mut().look()? {
             self.transport = transport;
             self.transport_id += 1;
-            // Their INTERRUPTs, if the kernel has sent any, went with the last host.
+            // INTERRUPTs for these requests were lost with the last host, if the kernel sent any.
             self.check_callers();
             let now = Instant::now();
             self.backlog.iter().for_each(|&slot| self.stats.begin(slot, now));

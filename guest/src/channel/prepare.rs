@@ -1,4 +1,5 @@
-//! What a queue asks a later host before a request can go to it, and what it notes of the answers.
+//! Translation of a queue's requests for a later host: the LOOKUPs and OPENs that must precede a request, and the
+//! records of replies.
 
 use super::forget::ForgetAction;
 use super::pending::PendingQueue;
@@ -13,11 +14,15 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use tunnelfs_fuse_abi::opcode::{name as opcode_name, *};
 use tunnelfs_ring::SQE_INLINE_BYTES;
 
-/// Most questions for one request.
+/// Most LOOKUPs and OPENs before one request. It fails with EIO after that, so a host cannot hold a queue for ever.
 const MAX_STEPS: usize = 8192;
 
 impl PendingQueue {
-    /// Puts the host's numbers into the request in `slot`, after asking it for the ones that it has not told yet.
+    /// Replaces the kernel's numbers in the request in `slot` with the host's. First sends LOOKUPs and OPENs for the
+    /// inodes and handles that this host has not given out yet.
+    ///
+    /// # Errors
+    /// [`Error::HostGone`] if the host dies meanwhile.
     pub(super) fn prepare(
         &mut self,
         slot: u32,
@@ -64,7 +69,7 @@ impl PendingQueue {
             };
             if let Some(error) = failed {
                 tracing::debug!("{}: {}", opcode_name(request_opcode(head)), std::io::Error::from_raw_os_error(-error));
-                // What this host did not have, the next one may.
+                // If the host has died, try again on the next one: it may have the file.
                 return if self.host_is_there() { Ok(Prepared::Reply(error)) } else { Err(Error::HostGone) };
             }
         }
@@ -76,12 +81,15 @@ impl PendingQueue {
         work(&mut session.reconnect.tables.write())
     }
 
+    /// Returns `true` if the host has not hung up.
     fn host_is_there(&self) -> bool {
         let mut fds = [PollFd::new(self.transport.hangup_fd(), PollFlags::empty())];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|events| events == 0)
     }
 
-    /// Looks for a node by one of its names; the error for the request that needs it, if that cannot be done.
+    /// Looks up an inode by one of its names. Returns `None` if the name has led to the inode, or to another file or
+    /// none. Returns the error (a negative errno) for the request that needs the inode if no name is left or the LOOKUP
+    /// failed.
     fn resolve(&mut self, slot: u32, missing: Unresolved) -> Result<Option<i32>, Error> {
         let Unresolved::Lookup { parent, child, name } = missing else { return Ok(Some(-libc::ESTALE)) };
         let found = match self.look_up(slot, parent, &name)? {
@@ -98,7 +106,8 @@ impl PendingQueue {
         Ok(None)
     }
 
-    /// What the host's node `parent` has under a name; or what stands in the way.
+    /// Looks up `name` in the host's directory `parent`. The inner result is the entry, `None` if there is none, or the
+    /// host's error (a negative errno).
     fn look_up(&mut self, slot: u32, parent: u64, name: &[u8]) -> Result<Result<Option<Entry>, i32>, Error> {
         let (error, reply) = self.call(slot, LOOKUP, parent, &[], name)?;
         Ok(match -error {
@@ -108,7 +117,8 @@ impl PendingQueue {
         })
     }
 
-    /// A host's number that is of no use.
+    /// Undoes one lookup of the host's inode `node`: sends FORGET, unless the table tracks the inode and counts the
+    /// lookup.
     fn forget_unused(&mut self, slot: u32, node: u64) -> Result<(), Error> {
         if !self.tables(|tables| tables.nodes.count_lookup(node)) {
             self.call(slot, FORGET, node, &1u64.to_ne_bytes(), &[])?;
@@ -116,7 +126,8 @@ impl PendingQueue {
         Ok(())
     }
 
-    /// Opens a file for a handle that the kernel has.
+    /// Opens a file on this host for a handle that the kernel has. Returns `None` if the host has opened it; otherwise
+    /// the error (a negative errno) for the request that needs the handle.
     fn reopen(&mut self, slot: u32, needed: Prerequisite) -> Result<Option<i32>, Error> {
         let Prerequisite::Open { node, handle, host, flags, is_dir, opener } = needed else { return Ok(None) };
         let ours = self.requests[slot as usize].as_ref().map(|request| request.head);
@@ -146,7 +157,7 @@ impl PendingQueue {
         Ok(None)
     }
 
-    /// Whether a request that a dead host had may go to the next one; `head` has that one's numbers.
+    /// Decides whether a request that a dead host had may be sent to this one. `head` has this host's numbers.
     fn check_replay(&mut self, slot: u32, head: &[u8]) -> Result<Prepared, Error> {
         let (Some(session), Some(request)) = (&self.session, &self.requests[slot as usize]) else {
             return Ok(Prepared::Submit);
@@ -192,8 +203,8 @@ impl PendingQueue {
         Ok(Prepared::Reply(-libc::EIO))
     }
 
-    /// Asks the host a question of our own in a slot whose request has not been sent; what lies there comes back.
-    /// The error (0 or negative) and the reply.
+    /// Sends the host a request of the guest's own, in a slot whose request has not been sent. Saves and restores the
+    /// slot's content. Returns the error (0 or a negative errno) and the reply.
     fn call(&mut self, slot: u32, opcode: u32, node: u64, body: &[u8], name: &[u8]) -> Result<(i32, Vec<u8>), Error> {
         let payload = if name.is_empty() { Vec::new() } else { [name, &[0]].concat() };
         let head = self.own_head(slot, opcode, node, body, payload.len());
@@ -208,11 +219,12 @@ impl PendingQueue {
         }
         let done = self.wait_for(slot, &head, payload.len() as u32);
         let result = done.map(|done| (done.error().clamp(-511, 0), reply_bytes(&*self.transport, &done)));
-        // SAFETY: the slot is ours again; or its host has gone.
+        // SAFETY: the host has returned the slot, or has died.
         unsafe { std::ptr::copy_nonoverlapping(before.as_ptr(), at, kept) };
         result
     }
 
+    /// Submits a request of the guest's own and waits for its completion. Other completions go to `stash`.
     pub(super) fn wait_for(&mut self, slot: u32, head: &[u8], payload_len: u32) -> Result<Completion, Error> {
         let mut sent = false;
         loop {
@@ -228,6 +240,7 @@ impl PendingQueue {
         }
     }
 
+    /// Waits for the host, for at most 500 ms. [`Error::HostGone`] if no other host will come.
     fn wait_a_while(&mut self) -> Result<(), Error> {
         match self.transport.wait_within(PollTimeout::from(500u16)) {
             Err(Error::HostSilent) => match &self.session {
@@ -238,7 +251,7 @@ impl PendingQueue {
         }
     }
 
-    /// Notes what a reply says, and puts the kernel's numbers into it.
+    /// Records a reply in the tables, and replaces the host's numbers in it with the kernel's.
     pub(super) fn translate_reply(&mut self, completion: &mut Completion, error: i32) -> Result<(), Error> {
         let slot = completion.slot;
         let (Some(session), Some(request)) = (&self.session, &self.requests[slot as usize]) else { return Ok(()) };
@@ -268,7 +281,7 @@ impl PendingQueue {
         Ok(())
     }
 
-    /// A file of several names may be one that the kernel has by another.
+    /// Resolves inodes that may be the file of an entry with several links: the kernel may have it by another name.
     fn resolve_aliases(&mut self, slot: u32, head: &[u8], reply: &[u8]) -> Result<(), Error> {
         let entries: Vec<_> = match request_opcode(head) {
             LOOKUP => Entry::read(reply).into_iter().collect(),
@@ -287,7 +300,8 @@ impl PendingQueue {
         Ok(())
     }
 
-    /// The first bytes of a request of our own, in the name of the user who asks in `slot`.
+    /// Returns the first bytes of a request of the guest's own, with the credentials of the caller of the request in
+    /// `slot`.
     pub(super) fn own_head(&self, slot: u32, opcode: u32, node: u64, body: &[u8], payload: usize) -> Vec<u8> {
         let asker = self.requests[slot as usize].as_ref().map_or([0; SQE_INLINE_BYTES], |request| request.head);
         let mut head = asker[..IN_HEADER].to_vec();

@@ -1,4 +1,4 @@
-//! A request of the kernel's, and the answer that it gets.
+//! A request of the kernel, and its reply.
 
 use super::write_order::Repeats;
 use crate::fuse::message::{has_reply, reply_header, request_opcode, request_unique, u32_at, OUT_HEADER};
@@ -6,60 +6,64 @@ use crate::transport::Completion;
 use std::time::{Duration, Instant};
 use tunnelfs_ring::{CQE_INLINE_BYTES, SQE_INLINE_BYTES};
 
-/// How long a request waits, for room or for another host, until the guest checks whether its caller has been killed.
+/// Interval between two checks whether the caller of a waiting request has been killed. Requests wait for room in the
+/// queue, or for another host.
 pub const CALLER_CHECK: Duration = Duration::from_millis(100);
 
-/// A request that the host has, or that waits for room.
+/// A request that the host has, or that waits for room or for a host.
 pub struct PendingRequest {
     pub unique: u64,
     pub opcode: u32,
-    /// When the kernel asked.
+    /// When the guest received the request.
     pub start: Instant,
-    /// As the kernel has it.
+    /// First bytes, with the kernel's nodeids and handles. `prepare` changes a FORGET or RELEASE to the host's.
     pub head: [u8; SQE_INLINE_BYTES],
+    /// Valid bytes of `head`.
     pub head_len: usize,
+    /// Bytes in the slot.
     pub payload_len: u32,
-    /// The host has it.
+    /// Whether the host has it.
     pub sent: bool,
-    /// A host that has gone had it.
+    /// Whether a dead host had it and may have carried it out.
     pub replay: bool,
-    /// An INTERRUPT of ours has been sent for it.
+    /// Whether `PendingQueue::signalled` has returned it: the guest sends at most one INTERRUPT of its own.
     pub interrupted: bool,
-    /// What it gives back has been taken off the tables, for the host of this time.
+    /// Id of the host for which this FORGET or RELEASE was applied to the tables; `None`: not applied yet. Stops a
+    /// replay from applying it twice.
     pub forgotten_on: Option<u64>,
-    /// When it was sent, by the clock of changes.
+    /// Time of the change counters when it was submitted.
     pub stamp: u64,
-    /// Of a READ that was beside a WRITE of its bytes.
+    /// For a READ: its repeats because of concurrent WRITEs.
     pub repeats: Repeats,
 }
 
-/// The host's answer to the request in `slot`, fit for the kernel.
+/// The reply to the request in `slot`, checked for the kernel.
 pub struct Reply {
     pub slot: u32,
-    /// `fuse_out_header`, made here: the host's word is only taken for the error.
+    /// `fuse_out_header`, built by the guest. Only its `error` comes from the host.
     pub header: [u8; OUT_HEADER],
     pub opcode: u32,
     pub completion: Completion,
 }
 
 impl Reply {
-    /// Without a host.
+    /// Builds a reply without the host; `error` is 0 or a negative errno.
     pub fn own(slot: u32, request: &PendingRequest, error: i32) -> Reply {
         let completion = Completion { slot, head: [0; CQE_INLINE_BYTES], head_len: OUT_HEADER, payload_len: 0 };
         Reply { slot, header: reply_header(OUT_HEADER, error, request.unique), opcode: request.opcode, completion }
     }
 
-    /// Whether the kernel expects no reply (FORGET, INTERRUPT).
+    /// Returns `true` if the kernel expects no reply (FORGET, BATCH_FORGET, INTERRUPT).
     pub fn expects_no_reply(&self) -> bool {
         !has_reply(self.opcode)
     }
 
-    /// The header of a reply that is an error instead.
+    /// Returns the header of an error reply to the request; `error` is a negative errno.
     pub fn error_header(&self, error: i32) -> [u8; OUT_HEADER] {
         reply_header(OUT_HEADER, error, request_unique(&self.header))
     }
 
-    /// Reply bytes before those in the slot.
+    /// Returns the reply bytes that precede those in the slot; none if the reply is an error.
     pub fn inline(&self) -> &[u8] {
         if self.failed() {
             &[]
@@ -68,7 +72,7 @@ impl Reply {
         }
     }
 
-    /// Reply bytes in the slot.
+    /// Number of reply bytes in the slot; 0 if the reply is an error.
     pub fn payload_len(&self) -> usize {
         if self.failed() {
             0
@@ -102,18 +106,20 @@ impl PendingRequest {
         }
     }
 
-    /// Whether the thread that asks is being killed, as proc_pid_status(5) tells.
+    /// Returns `true` if SIGKILL is pending for the calling thread, by proc_pid_status(5); `false` if it is not, or if
+    /// the thread is not visible here.
     pub fn caller_has_sigkill(&self) -> bool {
         self.caller_signals().0 & 1 << (libc::SIGKILL - 1) != 0
     }
 
-    /// Whether a signal waits for it that it does not block: then the kernel sends an INTERRUPT.
+    /// Returns `true` if a signal is pending that the calling thread does not block. The kernel sends an INTERRUPT
+    /// then.
     pub fn caller_has_signal(&self) -> bool {
         let (pending, blocked) = self.caller_signals();
         pending & !blocked != 0
     }
 
-    /// Its pending and its blocked signals, as bits; none for a caller that this process cannot see.
+    /// Returns the caller's pending and blocked signals as bit masks; 0 for a caller that this process cannot see.
     fn caller_signals(&self) -> (u64, u64) {
         let caller = u32_at(&self.head, 32);
         if caller == 0 {

@@ -1,4 +1,5 @@
-//! A queue's part in going on with another host: which host it has, and what it keeps of its requests for the next one.
+//! One queue's reconnect state: which host it uses, and the copies of its requests that a replay on the next host
+//! needs.
 
 use super::request::PendingRequest;
 use crate::connect::RetainedMemory;
@@ -10,31 +11,31 @@ use crate::transport::Transport;
 use std::sync::Arc;
 use tunnelfs_fuse_abi::opcode::WRITE;
 
-/// Bytes at a slot's start that are kept privately: two names, and more than any reply to a request with a payload
-/// has. A host may have begun to answer where the question was.
+/// Bytes saved from the start of a slot, for replay: a dying host may have overwritten the request with part of its
+/// reply. Holds two 255-byte names; no reply to a request with a payload is longer.
 pub(super) const SAVED_BYTES: usize = 512;
-/// As much of data to be written.
+/// Bytes saved of a WRITE's data; the reply to a WRITE is shorter.
 const SAVED_DATA_BYTES: usize = 64;
 
-/// What becomes of a request that is to go to a later host.
+/// How to go on with a request that was prepared for the current host.
 pub enum Prepared {
-    /// To the host.
+    /// Submit it to the host.
     Submit,
-    /// This is the answer: 0 or a negative errno.
+    /// Answer it without the host: 0 or a negative errno.
     Reply(i32),
 }
 
-/// One queue's.
+/// One queue's reconnect state.
 pub struct Session {
     pub reconnect: Arc<Reconnect>,
     pub queue_index: usize,
-    /// Which host the transport leads to.
+    /// Id of the host that the transport leads to; 0 for the first one.
     pub host_id: u64,
-    /// There is none.
+    /// Whether there is no host now.
     pub away: bool,
-    /// The last completions of one are being taken: it cannot be asked any more.
+    /// Whether the last completions of a dead host are being taken. It accepts no more requests.
     pub draining: bool,
-    /// The start of each slot's request.
+    /// By slot: the first bytes of the request's payload.
     saved: Box<[[u8; SAVED_BYTES]]>,
     pub cache: HandleCache,
     /// Keeps the slots mapped.
@@ -48,21 +49,21 @@ impl Session {
         Session { reconnect, queue_index, host_id: 0, away: false, draining: false, saved, cache, _kept: kept }
     }
 
-    /// Keeps the start of a request's payload.
+    /// Saves the start of a request's payload.
     pub fn save(&mut self, slot: u32, request: &PendingRequest, (at, size): (*mut u8, usize)) {
         let bytes = saved_bytes(request).min(size);
         // SAFETY: the slot is this queue's now, and that large.
         unsafe { std::ptr::copy_nonoverlapping(at, self.saved[slot as usize].as_mut_ptr(), bytes) };
     }
 
-    /// Puts it back.
+    /// Writes the saved bytes back to the slot.
     pub fn restore(&self, slot: u32, request: &PendingRequest, (at, size): (*mut u8, usize)) {
         let bytes = saved_bytes(request).min(size);
-        // SAFETY: as in `save`; the host that had it has gone.
+        // SAFETY: as in `save`; the host that had the slot has died.
         unsafe { std::ptr::copy_nonoverlapping(self.saved[slot as usize].as_ptr(), at, bytes) };
     }
 
-    /// What a request has from its first name on.
+    /// Returns the request's bytes from its first name on, as far as they are in its header or saved.
     pub(super) fn names(&self, slot: u32, request: &PendingRequest) -> Vec<u8> {
         let from = BODY + fixed_body_len(request.opcode);
         let mut names = request.head[..request.head_len].get(from..).unwrap_or_default().to_vec();
@@ -70,13 +71,16 @@ impl Session {
         names
     }
 
-    /// The host has been let go.
+    /// Records that this queue has detached from its host.
     pub fn detach(&mut self) {
         (self.away, self.draining) = (true, false);
         self.reconnect.handover.detach(self.queue_index);
     }
 
-    /// Whether there is a new host.
+    /// Returns the transport to a new host, or `None` if there is no new host yet.
+    ///
+    /// # Errors
+    /// [`Error::HostGone`] if no host will come.
     pub fn look(&mut self) -> Result<Option<Box<dyn Transport>>, Error> {
         match self.reconnect.handover.poll(self.queue_index) {
             HostPoll::Pending => Ok(None),

@@ -1,5 +1,5 @@
-//! FUSE-over-io_uring: the kernel itself fills and drains the slots. Each slot
-//! is the payload of one ring entry for good; headers are private memory.
+//! FUSE-over-io_uring: the kernel itself fills and drains the slots. Each slot is the payload buffer of one ring entry
+//! until the unmount; the headers are in private memory.
 //!
 //! Source of the protocol: `struct fuse_uring_req_header`, `fuse_uring_ent_in_out`
 //! and `fuse_uring_cmd_req` of linux/fuse.h 7.42, and the kernel's fs/fuse/dev_uring.c.
@@ -23,9 +23,9 @@ const REGISTER: u32 = 1;
 const COMMIT_AND_FETCH: u32 = 2;
 /// Offset of `len` in `struct io_uring_sqe` (linux/io_uring.h): the crate sets only `addr`.
 const SQE_LEN_OFFSET: usize = 24;
-/// Parts of an entry: headers and payload.
+/// Number of buffers of an entry: headers and payload.
 const IOVECS: usize = 2;
-/// `user_data` of what is not a ring entry.
+/// `user_data` of polls; a ring entry's is its slot. The low 32 bits of the first two are the transport's number.
 const POLL_CALL: u64 = 1 << 32;
 const POLL_HANGUP: u64 = 2 << 32;
 const POLL_REMOVE: u64 = 3 << 32;
@@ -45,8 +45,8 @@ struct Headers {
 
 const _: () = assert!(size_of::<Headers>() == 288 && size_of::<Entry128>() == 128);
 
-/// Memory whose address the kernel has: it does not move, and is reached by raw pointers only. (A `Box` that is moved
-/// says that nobody else has a pointer to its content.)
+/// Memory whose address the kernel has. It does not move, and is accessed by raw pointers only. (Not a `Box`: moving
+/// one asserts that no other pointer to its content is in use.)
 struct Fixed<T> {
     start: *mut T,
     count: usize,
@@ -67,7 +67,7 @@ impl<T: Copy> Fixed<T> {
 
 impl<T> Drop for Fixed<T> {
     fn drop(&mut self) {
-        // SAFETY: `new` has taken it out of such a box.
+        // SAFETY: `new` made the pointer and the length from a boxed slice.
         drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.start, self.count)) });
     }
 }
@@ -78,21 +78,25 @@ pub struct Channel {
     queue: PendingQueue,
     /// The kernel queue of each slot's entry.
     qid: Vec<u16>,
-    /// One a slot; the kernel writes them.
+    /// By slot; the kernel writes them.
     headers: Fixed<Headers>,
-    /// A slot's headers and payload; the kernel reads them.
+    /// By slot: its headers and payload; the kernel reads them.
     iovecs: Fixed<[iovec; IOVECS]>,
-    /// Entries that the kernel has given back for good.
+    /// Number of entries that the kernel has returned because of the unmount.
     ended: usize,
+    /// Whether a poll of the call eventfd is armed.
     call_armed: bool,
-    /// The transport whose descriptors are looked at.
+    /// Number of the transport whose descriptors are polled.
     transport_id: u32,
-    /// How to wait for a request, if not asleep.
+    /// Spins for the kernel's next request; `None`: sleeps at once.
     idle: Option<Parker>,
 }
 
 impl Channel {
-    /// Registers every slot with the kernel, for `kernel_queues` in turn.
+    /// Registers every slot with the kernel, as an entry of the `kernel_queues` in turn.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] if there are fewer slots than kernel queues.
     pub fn new(
         device: Arc<OwnedFd>,
         kernel_queues: Vec<u16>,
@@ -132,7 +136,7 @@ impl Channel {
             ended: 0,
             call_armed: false,
             transport_id: 0,
-            // Other virtual processors' threads may need this core.
+            // Yield: threads of other vCPUs may need this core.
             idle: idle.map(|wait| Parker::with_mode(wait, SpinMode::Yield)),
         };
         for slot in 0..count as u32 {
@@ -146,7 +150,7 @@ impl Channel {
     pub fn run(mut self) -> Result<(), Error> {
         loop {
             self.process_cqes()?;
-            // What the host still owes then, nobody waits for.
+            // The other entries are with the host; after the unmount nobody waits for their replies.
             if self.ended > 0 && self.ended + self.queue.pending() >= self.qid.len() {
                 return Ok(());
             }
@@ -161,7 +165,7 @@ impl Channel {
         }
     }
 
-    /// Waits for the kernel, and for the host when it owes an answer; what has been committed goes first.
+    /// Waits for the kernel, and for the host if requests are pending. Submits the committed replies first.
     fn wait(&mut self) -> Result<(), Error> {
         self.rearm_polls()?;
         if self.queue.pending() == 0 {
@@ -174,7 +178,7 @@ impl Channel {
         }
         self.poll_call()?;
         let sleep = self.queue.transport.announce_sleep();
-        // The bell's poll counts rings, not the level: there is nothing to drain.
+        // The multishot poll reports each signal of the call eventfd, not its level, so there is nothing to drain.
         let slept = self.enter(usize::from(sleep));
         self.queue.transport.awake();
         slept
@@ -199,9 +203,10 @@ impl Channel {
         slept
     }
 
-    /// Makes the kernel's news into events, if there are none yet: that takes an enter. Returns false if it had none:
-    /// who adds work sets the flag afterwards, when this thread may have done the work already, and the flag then stays
-    /// until there is more. Only a sleep is right in that case.
+    /// Runs the kernel's pending task work, if there are no CQEs yet; this takes an io_uring_enter(2). Returns `false`
+    /// if that made no CQE: the caller must sleep. The kernel sets IORING_SQ_TASKRUN only after it has added the work.
+    /// If this thread has done the work by then, the flag stays set until there is more work, and spinning on it would
+    /// not end. Returns `true` otherwise.
     fn collect_events(&mut self) -> Result<bool, Error> {
         if !self.ring.completion().is_empty() || !has_events(&self.ring) {
             return Ok(true);
@@ -210,7 +215,7 @@ impl Channel {
         Ok(!self.ring.completion().is_empty())
     }
 
-    /// Gives the kernel what has been pushed.
+    /// Submits the pushed entries to the kernel.
     fn flush(&mut self) -> Result<(), Error> {
         if self.ring.submission().is_empty() {
             Ok(())
@@ -219,6 +224,7 @@ impl Channel {
         }
     }
 
+    /// Submits the pushed entries, and waits for `want` CQEs.
     fn enter(&mut self, want: usize) -> Result<(), Error> {
         use io_uring::EnterFlags;
         if let Some(limit) = self.queue.sleep_limit().filter(|_| want > 0) {
@@ -236,7 +242,7 @@ impl Channel {
         }
     }
 
-    /// The same, for no longer than `limit`.
+    /// As [`Self::enter`], for no longer than `limit`. Checks the callers of waiting requests if no CQE came.
     fn enter_within(&mut self, want: usize, limit: Duration) -> Result<(), Error> {
         let limit = types::Timespec::from(limit);
         match self.ring.submitter().submit_with_args(want, &types::SubmitArgs::new().timespec(&limit)) {
@@ -256,7 +262,7 @@ impl Channel {
             match (event.user_data(), event.result()) {
                 (POLL_CALL.., _) => self.on_poll(event.user_data(), cqueue::more(event.flags()))?,
                 (slot, 0) => self.on_request(slot as u32)?,
-                // Unmounted, or aborted.
+                // Unmounted, or the connection was aborted.
                 (_, e) if matches!(-e, libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED) => self.ended += 1,
                 (slot, e) if matches!(-e, libc::EINTR | libc::EAGAIN) => {
                     self.push(self.command(REGISTER, slot as u32, 0))?
@@ -269,7 +275,7 @@ impl Channel {
         }
     }
 
-    /// Something else than a request; of a transport that is no more it means nothing.
+    /// Handles the CQE of a poll. `what` is its `user_data`. Polls of an earlier transport are ignored.
     fn on_poll(&mut self, what: u64, more: bool) -> Result<(), Error> {
         match what.checked_sub(u64::from(self.transport_id)) {
             Some(POLL_CALL) => self.call_armed = more,
@@ -279,7 +285,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Looks at the queue's transport, if that is another one now.
+    /// Polls the new transport's descriptors, if the queue's transport has been replaced.
     fn rearm_polls(&mut self) -> Result<(), Error> {
         if self.transport_id == self.queue.transport_id() {
             return Ok(());
@@ -293,7 +299,7 @@ impl Channel {
         self.poll_hangup()
     }
 
-    /// Hands the request that the kernel put into a slot to the host.
+    /// Submits the request that the kernel has put into a slot to the host.
     fn on_request(&mut self, slot: u32) -> Result<(), Error> {
         // SAFETY: the entry is ours until it is committed; any bits are a valid `Headers`.
         let headers = unsafe { self.headers.at(slot as usize).read_volatile() };
@@ -309,7 +315,8 @@ impl Channel {
         head[IN_HEADER..IN_HEADER + fits].copy_from_slice(&headers.op_in[..fits]);
         let rest = &headers.op_in[fits..op_len];
         if !rest.is_empty() {
-            // SETATTR, whose structure alone is its whole body: its end goes where a payload would.
+            // SETATTR: its structure is too long for the SQE, but is its whole body. The rest goes to the payload's
+            // place.
             if payload_len > 0 {
                 let name = tunnelfs_fuse_abi::opcode::name(request_opcode(&headers.in_out));
                 return Err(Error::Setup(format!("{name}: its structure is too long for a ring entry")));
@@ -320,7 +327,7 @@ impl Channel {
         self.queue.submit(slot, &head[..IN_HEADER + fits], (payload_len + rest.len()) as u32)
     }
 
-    /// Gives the kernel its answer, with the next enter, and fetches the entry's next request.
+    /// Queues a reply for the next io_uring_enter(2). The same command fetches the entry's next request.
     fn commit(&mut self, answer: &Reply) -> Result<(), Error> {
         let slot = answer.slot;
         let (ptr, size) = self.queue.transport.slot(slot);
@@ -330,7 +337,7 @@ impl Channel {
         if !inline.is_empty() {
             // SAFETY: the slot is ours, and larger than an entry's inline bytes.
             unsafe { std::ptr::copy_nonoverlapping(inline.as_ptr(), ptr, inline.len()) };
-            // The host may put a reply into the entry or into the slot, not into both.
+            // The host may put a reply into the CQE or into the slot, not into both.
             if payload_len > 0 {
                 header = answer.error_header(-libc::EIO);
             }
@@ -365,7 +372,7 @@ impl Channel {
 
     fn push(&mut self, entry: Entry128) -> Result<(), Error> {
         loop {
-            // SAFETY: what the entry points at lives as long as the channel.
+            // SAFETY: the memory that the entry points to lives as long as the channel.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
@@ -373,6 +380,7 @@ impl Channel {
         }
     }
 
+    /// Arms the poll of the call eventfd, unless it is armed.
     fn poll_call(&mut self) -> Result<(), Error> {
         if self.call_armed {
             return Ok(());
@@ -383,16 +391,17 @@ impl Channel {
         self.push(opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build().user_data(bell).into())
     }
 
-    /// Only a hang-up is reported.
+    /// Polls for the host's hang-up. An empty event mask reports only POLLHUP and POLLERR.
     fn poll_hangup(&mut self) -> Result<(), Error> {
         let fd = types::Fd(self.queue.transport.hangup_fd().as_raw_fd());
         self.push(opcode::PollAdd::new(fd, 0).build().user_data(POLL_HANGUP + u64::from(self.transport_id)).into())
     }
 }
 
-/// Whether the kernel has something for this thread, which alone uses the ring, and holds no other queue object now.
+/// Returns `true` if the kernel has a CQE or task work for this thread. The caller must be the only user of the ring,
+/// and hold no other object of its queues now.
 fn has_events(ring: &IoUring<Entry128, cqueue::Entry>) -> bool {
-    // SAFETY: as said above; both callers hold the channel, and nothing of its ring.
+    // SAFETY: all callers borrow the channel, so no other thread uses the ring, and they hold no queue object of it.
     unsafe { ring.submission_shared().taskrun() || !ring.completion_shared().is_empty() }
 }
 

@@ -1,24 +1,27 @@
-//! A READ that has overtaken a WRITE is asked again.
+//! Repeats a READ that may have overtaken a WRITE of the same bytes.
 //!
-//! The kernel unlocks a page before it sends the WRITE with the page's new bytes. A program that opens the file then, or
-//! sees its times change, may have the page dropped and read anew. If that READ goes by another queue and is served first, the
-//! page has the old bytes, and the kernel keeps them: the writer would read what was there before its write.
+//! The kernel unlocks a page before it sends the WRITE with the page's new bytes. If a program then opens the file or
+//! sees its times change, the kernel may drop the page and read it again. That READ may travel on another queue and be
+//! served first. It returns the old bytes and the kernel caches them: the writer would read the bytes from before its
+//! write.
 //!
-//! A page that is being read is locked, so a WRITE of it that the kernel sends later has been under way for longer than the
-//! READ. So all count that are under way when the READ is sent, or come before its answer; later ones do not.
+//! The kernel keeps a page locked while it reads it. So if a WRITE of the page arrives during the READ, the kernel
+//! started the WRITE before the READ. A WRITE counts if it is in flight when the READ is sent, or if it arrives before
+//! the first reply to the READ. Later WRITEs do not count.
 
 use crate::fuse::message::{request_opcode, request_unique, u32_at, u64_at, BODY, NODE};
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 use tunnelfs_fuse_abi::opcode;
 
-/// Files share a list by their node's number.
+/// Number of lists of transfers. A file uses the list of its nodeid modulo this number, so that queues seldom contend
+/// for a lock.
 const BUCKETS: usize = 32;
-/// How often a READ is asked again: longer than a WRITE takes that is not stuck. Its answer then goes to the kernel as
-/// it is, since a program that reads must not wait for a stuck one that writes (on a file without a cache it need not).
+/// Most repeats of one READ. They take longer than any WRITE that is not stuck. The last reply then goes to the kernel
+/// as it is: a reader must not wait for a stuck writer (without a page cache it does not have to either).
 const TRIES: u16 = 1000;
 
-/// The READs and WRITEs of a mount that are under way.
+/// READs and WRITEs of a mount that are in flight.
 #[derive(Default)]
 pub struct WriteOrder {
     buckets: [CachePadded<Mutex<Bucket>>; BUCKETS],
@@ -27,7 +30,7 @@ pub struct WriteOrder {
 #[derive(Default)]
 struct Bucket {
     transfers: Vec<Transfer>,
-    /// WRITEs so far.
+    /// Number of WRITEs so far; the next WRITE gets this number.
     writes: u64,
 }
 
@@ -38,22 +41,22 @@ struct Transfer {
 }
 
 enum Kind {
-    /// The how many-th it was.
+    /// Its number in the bucket, counted from 0.
     Write(u64),
     Read {
-        /// There was a WRITE of its bytes beside it.
+        /// Whether a WRITE of its bytes was in flight at any time since it was sent.
         beside_write: bool,
     },
 }
 
-/// What a READ has to know of WRITEs, from its first answer on.
+/// A READ's state between its repeats, valid from its first reply on.
 #[derive(Clone, Copy, Default)]
 pub struct Repeats {
-    /// How often it has been repeated.
+    /// Number of repeats so far.
     count: u16,
-    /// WRITEs from this one on do not matter.
+    /// Number of the first WRITE that does not count.
     until: u64,
-    /// One that does was under way when it was sent.
+    /// Whether a WRITE that counts was in flight when the READ was last sent.
     beside_write: bool,
 }
 
@@ -64,7 +67,7 @@ struct Range {
 }
 
 impl Range {
-    /// Of a READ's or a WRITE's header: `fuse_read_in` and `fuse_write_in` both begin with `fh`, `offset`, `size`.
+    /// Returns the bytes of a READ or WRITE. `fuse_read_in` and `fuse_write_in` both begin with `fh`, `offset`, `size`.
     fn of(head: &[u8]) -> Range {
         let start = u64_at(head, BODY + 8);
         let end = start.saturating_add(u64::from(u32_at(head, BODY + 16)));
@@ -92,7 +95,7 @@ impl Bucket {
         self.transfers.push(Transfer { unique, range, kind: Kind::Read { beside_write } });
     }
 
-    /// Whether one of the first `until` WRITEs is under way there.
+    /// Returns `true` if a WRITE with a number below `until` is in flight in `range`, `false` if none is.
     fn has_write(&self, range: &Range, until: u64) -> bool {
         let mut transfers = self.transfers.iter();
         transfers
@@ -106,7 +109,7 @@ impl Bucket {
 }
 
 impl WriteOrder {
-    /// Notes a request that is about to be sent, by its header and what follows.
+    /// Records a READ or WRITE that is about to be sent; `head` is its header and body. Ignores other requests.
     pub fn begin(&self, head: &[u8]) {
         match request_opcode(head) {
             opcode::WRITE => self.bucket(head).lock().add_write(request_unique(head), Range::of(head)),
@@ -115,7 +118,8 @@ impl WriteOrder {
         }
     }
 
-    /// Notes an answer. Whether the request must be sent again, if the answer is no error.
+    /// Records a reply. Returns `true` if the request is a READ that must be sent again (unless the reply is an error),
+    /// `false` if the reply can go to the kernel.
     pub fn end(&self, head: &[u8], repeats: &mut Repeats) -> bool {
         if !matches!(request_opcode(head), opcode::READ | opcode::WRITE) {
             return false;

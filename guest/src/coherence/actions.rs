@@ -1,26 +1,26 @@
-//! From a record of the host to what the kernel must forget.
+//! Translation of a change record of the host into the cache entries that the kernel must drop.
 
 use super::counters::{ChangeCounters, Key};
 use super::notify::Part;
 use crate::reconnect::inodes::InodeTable;
 use tunnelfs_fuse_abi::changes::{kind, ChangeRecord};
 
-/// What the kernel is to forget; with the kernel's numbers.
+/// What the kernel must drop from its cache. `node` and `parent` are the kernel's nodeids, `host` is the host's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// What a name stands for.
+    /// A name, or a negative entry.
     Name { parent: u64, name: Vec<u8> },
     /// A part of an inode.
     Inode { node: u64, part: Part },
-    /// An inode's data; then the host is told so, with its own number for it.
+    /// An inode's data. The guest then reports to the host that it is dropped.
     DropData { node: u64, host: u64 },
-    /// There is nothing to forget, but the host waits to hear so.
+    /// Nothing: the kernel does not have the inode. The guest still reports it as dropped, as the host waits for that.
     Dropped { host: u64 },
-    /// All.
+    /// The whole cache.
     Everything,
 }
 
-/// Translates one record, and notes what it is about in the counters.
+/// Translates records into actions, and notes their names and inodes in the counters.
 pub struct Recorder<'a> {
     pub counters: &'a ChangeCounters,
     pub inodes: &'a InodeTable,
@@ -28,7 +28,7 @@ pub struct Recorder<'a> {
 }
 
 impl Recorder<'_> {
-    /// `record` has the numbers of this time's host.
+    /// Handles one record, which has the current host's nodeids.
     pub fn record(&mut self, record: &ChangeRecord, name: &[u8], to_name: &[u8]) {
         let node = self.node(record.node);
         match record.kind {
@@ -52,17 +52,17 @@ impl Recorder<'_> {
                 self.actions.push(Action::Everything);
             }
             kind::UNWATCHED => self.unwatched(node),
-            // A file that was closed is what it was before.
+            // Closing a file changes nothing.
             _ => {}
         }
     }
 
-    /// Notes an inode of the host; the kernel's number for it.
+    /// Notes a change of an inode of the host. Returns the kernel's nodeid; `None` if the kernel does not have it.
     fn node(&self, host: u64) -> Option<u64> {
         if host == 0 {
             return None;
         }
-        // Also where the kernel does not have it yet: the reply that brings it may be under way.
+        // Also if the kernel does not have it yet: the reply with the inode may be on its way.
         self.counters.note(Key::host_node(host));
         let node = self.inodes.of_host(host)?;
         self.counters.note(Key::node(node));
@@ -73,7 +73,7 @@ impl Recorder<'_> {
         self.actions.extend(node.map(|node| Action::Inode { node, part }));
     }
 
-    /// A name means something else now: forgets it, what it stood for, and the directory's list.
+    /// Drops a name that stands for another file now, the old file's attributes, and the directory's.
     fn name(&mut self, parent: u64, name: &[u8]) {
         let Some(parent) = self.inodes.of_host(parent).filter(|_| !name.is_empty()) else { return };
         self.counters.note(Key::name(parent, name));
@@ -85,9 +85,10 @@ impl Recorder<'_> {
         self.inode(stood_for, Part::Attributes);
     }
 
+    /// Drops everything about a directory that the host no longer watches.
     fn unwatched(&mut self, directory: Option<u64>) {
         let Some(directory) = directory else { return };
-        // Replies about its names may be under way, whatever these are.
+        // Replies with its names may be on their way, and these names are unknown.
         self.counters.note_everything();
         for (name, node) in self.inodes.children(directory) {
             self.actions.push(Action::Name { parent: directory, name: name.to_vec() });

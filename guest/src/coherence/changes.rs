@@ -1,5 +1,5 @@
-//! The thread that fetches changes from the host: one OP_CHANGES is under way as long as there is a host. It waits as long
-//! as it likes: `mount.timeout` does not count for it.
+//! The thread that fetches changes from the host. It keeps one OP_CHANGES in flight, which the host answers when
+//! something changes. So `mount.timeout` does not apply to it.
 
 use super::actions::Recorder;
 use super::counters::ChangeCounters;
@@ -15,40 +15,42 @@ use std::time::Duration;
 use tunnelfs_fuse_abi::changes::{Records, OP_CHANGES, OP_DROPPED};
 use tunnelfs_ring::Eventfd;
 
-/// The slots of the two requests.
+/// The slots of OP_CHANGES and OP_DROPPED.
 const CHANGES: u32 = 0;
 const DROPPED: u32 = 1;
-/// `unique`: no number that the kernel gives.
+/// `unique` of OP_CHANGES; OP_DROPPED has the next number. The kernel uses neither.
 const UNIQUE: u64 = 1 << 63;
-/// Until the host is asked again that could not be asked now: it still waits for a former guest of the same device.
+/// Pause after the host has refused OP_CHANGES. It refuses while it still waits for a former guest of the same device.
 const AFTER_REFUSAL: Duration = Duration::from_millis(20);
 
-/// What the thread needs.
+/// The state of the thread.
 pub struct ChangeThread {
-    /// A queue of its own, with two slots.
+    /// The queue for changes, with two slots.
     pub transport: Box<dyn Transport>,
     /// The mounted connection.
     pub device: Arc<OwnedFd>,
     pub reconnect: Arc<Reconnect>,
-    /// The place of `transport` there.
+    /// Index of `transport` in `reconnect`.
     pub queue_index: usize,
     pub counters: Arc<ChangeCounters>,
 }
 
-/// Why a host is not asked any more.
+/// Why the thread stops serving a host.
 enum End {
     Unmounted,
     HostGone,
 }
 
-/// What is with the host, or why nothing is.
+/// The requests that the host has, or why it has none.
 #[derive(Default)]
 struct Asked {
+    /// OP_CHANGES is in flight.
     changes: bool,
+    /// OP_DROPPED is in flight.
     dropped: bool,
-    /// The host has no changes to tell.
+    /// The host does not know OP_CHANGES (ENOSYS).
     never: bool,
-    /// It said that it cannot be asked now.
+    /// The host has refused OP_CHANGES for now.
     refused: bool,
 }
 
@@ -56,7 +58,7 @@ impl ChangeThread {
     /// Starts the thread. It ends with the mount.
     ///
     /// # Errors
-    /// The system has no thread or descriptor left.
+    /// If the system has no thread or descriptor left.
     pub fn start(self) -> Result<(), Error> {
         let dispatcher = Dispatcher::new(self.device.clone(), self.counters.clone(), self.reconnect.clone())?;
         tunnelfs_program::thread::spawn("changes", move || self.run(&dispatcher))?;
@@ -75,17 +77,18 @@ impl ChangeThread {
                     dispatcher.forget_everything();
                 }
             }
-            // Nothing of the old host's memory is used from here on.
+            // This thread does not access the old host's memory from here on.
             self.reconnect.handover.detach(self.queue_index);
             let Some(transport) = self.next_host() else { break };
             self.transport = transport;
             self.counters.set_active(true);
-            // The new host has told the kernel nothing: it does not watch what the old one did.
+            // The new host does not watch the files that the old one watched, so no cached state is reliable.
             dispatcher.forget_everything();
         }
         dispatcher.end();
     }
 
+    /// Waits for the next host; `None` if the mount has ended or no host will come.
     fn next_host(&self) -> Option<Box<dyn Transport>> {
         loop {
             match self.reconnect.handover.poll(self.queue_index) {
@@ -97,6 +100,7 @@ impl ChangeThread {
         }
     }
 
+    /// Sleeps until `reconnect` has something (`false`) or the mount has ended (`true`).
     fn unmounted_before_news(&self) -> bool {
         let mut fds = [
             PollFd::new(self.device.as_fd(), PollFlags::empty()),
@@ -106,7 +110,7 @@ impl ChangeThread {
         fds[0].any() == Some(true)
     }
 
-    /// Until the host goes, or the mount.
+    /// Serves until the host dies or the mount ends.
     fn serve(&mut self, dispatcher: &Arc<Dispatcher>) -> Result<End, Error> {
         let mut asked = Asked::default();
         loop {
@@ -116,7 +120,7 @@ impl ChangeThread {
                     continue;
                 }
                 asked.changes = false;
-                // A host may say any number.
+                // The host may send any number, and negating one could overflow.
                 const ENOSYS: i32 = -libc::ENOSYS;
                 match done.error() {
                     0 => self.take(&reply_bytes(&*self.transport, &done), dispatcher),
@@ -127,7 +131,7 @@ impl ChangeThread {
                     _ => asked.refused = true,
                 }
             }
-            // After the last completion: each leaves room for what is to be asked, or said.
+            // After the last completion, as each frees its slot for the next request.
             self.ask(&mut asked, dispatcher)?;
             if let Some(end) = self.wait(&mut asked, dispatcher)? {
                 return Ok(end);
@@ -135,7 +139,7 @@ impl ChangeThread {
         }
     }
 
-    /// Sends what is not with the host.
+    /// Submits OP_CHANGES unless it is in flight, and OP_DROPPED for the files whose data has been dropped.
     fn ask(&mut self, asked: &mut Asked, dispatcher: &Dispatcher) -> Result<(), Error> {
         if !asked.changes && !asked.never && !asked.refused && dispatcher.has_room() {
             let room = self.transport.slot(CHANGES).1 as u32;
@@ -146,7 +150,7 @@ impl ChangeThread {
         }
         let (at, size) = self.transport.slot(DROPPED);
         let nodes: Vec<u8> = dispatcher.take_dropped().into_iter().flat_map(u64::to_ne_bytes).collect();
-        // More than a slot holds would be more files than a host has leases for.
+        // The rest is cut off. A host has no leases for more files than a slot holds.
         let nodes = &nodes[..nodes.len().min(size / 8 * 8)];
         if !nodes.is_empty() {
             // SAFETY: the slot is ours, and that large.
@@ -157,7 +161,7 @@ impl ChangeThread {
         Ok(())
     }
 
-    /// Takes a list of records.
+    /// Handles the records of a reply to OP_CHANGES.
     fn take(&self, reply: &[u8], dispatcher: &Arc<Dispatcher>) {
         let mut actions = Vec::new();
         {
@@ -173,7 +177,8 @@ impl ChangeThread {
         dispatcher.push(actions);
     }
 
-    /// Sleeps until the host has answered, or there is something to tell it.
+    /// Sleeps until the host has replied, or the dispatcher has something for it. Returns `Some` if the host has died
+    /// or the mount has ended.
     fn wait(&mut self, asked: &mut Asked, dispatcher: &Dispatcher) -> Result<Option<End>, Error> {
         let limit = if asked.refused { PollTimeout::try_from(AFTER_REFUSAL) } else { Ok(PollTimeout::NONE) };
         let transport = &mut self.transport;

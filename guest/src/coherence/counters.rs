@@ -1,37 +1,37 @@
-//! When names and inodes changed last, as numbers of one clock: counters by hash, so that their number is fixed. Two that
-//! share a counter cost a question more, nothing else.
+//! The last change of each name and inode, as a time of one logical clock. Names and inodes hash to a fixed number of
+//! counters. If two share a counter, a reply may lose its timeout without need, and the kernel asks once more.
 
 use std::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Counters; a power of two.
+/// Number of counters; a power of two, so that a mask selects one.
 const COUNTERS: usize = 1 << 14;
-/// Between two looks whether a reply has been delivered.
+/// Interval between two checks whether replies have been delivered.
 const LOOK_EVERY: Duration = Duration::from_micros(50);
-/// How long a notification waits for the delivery of replies before it is sent again.
+/// Most time that a notification waits for the delivery of replies before it is sent again.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(1);
 
-/// What a counter is of.
+/// Selects the counter of an inode or a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key(usize);
 
 impl Key {
-    /// An inode by the number that the kernel has.
+    /// An inode, by the kernel's nodeid.
     pub fn node(node: u64) -> Key {
         Key::of(1, node, &[])
     }
 
-    /// An inode by the number that this time's host has.
+    /// An inode, by the current host's nodeid.
     pub fn host_node(node: u64) -> Key {
         Key::of(2, node, &[])
     }
 
-    /// A name in a directory, which has the kernel's number.
+    /// A name in a directory; `parent` is the kernel's nodeid.
     pub fn name(parent: u64, name: &[u8]) -> Key {
         Key::of(3, parent, name)
     }
 
-    /// FNV-1a, and a last step that brings the high bits down.
+    /// Hashes with FNV-1a, and a last step that mixes the high bits into the low ones.
     fn of(kind: u64, number: u64, name: &[u8]) -> Key {
         const PRIME: u64 = 0x0100_0000_01b3;
         let step = |hash: u64, word: u64| (hash ^ word).wrapping_mul(PRIME);
@@ -40,23 +40,25 @@ impl Key {
     }
 }
 
-/// The counters, and which queues have replies under way to the kernel.
+/// The counters, and which queues have replies on their way to the kernel.
 pub struct ChangeCounters {
-    /// The host tells what changes.
+    /// Whether the host reports changes.
     active: AtomicBool,
+    /// The clock: number of changes so far.
     now: AtomicU64,
-    /// When everything changed last.
+    /// Time of the last change that concerns everything.
     everything: AtomicU64,
+    /// By key: time of the last change.
     last: Box<[AtomicU64]>,
-    /// Of each queue: odd while it has a reply that was compared and is not delivered.
+    /// By queue: odd while the queue has a reply that was compared and is not delivered.
     deliveries: Box<[AtomicU64]>,
 }
 
-/// Replies that were on their way to the kernel.
+/// Replies that were on their way to the kernel: their queues, and the value of `deliveries`.
 pub struct UnderWay(Vec<(usize, u64)>);
 
 impl ChangeCounters {
-    /// For so many queues.
+    /// Makes the counters for `queues` queues.
     pub fn new(queues: usize) -> Self {
         let zeros = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
         let (now, everything) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -69,57 +71,58 @@ impl ChangeCounters {
         }
     }
 
-    /// Whether there is a host that tells what changes, as far as is known.
+    /// Returns `false` if the host has said that it reports no changes, otherwise `true`.
     pub fn is_active(&self) -> bool {
         self.active.load(Ordering::Relaxed)
     }
 
-    /// Sets whether there is.
+    /// Sets whether the host reports changes.
     pub fn set_active(&self, active: bool) {
         self.active.store(active, Ordering::Relaxed);
     }
 
-    /// The stamp of a request that is about to be sent.
+    /// Returns the current time, for a request that is about to be sent.
     pub fn stamp(&self) -> u64 {
         self.now.load(Ordering::Acquire)
     }
 
-    /// Something has changed.
+    /// Records a change of an inode or a name.
     pub fn note(&self, key: Key) {
         let now = self.now.fetch_add(1, Ordering::AcqRel) + 1;
         self.last[key.0].fetch_max(now, Ordering::AcqRel);
     }
 
-    /// Everything may have changed.
+    /// Records that everything may have changed.
     pub fn note_everything(&self) {
         let now = self.now.fetch_add(1, Ordering::AcqRel) + 1;
         self.everything.fetch_max(now, Ordering::AcqRel);
     }
 
-    /// Whether anything at all has changed since the stamp.
+    /// Returns `true` if anything has changed since `stamp`, `false` if nothing has.
     pub fn any_since(&self, stamp: u64) -> bool {
         self.now.load(Ordering::Acquire) != stamp
     }
 
-    /// Whether this has changed since the stamp.
+    /// Returns `true` if this inode or name may have changed since `stamp`, `false` if it has not.
     pub fn changed_since(&self, stamp: u64, key: Key) -> bool {
         self.everything.load(Ordering::Acquire) > stamp || self.last[key.0].load(Ordering::Acquire) > stamp
     }
 
-    /// A queue is about to compare a reply.
+    /// Records that a queue is about to compare a reply.
     fn begin(&self, queue: usize) {
         self.deliveries[queue].fetch_add(1, Ordering::Relaxed);
-        // Pairs with the fence in `under_way`: either the reply is compared with what was noted, or the one who noted
-        // it sees that a reply is under way.
+        // Pairs with the fence in `under_way`: either the comparison sees the noted change, or the thread that noted it
+        // sees that a reply is on its way.
         fence(Ordering::SeqCst);
     }
 
-    /// All that it compared has been given to the kernel.
+    /// Records that all replies which the queue compared have reached the kernel.
     fn end(&self, queue: usize) {
         self.deliveries[queue].fetch_add(1, Ordering::Release);
     }
 
-    /// The replies that may have been compared before what was noted last; `None`: there is none.
+    /// Returns the undelivered replies that may have been compared before the last change was noted; `None` if there
+    /// are none.
     pub fn under_way(&self) -> Option<UnderWay> {
         // Pairs with the fence in `begin`.
         fence(Ordering::SeqCst);
@@ -128,7 +131,7 @@ impl ChangeCounters {
         (!odd.is_empty()).then_some(UnderWay(odd))
     }
 
-    /// Waits until those have been delivered.
+    /// Waits until these replies have been delivered, for at most one second.
     pub fn wait_for(&self, replies: &UnderWay) {
         let until = Instant::now() + DELIVERY_LIMIT;
         let same = |(queue, state): &(usize, u64)| self.deliveries[*queue].load(Ordering::Acquire) == *state;
@@ -138,7 +141,7 @@ impl ChangeCounters {
     }
 }
 
-/// One queue's part: which of its replies are on their way to the kernel.
+/// One queue's replies on their way to the kernel.
 pub struct Deliveries {
     pub counters: std::sync::Arc<ChangeCounters>,
     queue: usize,
@@ -150,19 +153,19 @@ impl Deliveries {
         Deliveries { counters, queue, comparing: false }
     }
 
-    /// A reply is about to be compared.
+    /// Records that a reply is about to be compared.
     pub fn begin(&mut self) {
         if !std::mem::replace(&mut self.comparing, true) {
             self.counters.begin(self.queue);
         }
     }
 
-    /// Whether one was compared that may not be with the kernel.
+    /// Returns `true` if a reply was compared and may not have reached the kernel yet.
     pub fn has_any(&self) -> bool {
         self.comparing
     }
 
-    /// All replies so far are with the kernel.
+    /// Records that all replies so far have reached the kernel.
     pub fn end(&mut self) {
         if std::mem::take(&mut self.comparing) {
             self.counters.end(self.queue);

@@ -1,5 +1,5 @@
-//! The threads that write notifications. What is about one directory, or one inode, keeps its order; a notification that
-//! waits for a lock holds up nothing else.
+//! The threads that write notifications. Notifications of one directory, or of one inode, keep their order. A
+//! notification that blocks on a lock delays no others.
 
 use super::actions::Action;
 use super::counters::{ChangeCounters, UnderWay};
@@ -12,19 +12,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tunnelfs_ring::Eventfd;
 
-/// Most threads. So many notifications may wait for locks at a time.
+/// Most threads, and so the most notifications that may block on locks at the same time.
 const MAX_THREADS: usize = 16;
-/// Threads without work that are kept.
+/// Most threads without work; more than these end.
 const MAX_IDLE: usize = 2;
-/// Actions that may wait until no more changes are fetched from the host.
+/// Most actions in the queue, to bound memory. No more changes are fetched from the host then.
 const MAX_WAITING: usize = 16 << 10;
-/// The kernel may be about to learn of an inode: a notification of it is tried again after this time, and then after
-/// twice as long each time.
+/// Pause before the first retry of a notification of an inode that the kernel may be about to learn of. The pause
+/// doubles with each retry.
 const FIRST_RETRY: Duration = Duration::from_millis(1);
-/// How often it is tried again.
+/// Most retries of one notification; their pauses add up to 511 ms.
 const MAX_RETRIES: u32 = 9;
 
-/// Actions with the same key keep their order.
+/// Key of an action. Actions with the same key keep their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Order {
     Directory(u64),
@@ -34,19 +34,20 @@ enum Order {
 
 struct Job {
     action: Action,
-    /// Replies after which it is done once more.
+    /// Replies on their way to the kernel, after which the notification is sent once more.
     replies: Option<Arc<UnderWay>>,
     retries: u32,
 }
 
 #[derive(Default)]
 struct State {
-    /// Those of a key that a thread has now are not there, the key is.
+    /// Jobs by key. The job that a thread runs now is not in its list, but its key is here.
     waiting: HashMap<Order, VecDeque<Job>>,
     /// Keys that a thread may take.
     ready: VecDeque<Order>,
-    /// To be tried again.
+    /// Jobs to retry, and when.
     later: Vec<(Instant, Job)>,
+    /// Number of unfinished actions.
     count: usize,
     idle: usize,
     threads: usize,
@@ -60,15 +61,17 @@ pub struct Dispatcher {
     kernel: Kernel,
     counters: Arc<ChangeCounters>,
     reconnect: Arc<Reconnect>,
-    /// Files whose data has been dropped, by the host's numbers.
+    /// The host's nodeids of files whose data has been dropped, not yet reported.
     dropped: Mutex<Vec<u64>>,
-    /// Signalled when there are such, or when there is room again.
+    /// An eventfd, signalled when `dropped` grows, or when there is room for more actions.
     pub news: OwnedFd,
 }
 
 impl Dispatcher {
+    /// Makes a dispatcher without threads; they start with the first actions.
+    ///
     /// # Errors
-    /// The process has no descriptor left.
+    /// If the process has no descriptor left.
     pub fn new(
         device: Arc<OwnedFd>,
         counters: Arc<ChangeCounters>,
@@ -85,7 +88,7 @@ impl Dispatcher {
         }))
     }
 
-    /// Has them done, by other threads.
+    /// Queues actions for the threads.
     pub fn push(self: &Arc<Self>, actions: Vec<Action>) {
         let replies = self.counters.under_way().map(Arc::new);
         for action in actions {
@@ -97,23 +100,23 @@ impl Dispatcher {
         }
     }
 
-    /// Whether more changes may be fetched.
+    /// Returns `true` if more changes may be fetched from the host.
     pub fn has_room(&self) -> bool {
         self.state.lock().count < MAX_WAITING
     }
 
-    /// The files that have been dropped since the last call.
+    /// Takes the host's nodeids of the files whose data has been dropped since the last call.
     pub fn take_dropped(&self) -> Vec<u64> {
         std::mem::take(&mut self.dropped.lock())
     }
 
-    /// The mount has ended.
+    /// Ends the threads: the mount has ended.
     pub fn end(&self) {
         self.state.lock().ended = true;
         self.more.notify_all();
     }
 
-    /// The kernel's whole cache may be wrong. Names are marked at once.
+    /// Has the kernel drop its whole cache. Names expire at once, or one by one on kernels without INC_EPOCH.
     pub fn forget_everything(self: &Arc<Self>) {
         self.counters.note_everything();
         let replies = self.counters.under_way().map(Arc::new);
@@ -132,7 +135,7 @@ impl Dispatcher {
             self.add(Job { action, replies: replies.clone(), retries: 0 });
         }
         if let Some(replies) = replies {
-            // A look-up that was answered before that is looked up again.
+            // Expire the names of those replies too: they reached the kernel after the first INC_EPOCH.
             self.counters.wait_for(&replies);
             self.kernel.forget_names();
         }
@@ -144,6 +147,7 @@ impl Dispatcher {
         self.enqueue(&mut state, job);
     }
 
+    /// Queues a job under its key, and starts a thread if too few are idle.
     fn enqueue(self: &Arc<Self>, state: &mut State, job: Job) {
         let order = order_of(&job.action);
         state.waiting.entry(order).or_insert_with(|| {
@@ -209,7 +213,7 @@ impl Dispatcher {
         state.threads -= 1;
     }
 
-    /// Enqueues what is to be tried again now.
+    /// Queues the jobs whose retry is due.
     fn take_due(self: &Arc<Self>, state: &mut State) {
         let now = Instant::now();
         while let Some(due) = state.later.iter().position(|(at, _)| *at <= now) {
@@ -218,6 +222,7 @@ impl Dispatcher {
         }
     }
 
+    /// Counts a finished action, and signals `news` if there is room again.
     fn finished(&self, state: &mut State, action: &Action) {
         state.count -= 1;
         if let Action::DropData { host, .. } = action {
@@ -228,20 +233,23 @@ impl Dispatcher {
         }
     }
 
+    /// Reports a file to the host as dropped, through the change thread.
     fn report(&self, host: u64) {
         self.dropped.lock().push(host);
         Eventfd::signal(&self.news);
     }
 
-    /// Whether the kernel is about to learn of what it does not know.
+    /// Returns `true` if the kernel may be about to learn of the inode that it did not have, so that a retry makes
+    /// sense.
     fn may_come(&self, action: &Action) -> bool {
         match action {
             Action::Inode { node, .. } => self.reconnect.tables.read().nodes.is_looked_up(*node),
-            // The host waits, and a name that is not cached is nothing to forget.
+            // No retry for DropData, as the host waits for it, and none for a name that is not cached.
             _ => false,
         }
     }
 
+    /// Sends a notification, and once more after the replies that were on their way.
     fn run(&self, job: &Job) -> Told {
         let told = self.tell(&job.action);
         match &job.replies {

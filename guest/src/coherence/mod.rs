@@ -1,24 +1,24 @@
-//! Keeps the kernel's caches right where names, attributes and data live in them without a time limit: the host tells
-//! what has changed, and the guest tells the kernel.
+//! Keeps the kernel's caches coherent although names, attributes and data have no timeout there: the host reports each
+//! change, and the guest notifies the kernel.
 //!
 //! ```text
-//! changes.rs (thread "changes"): keeps one OP_CHANGES with the host, notes each record in the counters,
+//! changes.rs (thread "changes"): keeps one OP_CHANGES in flight, notes each record in the counters (counters.rs),
 //!      |                         and makes notifications of it (actions.rs)
 //!      v
-//! dispatch.rs (threads "notify"): write them to /dev/fuse (notify.rs), in order for each directory
+//! dispatch.rs (threads "notify"): write the notifications to /dev/fuse (notify.rs), in order for each directory
 //!
-//! channel/guard.rs -- a reply that a change has overtaken --> replies.rs takes its time limits off (counters.rs)
+//! channel/guard.rs -- a reply that a change has overtaken --> replies.rs clears its timeouts (counters.rs)
 //! ```
 //!
-//! **The race.** A reply may leave the host before a change and reach the kernel after the change's notification. So a
-//! request is stamped when it is sent, and a reply is compared with the counters of its names and inodes. A reply that
-//! was compared, but is not with the kernel yet, makes the notification come a second time. The kernel itself protects
-//! what happens after that, with one exception: it drops the notification of an inode that it is about to learn of.
-//! Such a notification is tried again.
+//! **The race.** A reply may leave the host before a change, and reach the kernel after the notification of the change.
+//! So each request gets the time of the counters when it is submitted, and its reply is compared with the counters of
+//! its names and inodes. If a reply was compared before the change was noted, and has not reached the kernel yet, the
+//! notification is sent a second time after it. From there on the kernel keeps its cache right, with one exception: it
+//! drops the notification of an inode that it is about to learn of. The guest sends such a notification again.
 //!
-//! **Who may wait.** INVAL_ENTRY waits for whoever holds the directory's lock, INVAL_INODE with data for a READ under
-//! way. So no thread that answers requests writes notifications, and a host never waits for one, but for a bounded time
-//! for the data of a leased file.
+//! **Blocking.** INVAL_ENTRY blocks while a thread holds the directory's lock; INVAL_INODE with data blocks while a
+//! READ is in flight. So no thread that answers requests writes notifications. A host waits for a notification only if
+//! it drops the data of a leased file, and for a bounded time.
 
 mod actions;
 pub mod changes;

@@ -1,4 +1,4 @@
-//! Notifications to the kernel: messages that nobody asked for (`enum fuse_notify_code` of linux/fuse.h).
+//! Notifications to the kernel: messages without a request (`enum fuse_notify_code` of linux/fuse.h).
 
 use crate::fuse::message::OUT_HEADER;
 use std::io;
@@ -10,25 +10,25 @@ const INVAL_ENTRY: i32 = 3;
 /// Linux 6.16 and later.
 const INC_EPOCH: i32 = 8;
 
-/// How the kernel takes a notification.
+/// Result of a notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told {
-    /// It has done what was asked.
+    /// The kernel has carried it out.
     Done,
-    /// It does not have the inode or the name.
+    /// The kernel does not have the inode or the name, or has failed.
     Unknown,
-    /// It does not know this kind of notification.
+    /// The kernel does not support this kind of notification.
     Unsupported,
     /// The mount has ended.
     Ended,
 }
 
-/// What of an inode is forgotten.
+/// Part of a cached inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
-    /// Its attributes; never waits.
+    /// The attributes. Dropping them never blocks.
     Attributes,
-    /// Its data, too; waits for a READ under way.
+    /// The attributes and the data. Dropping them blocks while a READ is in flight.
     Data,
 }
 
@@ -37,9 +37,9 @@ pub enum Part {
 pub struct Kernel(pub Arc<OwnedFd>);
 
 impl Kernel {
-    /// Forgets an inode's attributes, or its data too.
+    /// Drops an inode's attributes from the kernel's cache, or its data too.
     pub fn forget_inode(&self, node: u64, part: Part) -> Told {
-        // `fuse_notify_inval_inode_out`: a negative offset leaves the data.
+        // `fuse_notify_inval_inode_out`: a negative offset keeps the data.
         let offset = match part {
             Part::Attributes => -1i64,
             Part::Data => 0,
@@ -48,9 +48,10 @@ impl Kernel {
         self.send(INVAL_INODE, &body)
     }
 
-    /// Forgets a name, or that it is missing. Waits for whoever holds the directory's lock.
+    /// Drops a name, or a negative entry, from the kernel's cache. Blocks while another thread holds the directory's
+    /// lock.
     pub fn forget_name(&self, parent: u64, name: &[u8]) -> Told {
-        // `fuse_notify_inval_entry_out`, without flags: FUSE_EXPIRE_ONLY would lose against a look-up under way.
+        // `fuse_notify_inval_entry_out`, without flags: FUSE_EXPIRE_ONLY would lose against a LOOKUP in flight.
         let mut body = parent.to_ne_bytes().to_vec();
         body.extend((name.len() as u32).to_ne_bytes());
         body.extend(0u32.to_ne_bytes());
@@ -59,7 +60,7 @@ impl Kernel {
         self.send(INVAL_ENTRY, &body)
     }
 
-    /// Has all names looked up once more when they are next used.
+    /// Expires all names in the kernel's cache: the kernel looks each up again on its next use.
     pub fn forget_names(&self) -> Told {
         self.send(INC_EPOCH, &[])
     }

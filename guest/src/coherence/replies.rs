@@ -1,24 +1,24 @@
-//! Replies that a change has overtaken: what they say must not stay in the kernel's cache.
+//! Clears the timeouts of replies that a change has overtaken, so that the kernel does not cache their content.
 
 use super::counters::{ChangeCounters, Key};
 use crate::fuse::message::{direntplus_entries, next_name, put_u64, request_opcode, u32_at, u64_at, ENTRY, NODE};
 use tunnelfs_fuse_abi::opcode::*;
 
-/// `fuse_entry_out`: the time limits of the name and of the attributes, then their nanoseconds.
+/// `fuse_entry_out`: offsets of the timeouts of the name and of the attributes, then of their nanoseconds.
 const ENTRY_VALID: usize = 16;
 const ATTR_VALID: usize = 24;
 const ENTRY_NSEC: usize = 32;
 const ATTR_NSEC: usize = 36;
-/// `fuse_attr_out` and `fuse_statx_out`: the time limit, then its nanoseconds.
+/// `fuse_attr_out` and `fuse_statx_out`: offsets of the timeout and of its nanoseconds.
 const LIMIT: usize = 0;
 const LIMIT_NSEC: usize = 8;
-/// `fuse_open_out.open_flags`.
+/// Offset of `fuse_open_out.open_flags`.
 const OPEN_FLAGS: usize = 8;
 /// FOPEN_KEEP_CACHE and FOPEN_CACHE_DIR.
 const KEEP_CACHE: u32 = 1 << 1;
 const CACHE_DIR: u32 = 1 << 3;
 
-/// Whether replies of this opcode put something into the kernel's cache that a change may make wrong.
+/// Returns `true` if the kernel caches something of a reply to this opcode that a change may make stale.
 pub fn is_cached(opcode: u32) -> bool {
     matches!(
         opcode,
@@ -38,8 +38,9 @@ pub fn is_cached(opcode: u32) -> bool {
     )
 }
 
-/// Takes the time limits off what has changed since the request was sent. `head` has the kernel's numbers, `names` are
-/// the request's bytes from its first name on, `reply` has the host's numbers. Returns whether the reply is another now.
+/// Clears the timeouts of the names and inodes in a reply that have changed since `stamp`. `head` has the kernel's
+/// nodeids, `names` are the request's bytes from its first name on, and `reply` has the host's nodeids. Returns `true`
+/// if it has changed the reply, `false` if not.
 pub fn expire(counters: &ChangeCounters, stamp: u64, head: &[u8], names: &[u8], reply: &mut [u8]) -> bool {
     let (opcode, node) = (request_opcode(head), u64_at(head, NODE));
     let changed = |key| counters.changed_since(stamp, key);
@@ -73,7 +74,8 @@ pub fn expire(counters: &ChangeCounters, stamp: u64, head: &[u8], names: &[u8], 
     }
 }
 
-/// A name that has changed takes its attributes along: their number of links is another.
+/// Clears the timeouts of one entry. A changed name clears those of the attributes too, as the link count has changed.
+/// Returns `true` if it has cleared any.
 fn expire_entry(reply: &mut [u8], at: usize, name: bool, node: bool) -> bool {
     if name {
         put_u64(reply, at + ENTRY_VALID, 0);

@@ -1,4 +1,4 @@
-//! `/dev/fuse`, and mounting a connection of it.
+//! `/dev/fuse`, mount(2) and umount(2).
 
 use super::mountinfo;
 use crate::error::Error;
@@ -11,7 +11,7 @@ use std::path::Path;
 
 const DEVICE: &str = "/dev/fuse";
 const NEEDS_ROOT: &str = "mounting needs root (or a user namespace of its own: `unshare -rm`)";
-/// The type in /proc/mounts.
+/// The file system type in /proc/mounts.
 const TYPE: &str = "fuse.tunnelfs";
 /// The kernel's switch for FUSE-over-io_uring.
 const ENABLE_URING: &str = "/sys/module/fuse/parameters/enable_uring";
@@ -27,12 +27,12 @@ mod ioctl {
     );
 }
 
-/// What mount(8) users choose.
+/// Options of mount(8) and mount(2).
 #[derive(Clone, Debug)]
 pub struct MountOptions {
-    /// Other users may enter.
+    /// Whether other users have access.
     pub allow_other: bool,
-    /// The kernel checks modes, owners and ACLs.
+    /// Whether the kernel checks modes, owners and ACLs.
     pub default_permissions: bool,
     /// Read-only, `nosuid` and the like, as mount(2) has them.
     pub flags: MsFlags,
@@ -51,13 +51,13 @@ impl Default for MountOptions {
     }
 }
 
-/// mount(8)'s options, each with what it sets and what it clears. Later ones win over earlier ones.
+/// mount(8)'s options, each with the flags that it sets and clears. Later options override earlier ones.
 const WORDS: &[(&str, MsFlags, MsFlags)] = {
     const NONE: MsFlags = MsFlags::empty();
     const NOT_ATIME: MsFlags = MsFlags::MS_STRICTATIME.union(MsFlags::MS_RELATIME);
     const NOT_STRICT: MsFlags = MsFlags::MS_NOATIME.union(MsFlags::MS_RELATIME);
     const NOT_RELATIVE: MsFlags = MsFlags::MS_NOATIME.union(MsFlags::MS_STRICTATIME);
-    /// Whoever lets others mount trusts nothing on it.
+    /// mount(8): an option that lets other users mount implies these.
     const OWNERS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
     const USERS: MsFlags = OWNERS.union(MsFlags::MS_NOEXEC);
     &[
@@ -88,14 +88,14 @@ const WORDS: &[(&str, MsFlags, MsFlags)] = {
         ("loud", NONE, MsFlags::MS_SILENT),
         ("nosymfollow", NOSYMFOLLOW, NONE),
         ("symfollow", NONE, NOSYMFOLLOW),
-        // Kernels since 5.15 have no mandatory locks, and ignore it; FUSE would refuse the mount.
+        // Kernels since 5.15 have no mandatory locks and ignore these; FUSE would refuse the mount.
         ("mand", NONE, NONE),
         ("nomand", NONE, NONE),
         ("owner", OWNERS, NONE),
         ("group", OWNERS, NONE),
         ("user", USERS, NONE),
         ("users", USERS, NONE),
-        // For mount(8) and systemd; they say nothing to a file system.
+        // For mount(8) and systemd; without effect on a file system.
         ("", NONE, NONE),
         ("defaults", NONE, NONE),
         ("auto", NONE, NONE),
@@ -112,11 +112,11 @@ const WORDS: &[(&str, MsFlags, MsFlags)] = {
 /// MS_NOSYMFOLLOW of `linux/mount.h` (5.10 and later).
 const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
 
-/// What words may start with that are for mount(8), systemd and their like alone.
+/// Prefixes of options that are only for mount(8), systemd and similar programs.
 const NOT_OURS: &[&str] = &["x-", "X-", "comment=", "user=", "uhelper=", "helper="];
 
 impl MountOptions {
-    /// Takes over a word of mount(8)'s `-o`; `false` when it is none.
+    /// Applies one option of mount(8)'s `-o`. Returns `true` if it is one, `false` if it is unknown.
     pub fn mount_option(&mut self, word: &str) -> bool {
         let Some((_, set, cleared)) = WORDS.iter().find(|(name, ..)| *name == word) else {
             return word == "comment" || NOT_OURS.iter().any(|start| word.starts_with(start));
@@ -130,7 +130,7 @@ impl MountOptions {
 /// Opens a new, unconnected FUSE device.
 ///
 /// # Errors
-/// [`Error::Setup`] says how to get the device.
+/// [`Error::Setup`], which says how to get the device.
 pub fn open_device() -> Result<OwnedFd, Error> {
     open(DEVICE, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(|e| {
         let hint = match e {
@@ -141,7 +141,7 @@ pub fn open_device() -> Result<OwnedFd, Error> {
     })
 }
 
-/// A second descriptor of the same connection, with a queue of requests under way of its own.
+/// Opens another descriptor of the same connection. Requests that are read from it must be answered on it.
 ///
 /// # Errors
 /// The system's.
@@ -159,7 +159,7 @@ pub fn clone_device(connected: &OwnedFd, nonblocking: bool) -> Result<OwnedFd, E
 /// Mounts the device's connection on `point`.
 ///
 /// # Errors
-/// [`Error::Setup`] with what to do about it.
+/// [`Error::Setup`], which says what to do.
 pub fn mount_on(device: &OwnedFd, point: &Path, options: &MountOptions) -> Result<(), Error> {
     let told = |e: String| Error::Setup(format!("cannot mount on {}: {e}", point.display()));
     check_point(point).map_err(told)?;
@@ -181,10 +181,10 @@ pub fn mount_on(device: &OwnedFd, point: &Path, options: &MountOptions) -> Resul
     })
 }
 
-/// Gives what is mounted on `point` other flags.
+/// Changes the flags of the mount on `point`.
 ///
 /// # Errors
-/// [`Error::Setup`], also when it is none of ours.
+/// [`Error::Setup`], also if it is not a TunnelFS mount.
 pub fn remount(point: &Path, flags: MsFlags) -> Result<(), Error> {
     let told = |e: String| Error::Setup(format!("cannot remount {}: {e}", point.display()));
     if mountinfo::topmost(point).is_none_or(|m| m.kind != TYPE) {
@@ -206,10 +206,10 @@ fn check_point(point: &Path) -> Result<(), String> {
     }
 }
 
-/// Unmounts; a busy mount is detached and goes when its last user does.
+/// Unmounts. A busy mount is detached, and ends with its last user.
 ///
 /// # Errors
-/// The system's; `EINVAL` when nothing is mounted there.
+/// The system's; `EINVAL` if nothing is mounted there.
 pub fn unmount(point: &Path) -> io::Result<()> {
     match umount2(point, MntFlags::empty()) {
         Err(nix::Error::EBUSY) => {
@@ -220,7 +220,7 @@ pub fn unmount(point: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes the mount out of the tree whoever uses it.
+/// Detaches the mount from the tree, even if it is busy.
 ///
 /// # Errors
 /// The system's.
@@ -228,17 +228,17 @@ pub fn detach(point: &Path) -> io::Result<()> {
     umount2(point, MntFlags::MNT_DETACH).map_err(io::Error::from)
 }
 
-/// Whether the kernel offers FUSE-over-io_uring.
+/// Returns `true` if FUSE-over-io_uring is on in this kernel, `false` if it is off or not supported.
 pub fn uring_enabled() -> bool {
     std::fs::read_to_string(ENABLE_URING).is_ok_and(|on| on.trim() == "Y")
 }
 
-/// Fails all that is under way in the mount on `point`, and all that comes; it stays mounted.
+/// Aborts the connection of the mount on `point`: all pending and later requests fail. It stays mounted.
 ///
 /// # Errors
 /// The system's.
 pub fn abort(point: &Path) -> io::Result<()> {
-    // A forced unmount ends the connection before it fails because somebody, here we, are inside.
+    // A forced unmount aborts the connection, and then fails with EBUSY because of this descriptor.
     let _inside = open(point, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     match umount2(point, MntFlags::MNT_FORCE) {
         Err(nix::Error::EBUSY) => Ok(()),
@@ -246,7 +246,7 @@ pub fn abort(point: &Path) -> io::Result<()> {
     }
 }
 
-/// How FUSE-over-io_uring stands on this kernel, when it is not offered: one line for people.
+/// Says in one line why the kernel does not offer FUSE-over-io_uring, and what to do.
 pub fn uring_hint() -> &'static str {
     match std::fs::read_to_string(ENABLE_URING) {
         Ok(on) if on.trim() == "Y" => "FUSE-over-io_uring is switched on but not offered",

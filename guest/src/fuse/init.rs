@@ -1,37 +1,37 @@
-//! INIT passes through here: each side is told what the other, and the slots
-//! between them, can carry.
+//! INIT filtering. The guest passes INIT between kernel and host, and removes the features that the other side or the
+//! slots do not support.
 
 use super::message::{u32_at, IN_HEADER};
 use tunnelfs_fuse_abi::flags::init::*;
 
-/// What a mount wants of INIT.
+/// A mount's options for INIT.
 #[derive(Clone, Copy, Debug)]
 pub struct InitOptions {
     /// Bytes of a slot: the largest READ or WRITE.
     pub slot_size: u32,
-    /// FUSE-over-io_uring: `None` takes it when the kernel offers it.
+    /// Whether to use FUSE-over-io_uring; `None`: if the kernel offers it.
     pub uring: Option<bool>,
-    /// Cache writes in the kernel.
+    /// Whether the kernel caches writes.
     pub writeback: bool,
-    /// The kernel checks modes and owners.
+    /// Whether the kernel checks modes and owners.
     pub default_permissions: bool,
 }
 
-/// What was agreed on.
+/// Result of INIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InitResult {
-    /// The requests come over io_uring.
+    /// Whether requests come over io_uring.
     pub uring: bool,
     /// Bytes of the largest WRITE.
     pub max_write: u32,
-    /// The host keeps the locks: they are gone when it is, and no other host may take over.
+    /// Whether the host keeps the file locks. They end with the host, so no other host may take over.
     pub shared_locks: bool,
 }
 
-/// FUSE_KERNEL_VERSION, and the first of its minor versions that hosts have spoken over virtio-fs.
+/// FUSE_KERNEL_VERSION, and the lowest minor version of a virtio-fs host.
 const MAJOR: u32 = 7;
 const MIN_MINOR: u32 = 31;
-/// Bytes of `struct fuse_init_in` behind the header, and offsets in it.
+/// Offsets in `struct fuse_init_in`, from the end of the header.
 const IN_FLAGS: usize = 12;
 const IN_FLAGS2: usize = 16;
 /// Bytes of `struct fuse_init_out`, and offsets in it.
@@ -42,22 +42,22 @@ const OUT_MAX_PAGES: usize = 28;
 const OUT_MAP_ALIGNMENT: usize = 30;
 const OUT_FLAGS2: usize = 32;
 
-/// The flags that pass between kernel and host, and why each may. A flag that is not here passes neither way:
-/// what it brings (messages, memory, descriptors) might not be carried.
+/// The flags that pass between kernel and host, and why each may. A flag that is not here passes in neither direction:
+/// it might need messages, memory or descriptors that a transport does not carry.
 ///
-/// Left out for a reason: ATOMIC_O_TRUNC (the kernel would have a running program's file truncated before it
-/// finds out that it must not be, ETXTBSY); MAP_ALIGNMENT and HAS_INODE_DAX (the host's memory in the guest's
-/// files); PASSTHROUGH (descriptors of the guest's own kernel); ABORT_ERROR, HAS_RESEND, REQUEST_TIMEOUT, SPLICE_*
-/// and OVER_IO_URING (between this program and the kernel).
+/// Left out for a reason: ATOMIC_O_TRUNC (the kernel would have a running program's file truncated before its check for
+/// ETXTBSY); MAP_ALIGNMENT and HAS_INODE_DAX (they map the host's memory into the guest's files); PASSTHROUGH
+/// (descriptors of the guest's own kernel); ABORT_ERROR, HAS_RESEND, REQUEST_TIMEOUT, SPLICE_* and OVER_IO_URING
+/// (between this program and the kernel).
 const CARRIED: [(u64, &str); 30] = [
-    // How requests may be sent; their form stays the same.
+    // How the kernel may send requests; their format stays the same.
     (ASYNC_READ, "ASYNC_READ"),
     (ASYNC_DIO, "ASYNC_DIO"),
     (BIG_WRITES, "BIG_WRITES"),
     (MAX_PAGES, "MAX_PAGES"),
     (PARALLEL_DIROPS, "PARALLEL_DIROPS"),
     (INIT_EXT, "INIT_EXT"),
-    // What the kernel keeps, or asks less for.
+    // Data that the kernel caches, or requests that it saves.
     (AUTO_INVAL_DATA, "AUTO_INVAL_DATA"),
     (EXPLICIT_INVAL_DATA, "EXPLICIT_INVAL_DATA"),
     (WRITEBACK_CACHE, "WRITEBACK_CACHE"),
@@ -66,34 +66,35 @@ const CARRIED: [(u64, &str); 30] = [
     (NO_OPENDIR_SUPPORT, "NO_OPENDIR_SUPPORT"),
     (DO_READDIRPLUS, "DO_READDIRPLUS"),
     (READDIRPLUS_AUTO, "READDIRPLUS_AUTO"),
-    // The kernel tells what its notifications can do; nothing changes until one is sent.
+    // The kernel reports which notifications it supports; this changes nothing until one is sent.
     (HAS_EXPIRE_ONLY, "HAS_EXPIRE_ONLY"),
-    // Who checks, and who drops set-user-id bits: flags in fields that hosts get in any case.
+    // Which side checks access and drops set-user-id bits: flags in fields that every host gets.
     (DONT_MASK, "DONT_MASK"),
     (POSIX_ACL, "POSIX_ACL"),
     (HANDLE_KILLPRIV, "HANDLE_KILLPRIV"),
     (HANDLE_KILLPRIV_V2, "HANDLE_KILLPRIV_V2"),
-    // Longer forms of SETXATTR, and extensions behind a request's names: both lie in the slot like any payload.
+    // A longer SETXATTR, and extensions behind a request's names: both are in the slot like any payload.
     (SETXATTR_EXT, "SETXATTR_EXT"),
     (SECURITY_CTX, "SECURITY_CTX"),
     (CREATE_SUPP_GROUP, "CREATE_SUPP_GROUP"),
-    // Whether LOOKUP of "." and ".." finds what a file handle means, or handles are not given out at all.
+    // Whether LOOKUP of "." and ".." resolves NFS file handles, or the mount has no file handles at all.
     (EXPORT_SUPPORT, "EXPORT_SUPPORT"),
     (NO_EXPORT_SUPPORT, "NO_EXPORT_SUPPORT"),
     // A flag in an entry's attributes.
     (SUBMOUNTS, "SUBMOUNTS"),
     // IOCTL on directories.
     (HAS_IOCTL_DIR, "HAS_IOCTL_DIR"),
-    // Shared mappings of files that are not cached: READ and WRITE as ever.
+    // Shared mappings of files without a page cache: only READs and WRITEs.
     (DIRECT_IO_ALLOW_MMAP, "DIRECT_IO_ALLOW_MMAP"),
-    // The caller's ids in a request are the mount's; without `default_permissions` the kernel refuses it.
+    // Requests have the ids as the idmapped mount maps them. Without `default_permissions` the kernel refuses this
+    // flag.
     (ALLOW_IDMAP, "ALLOW_IDMAP"),
-    // Locks that the host keeps. They would be lost with it: see `InitResult::shared_locks`.
+    // Locks that the host keeps. They end with the host: see `InitResult::shared_locks`.
     (POSIX_LOCKS, "POSIX_LOCKS"),
     (FLOCK_LOCKS, "FLOCK_LOCKS"),
 ];
 
-/// The bits of [`CARRIED`] that `wanted` has a use for.
+/// Returns the bits of [`CARRIED`] that a mount with these options uses.
 fn carried(wanted: InitOptions) -> u64 {
     let mut all = CARRIED.iter().fold(0, |all, (bit, _)| all | bit);
     if !wanted.writeback {
@@ -105,7 +106,7 @@ fn carried(wanted: InitOptions) -> u64 {
     all
 }
 
-/// The names of flags, for people.
+/// Names the flags, for a message.
 fn names(flags: u64) -> String {
     let known = CARRIED.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name);
     known.collect::<Vec<_>>().join(", ")
@@ -128,22 +129,21 @@ fn put(body: &mut [u8], at: usize, value: u32) {
     }
 }
 
-/// The flags that the kernel offers in `fuse_init_in`.
+/// Returns the flags that the kernel offers in `fuse_init_in`.
 pub fn offered(body: &[u8]) -> u64 {
     flags(body, IN_FLAGS, IN_FLAGS2)
 }
 
-/// Takes out of the kernel's `fuse_init_in` what the host must not see.
+/// Removes the flags from the kernel's `fuse_init_in` that the host must not see.
 pub fn filter_init_in(body: &mut [u8], wanted: InitOptions) {
     let kept = offered(body) & carried(wanted);
     set_flags(body, IN_FLAGS, IN_FLAGS2, kept);
 }
 
-/// Adapts the host's `fuse_init_out` to the slots and the channel; `offered`
-/// is what the kernel had offered.
+/// Adapts the host's `fuse_init_out` to the slots and the channel. `offered` are the kernel's flags.
 ///
 /// # Errors
-/// What the host answered that cannot be.
+/// If the host's FUSE version is not supported; the text says why.
 pub fn filter_init_out(body: &mut [u8], offered: u64, wanted: InitOptions) -> Result<InitResult, String> {
     let (major, minor) = (u32_at(body, 0), u32_at(body, 4));
     if major != MAJOR || minor < MIN_MINOR || body.len() < OUT_BYTES {
@@ -153,14 +153,14 @@ pub fn filter_init_out(body: &mut [u8], offered: u64, wanted: InitOptions) -> Re
     let max_pages = (wanted.slot_size / page).min(u32::from(u16::MAX)).min(kernel_pages_limit());
     let max_write = u32_at(body, OUT_MAX_WRITE).min(max_pages * page).max(page);
     let uring = wanted.uring.unwrap_or(true) && offered & OVER_IO_URING != 0;
-    // The host chose from what it was shown; the rest is between the kernel and us.
+    // The host chose from the filtered flags; MAX_PAGES, INIT_EXT and OVER_IO_URING are for the guest to decide.
     let mut agreed = flags(body, OUT_FLAGS, OUT_FLAGS2) & offered & carried(wanted);
     agreed |= offered & (MAX_PAGES | INIT_EXT);
     if uring {
         agreed |= OVER_IO_URING;
     }
     set_flags(body, OUT_FLAGS, OUT_FLAGS2, agreed);
-    // What belongs to flags that do not pass: DAX, passthrough, the kernel's own limit of time.
+    // Clear the fields of flags that do not pass: DAX, passthrough, the request timeout.
     body[OUT_MAP_ALIGNMENT..OUT_FLAGS2].fill(0);
     body[OUT_FLAGS2 + 4..].fill(0);
     put(body, OUT_MAX_WRITE, max_write);
@@ -169,7 +169,7 @@ pub fn filter_init_out(body: &mut [u8], offered: u64, wanted: InitOptions) -> Re
     Ok(InitResult { uring, max_write, shared_locks })
 }
 
-/// What was agreed on with one host, for the next one to agree on.
+/// The negotiation with the first host, to which the next host must agree.
 #[derive(Clone, Debug)]
 pub struct InitReplay {
     request: Vec<u8>,
@@ -179,25 +179,25 @@ pub struct InitReplay {
 }
 
 impl InitReplay {
-    /// After a `request` (header and all) as the host saw it, and its `reply`.
+    /// Makes it from the INIT request, with its header, as the host got it, and from the host's reply, without header.
     pub fn new(request: &[u8], reply: &[u8], agreed: InitResult) -> InitReplay {
         let mut request = request.to_vec();
         let body = &mut request[IN_HEADER..];
-        // Nor may the next host do more: the kernel would not know.
+        // Offer the next host no other flags: the kernel would not know that they are on.
         let flags = flags(reply, OUT_FLAGS, OUT_FLAGS2) & offered(body);
         set_flags(body, IN_FLAGS, IN_FLAGS2, flags);
         InitReplay { request, flags, minor: u32_at(reply, 4), max_write: agreed.max_write }
     }
 
-    /// The request for the next host.
+    /// Returns the INIT request for the next host.
     pub fn request(&self) -> &[u8] {
         &self.request
     }
 
-    /// Whether its reply (without header) will do.
+    /// Checks the next host's reply, without header.
     ///
     /// # Errors
-    /// What it lacks.
+    /// The text says which part of the first host's reply it does not offer.
     pub fn check(&self, reply: &[u8]) -> Result<(), String> {
         let (major, minor) = (u32_at(reply, 0), u32_at(reply, 4));
         if major != MAJOR || minor < self.minor || reply.len() < OUT_BYTES {
@@ -214,7 +214,7 @@ impl InitReplay {
     }
 }
 
-/// Pages that the kernel lets one request have (`fs.fuse.max_pages_limit`, kernel 6.13 and later).
+/// Returns the most pages of one request (`fs.fuse.max_pages_limit`, kernel 6.13 and later; 256 before).
 fn kernel_pages_limit() -> u32 {
     let text = std::fs::read_to_string("/proc/sys/fs/fuse/max_pages_limit").unwrap_or_default();
     text.trim().parse().unwrap_or(256)

@@ -1,6 +1,6 @@
-//! FUSE messages: their headers, their names, and where they have the numbers that a host gives out, nodes and handles.
+//! FUSE messages: headers, names, and the offsets of nodeids and handles.
 //!
-//! Source: the structures of `linux/fuse.h`; offsets are from a message's start.
+//! Source: the structures of `linux/fuse.h`. Offsets are in bytes from the start of a message.
 
 use tunnelfs_fuse_abi::opcode::{self, *};
 
@@ -9,8 +9,8 @@ pub const IN_HEADER: usize = 40;
 /// Bytes of `struct fuse_out_header`.
 pub const OUT_HEADER: usize = 16;
 
-/// A request's first bytes: `fuse_in_header` (as the calling user) and `body`;
-/// `payload` more bytes follow elsewhere.
+/// Makes a request's first bytes: `fuse_in_header` with this process's ids, and `body`. `payload` is the number of
+/// bytes that follow in the slot.
 pub fn request(opcode: u32, nodeid: u64, unique: u64, body: &[u8], payload: usize) -> Vec<u8> {
     let mut head = Vec::with_capacity(IN_HEADER + body.len());
     head.extend_from_slice(&((IN_HEADER + body.len() + payload) as u32).to_ne_bytes());
@@ -24,18 +24,18 @@ pub fn request(opcode: u32, nodeid: u64, unique: u64, body: &[u8], payload: usiz
     head
 }
 
-/// A reply's `len` and `error` fields.
+/// Returns the `len` and `error` fields of a `fuse_out_header`.
 pub fn parse_reply_header(head: &[u8]) -> (usize, i32) {
     let word = |at: usize| <[u8; 4]>::try_from(&head[at..at + 4]).expect("four bytes");
     (u32::from_ne_bytes(word(0)) as usize, i32::from_ne_bytes(word(4)))
 }
 
-/// Whether the kernel expects a reply to a request of this opcode.
+/// Returns `true` if the kernel expects a reply to this opcode, `false` for FORGET, BATCH_FORGET and INTERRUPT.
 pub fn has_reply(opcode: u32) -> bool {
     !matches!(opcode, opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT)
 }
 
-/// A field of a request's header: `len`, `opcode`, `unique`.
+/// `fuse_in_header.len`, in bytes.
 pub fn request_len(head: &[u8]) -> usize {
     u32_at(head, 0) as usize
 }
@@ -50,14 +50,15 @@ pub fn request_unique(head: &[u8]) -> u64 {
     u64::from(u32_at(head, 8)) | u64::from(u32_at(head, 12)) << 32
 }
 
-/// Bytes that every reply fits which is no data, list or extended attribute: more than any structure, as much as PATH_MAX.
+/// Most bytes of a reply that is not data, a list or an extended attribute. Larger than any structure, and PATH_MAX for
+/// READLINK.
 const SMALL_REPLY: u32 = 4096;
 
-/// Most bytes that a reply may have behind its header, in a slot of `slot_size` bytes.
+/// Returns the most bytes that a reply may have behind its header, in a slot of `slot_size` bytes.
 ///
-/// Not more than was asked for: stock virtiofsd 1.14 reads as much of a file as there is room. None for a request without
-/// a reply, and little where the reply is a structure: the socket lets only small ones pass one that is under way. An
-/// INTERRUPT must, and so must a killed program's FLUSH.
+/// For a READ that is the requested size: stock virtiofsd 1.14 reads as much of a file as there is room. For a request
+/// without a reply it is 0. It is small for a reply that is a structure: the socket transport lets only small requests
+/// pass while another one is in flight. An INTERRUPT must pass, and so must the FLUSH of a killed program.
 pub fn reply_capacity(head: &[u8], slot_size: usize) -> u32 {
     let slot_size = slot_size as u32;
     match request_opcode(head) {
@@ -71,7 +72,7 @@ pub fn reply_capacity(head: &[u8], slot_size: usize) -> u32 {
     }
 }
 
-/// `fuse_out_header`.
+/// Makes a `fuse_out_header`. `len` includes the header; `error` is 0 or a negative errno.
 pub fn reply_header(len: usize, error: i32, unique: u64) -> [u8; 16] {
     let mut out = [0; 16];
     out[..4].copy_from_slice(&(len as u32).to_ne_bytes());
@@ -80,16 +81,16 @@ pub fn reply_header(len: usize, error: i32, unique: u64) -> [u8; 16] {
     out
 }
 
-/// The `u32` at a byte offset; 0 beyond the end.
+/// Returns the `u32` at a byte offset; 0 if it is not inside `bytes`.
 pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("four bytes")))
 }
 
-/// `fuse_in_header.nodeid`.
+/// Offset of `fuse_in_header.nodeid`.
 pub const NODE: usize = 16;
-/// The first field behind a request's header: a handle, another node, or flags.
+/// Offset of the first field behind a request's header: a handle, another nodeid, or flags.
 pub const BODY: usize = IN_HEADER;
-/// The root's node.
+/// Nodeid of the root.
 pub const ROOT: u64 = 1;
 /// Bytes of `struct fuse_entry_out`.
 pub const ENTRY: usize = 128;
@@ -97,24 +98,24 @@ pub const ENTRY: usize = 128;
 pub const OPENED: usize = 16;
 /// Bytes of `struct fuse_dirent` before the name.
 const DIRENT: usize = 24;
-/// Most bytes of a name.
+/// Most bytes of a name, without the NUL.
 const NAME_MAX: usize = 255;
-/// The bits of a mode that say what a file is.
+/// The file type bits of a mode.
 pub const TYPE: u32 = libc::S_IFMT;
 
-/// The `u64` at a byte offset; 0 beyond the end.
+/// Returns the `u64` at a byte offset; 0 if it is not inside `bytes`.
 pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).map_or(0, |b| u64::from_ne_bytes(b.try_into().expect("eight bytes")))
 }
 
-/// Writes a `u64` where there is room for it.
+/// Writes a `u64` at a byte offset; does nothing if it is not inside `bytes`.
 pub fn put_u64(bytes: &mut [u8], at: usize, value: u64) {
     if let Some(place) = bytes.get_mut(at..at + 8) {
         place.copy_from_slice(&value.to_ne_bytes());
     }
 }
 
-/// Where a request names a node beside its header's.
+/// Returns the offset of a request's second nodeid; `None` if it has only the one in its header.
 pub fn other_node(opcode: u32) -> Option<usize> {
     match opcode {
         LINK | RENAME | RENAME2 => Some(BODY),
@@ -123,7 +124,7 @@ pub fn other_node(opcode: u32) -> Option<usize> {
     }
 }
 
-/// Where a request has handles, each with the place of its node.
+/// Returns the offsets of a request's handles, each with the offset of its nodeid.
 pub fn handles(opcode: u32, head: &[u8]) -> &'static [(usize, usize)] {
     const FIRST: &[(usize, usize)] = &[(BODY, NODE)];
     const THIRD: &[(usize, usize)] = &[(BODY + 8, NODE)];
@@ -138,7 +139,7 @@ pub fn handles(opcode: u32, head: &[u8]) -> &'static [(usize, usize)] {
     }
 }
 
-/// Bytes between a request's header and its names.
+/// Number of bytes between a request's header and its first name.
 pub fn fixed_body_len(opcode: u32) -> usize {
     match opcode {
         MKNOD | CREATE | TMPFILE | RENAME2 => 16,
@@ -147,41 +148,42 @@ pub fn fixed_body_len(opcode: u32) -> usize {
     }
 }
 
-/// A name as a request has it, ended by a NUL, and what follows.
+/// Splits a request's names: returns the first one, which ends with a NUL, and the bytes behind it. `None` if it is not
+/// a valid name.
 pub fn next_name(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.iter().position(|&b| b == 0)?;
     Some((&bytes[..end], &bytes[end + 1..])).filter(|(name, _)| is_valid_name(name))
 }
 
-/// Whether it names an entry of a directory.
+/// Returns `true` for a name that a directory entry may have: not empty, not too long, without `/`, not `.` or `..`.
 pub fn is_valid_name(name: &[u8]) -> bool {
     (1..=NAME_MAX).contains(&name.len()) && !name.contains(&b'/') && !matches!(name, b"." | b"..")
 }
 
-/// What `fuse_entry_out` says.
+/// The fields of a `fuse_entry_out` that the guest uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The host's number.
+    /// The host's nodeid.
     pub node: u64,
-    /// Which file it is.
+    /// The file's identity.
     pub identity: Identity,
     /// `fuse_attr.nlink`.
     pub links: u32,
 }
 
-/// What tells one file of a host from another, whatever its number.
+/// Identity of a file, which does not depend on the nodeid that a host gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// `fuse_attr.ino`.
     pub ino: u64,
-    /// The type's bits of its mode.
+    /// The file type bits of its mode.
     pub kind: u32,
-    /// Of a device.
+    /// The device number of a device node; otherwise 0.
     pub rdev: u32,
 }
 
 impl Identity {
-    /// Of a `struct fuse_attr`.
+    /// Reads the identity from a `struct fuse_attr`.
     pub fn of(attr: &[u8]) -> Identity {
         let kind = u32_at(attr, 60) & TYPE;
         let is_device = matches!(kind, libc::S_IFCHR | libc::S_IFBLK);
@@ -190,7 +192,7 @@ impl Identity {
 }
 
 impl Entry {
-    /// Reads one; `None` where the bytes are none, or say that there is no such name.
+    /// Reads a `struct fuse_entry_out`; `None` if the bytes are too few, or if it is a negative entry (nodeid 0).
     pub fn read(bytes: &[u8]) -> Option<Entry> {
         let attr = bytes.get(40..ENTRY)?;
         let node = u64_at(bytes, 0);
@@ -198,7 +200,8 @@ impl Entry {
     }
 }
 
-/// The entries of a READDIRPLUS reply that bring a node: where each starts, what it is, and its name.
+/// Returns the entries of a READDIRPLUS reply that have a nodeid and a valid name: for each its offset, its fields and
+/// its name.
 pub fn direntplus_entries(reply: &[u8]) -> Vec<(usize, Entry, &[u8])> {
     let (mut found, mut at) = (Vec::new(), 0);
     while let Some(rest) = reply.get(at..).filter(|rest| rest.len() >= ENTRY + DIRENT) {

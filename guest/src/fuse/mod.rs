@@ -1,4 +1,4 @@
-//! The FUSE protocol as far as a mount must know it, and the FUSE device.
+//! The part of the FUSE protocol that a mount needs, and the FUSE device.
 //!
 //! Source of every number: the kernel's `include/uapi/linux/fuse.h`, 7.42 and later.
 

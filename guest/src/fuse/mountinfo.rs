@@ -1,23 +1,23 @@
-//! What the kernel says about mounts. Asking a file system itself could hang.
+//! Mounts, from /proc/self/mountinfo. A system call on a file system itself could block.
 
 use std::path::{Path, PathBuf};
 
 /// A mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
-    /// The minor number of its device: for FUSE, its directory in /sys/fs/fuse/connections.
+    /// The minor number of its device; for FUSE, the name of its directory in /sys/fs/fuse/connections.
     pub minor: u32,
     /// Its type, for example `fuse.tunnelfs`.
     pub kind: String,
 }
 
-/// The topmost file system that is mounted on `point` itself.
+/// Returns the topmost file system that is mounted on `point` itself; `None` if there is none.
 pub fn topmost(point: &Path) -> Option<Mounted> {
     find(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, &resolve(point)?)
 }
 
-/// The path without symbolic links. The mount point itself is not asked for its
-/// attributes, only for a link's target, which a directory answers without its file system.
+/// Returns the path without symbolic links. Does not ask for the attributes of the mount point itself, only for its
+/// link target. For a directory the kernel answers that without the file system.
 fn resolve(point: &Path) -> Option<PathBuf> {
     match (point.parent(), point.file_name()) {
         (Some(parent), Some(name)) if point.read_link().is_err() => Some(parent.canonicalize().ok()?.join(name)),
@@ -25,9 +25,9 @@ fn resolve(point: &Path) -> Option<PathBuf> {
     }
 }
 
-/// Looks in the text of proc_pid_mountinfo(5): `36 35 0:45 / /mnt/point rw - fuse.tunnelfs ...`.
+/// Finds a mount in the text of proc_pid_mountinfo(5): `36 35 0:45 / /mnt/point rw - fuse.tunnelfs ...`.
 fn find(mountinfo: &str, point: &Path) -> Option<Mounted> {
-    // Of several mounts the last one counts.
+    // Of several mounts on one point the last one is the topmost.
     mountinfo.lines().rev().find_map(|line| {
         let (place, kind) = line.split_once(" - ")?;
         let fields: Vec<_> = place.split(' ').collect();
@@ -39,7 +39,7 @@ fn find(mountinfo: &str, point: &Path) -> Option<Mounted> {
     })
 }
 
-/// Blanks and the like stand there as `\040`.
+/// Decodes the octal escapes of blanks and other characters, such as `\040`.
 fn unescape(text: &str) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
     let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());

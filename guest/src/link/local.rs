@@ -1,4 +1,4 @@
-//! The local link: a vhost-user front end on a UNIX socket that brings the memory.
+//! The local link: a vhost-user front end on a UNIX socket. It allocates the memory and shares it with the host.
 
 use super::memory::{geometries, QueueMemory, RegionAllocator};
 use super::Link;
@@ -26,16 +26,16 @@ const TAG_BYTES: usize = 36;
 /// Most virtqueues of a vhost-user device (`VHOST_USER_MAX_VRINGS`).
 const MAX_VIRTQUEUES: u64 = 1 << 15;
 
-/// What a connection has in common with the next one: the kernel knows the slots.
+/// The memory of a connection. The next connection gets it too, as the kernel has the addresses of the slots.
 pub struct Memory {
     region: Region,
     queues: Vec<QueueMemory>,
-    /// The last one is for changes.
+    /// Whether the last queue is for changes.
     changes: bool,
 }
 
 struct Local {
-    /// The connection; the host lets go of everything when it is closed.
+    /// The vhost-user connection. When it is closed the host unmaps the memory and closes the eventfds.
     connection: UnixStream,
     memory: Arc<Memory>,
     bells: Vec<OwnedFd>,
@@ -85,7 +85,7 @@ impl Memory {
         Ok(Arc::new(Memory { region, queues, changes }))
     }
 
-    /// Whether the last virtqueue is for changes.
+    /// Returns `true` if the last virtqueue is for changes, `false` if there is none for changes.
     pub(crate) fn has_changes(&self) -> bool {
         self.changes
     }
@@ -94,13 +94,17 @@ impl Memory {
         self.queues.len() - 1 - usize::from(self.changes)
     }
 
-    /// How many virtqueues it has.
+    /// Number of virtqueues.
     pub(crate) fn count(&self) -> usize {
         self.queues.len()
     }
 }
 
-/// Connects, with the memory of a connection that has gone, if there was one; the link and its memory.
+/// Connects to a host and starts its virtqueues. `retained` is the memory of an earlier connection; `None`: new memory.
+/// Returns the link and its memory.
+///
+/// # Errors
+/// [`Error::Connect`], or [`Error::Refused`] if the host has fewer queues than the earlier one.
 pub(crate) fn open(
     config: &GuestConfig,
     retained: Option<Arc<Memory>>,
@@ -114,7 +118,7 @@ pub(crate) fn open(
     };
     let (features, offered, virtqueues) = negotiate(&mut front).map_err(refused)?;
     let count = config.queues.min(offered);
-    // The control queue, the request queues, and one more.
+    // More virtqueues than the hiprio queue and the request queues.
     let changes = virtqueues > count + 1;
     let memory = match retained {
         None => Memory::new(config, count, changes)?,
@@ -125,7 +129,7 @@ pub(crate) fn open(
             return Err(Error::Refused(format!("it has {count} request queues, not {}", retained.request_queues())));
         }
         Some(retained) => {
-            // SAFETY: mapped, and whoever resumes has seen that no transport uses it any more.
+            // SAFETY: mapped, and the caller has waited until no transport uses it any more.
             retained.queues.iter().for_each(|queue| unsafe { queue.clear() });
             retained
         }
@@ -140,7 +144,8 @@ pub(crate) fn open(
     Ok((Arc::new(link), memory))
 }
 
-/// Agrees on features; these, how many request queues the host has, and how many virtqueues if it tells.
+/// Negotiates the features. Returns them, the host's number of request queues (at least 1), and its number of
+/// virtqueues (0 if the host does not report it).
 fn negotiate(front: &mut Frontend) -> vhost::Result<(u64, usize, usize)> {
     front.set_owner()?;
     let wanted = VERSION_1 | EVENT_IDX | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -152,17 +157,18 @@ fn negotiate(front: &mut Frontend) -> vhost::Result<(u64, usize, usize)> {
     if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
         front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
-    // A stock virtiofsd without --tag has no config space, and does not say how many queues it has.
+    // A stock virtiofsd without --tag has no config space, and so reports no number of request queues.
     let told = if protocol.contains(VhostUserProtocolFeatures::CONFIG) { request_queues(front)? } else { 1 };
     let (mut count, mut virtqueues) = (u64::from(told), 0);
     if protocol.contains(VhostUserProtocolFeatures::MQ) {
-        // The control queue is one of them.
+        // One of them is the hiprio queue.
         virtqueues = front.get_queue_num()?;
         count = count.min(virtqueues.saturating_sub(1));
     }
     Ok((features, count.max(1) as usize, virtqueues as usize))
 }
 
+/// Reads the number of request queues from the config space; 1 if it is too short.
 fn request_queues(front: &mut Frontend) -> vhost::Result<u32> {
     let flags = VhostUserConfigFlags::empty();
     let (_, config) = front.get_config(0, CONFIG_BYTES as u32, flags, &[0; CONFIG_BYTES])?;
@@ -170,7 +176,7 @@ fn request_queues(front: &mut Frontend) -> vhost::Result<u32> {
     Ok(number.map_or(1, u32::from_le_bytes))
 }
 
-/// The region at our own addresses: the guest's "physical" ones are these too.
+/// Describes the region. Guest-physical addresses are this process's virtual addresses.
 fn table_entry(region: &Region) -> VhostUserMemoryRegionInfo {
     let address = region.as_ptr() as u64;
     VhostUserMemoryRegionInfo {
@@ -207,14 +213,14 @@ fn start_queue(
     front.set_vring_enable(index, true)
 }
 
-/// Neither side can make a write to one of them, or a read from it, wait.
+/// Makes non-blocking eventfds, so that the host cannot block a write or read of this side.
 fn eventfds(count: usize) -> Result<Vec<OwnedFd>, Error> {
     (0..count).map(|_| Ok(Eventfd::new()?)).collect()
 }
 
-/// A copy of an eventfd in the form that goes into a message.
+/// Duplicates an eventfd, in the type that the vhost crate wants.
 fn lend(fd: &OwnedFd) -> std::io::Result<EventFd> {
     let copy = fd.try_clone()?.into_raw_fd();
-    // SAFETY: an open eventfd, which nobody else owns.
+    // SAFETY: an open eventfd, which no other object owns.
     Ok(unsafe { EventFd::from_raw_fd(copy) })
 }

@@ -1,41 +1,42 @@
-//! How a link's memory is divided among its queues.
+//! Layout of a link's memory: the parts of each queue.
 
 use crate::config::GuestConfig;
 use crate::error::Error;
 use crate::split_queue::memory_bytes;
 use tunnelfs_ring::{Geometry, PAGE};
 
-/// Most entries of a virtqueue that are asked for.
+/// Most entries of a virtqueue.
 const MAX_SIZE: u32 = 1024;
-/// Bytes for the set-up of a connection that takes over another one's slots, with all that lies in them.
+/// Bytes of the buffer for a set-up that must not overwrite the slots: after a reconnect they hold requests that are
+/// still to be sent.
 pub const SETUP_BUFFER: usize = PAGE;
 
-/// Where the parts of one queue lie.
+/// The parts of one queue.
 #[derive(Debug)]
 pub struct QueueMemory {
-    /// The queue's sizes.
+    /// Number and size of the slots, and entries of the ring.
     pub geometry: Geometry,
-    /// Entries of the virtqueue.
+    /// Number of entries of the virtqueue.
     pub size: u16,
-    /// The virtqueue itself, and its headers.
+    /// The virtqueue, with its headers behind it.
     pub virtqueue: *mut u8,
-    /// The control part of its ring.
+    /// The ring without its slots.
     pub control: *mut u8,
-    /// [`SETUP_BUFFER`] bytes.
+    /// The set-up buffer, [`SETUP_BUFFER`] bytes.
     pub scratch: *mut u8,
     slots: Vec<*mut u8>,
 }
 
-// SAFETY: the pointers are only handed out as such.
+// SAFETY: the pointers are only passed on; `clear`, which writes through them, is unsafe.
 unsafe impl Send for QueueMemory {}
 // SAFETY: as above.
 unsafe impl Sync for QueueMemory {}
 
 impl QueueMemory {
-    /// Takes what a queue needs off `memory`; its virtqueue has at most `max_size` entries.
+    /// Allocates the parts of a queue from `memory`. Its virtqueue has at most `max_size` entries.
     ///
     /// # Errors
-    /// [`Error::Setup`] when the memory is in too many pieces.
+    /// [`Error::Setup`] if the memory is too fragmented.
     pub fn new(memory: &mut RegionAllocator<'_>, geometry: Geometry, max_size: u16) -> Result<Self, Error> {
         let size = virtqueue_size(geometry).min(max_size);
         Ok(QueueMemory {
@@ -48,46 +49,46 @@ impl QueueMemory {
         })
     }
 
-    /// Makes the queue new for another host. The slots stay as they are.
+    /// Zeroes the virtqueue and the ring for another host. Leaves the slots as they are.
     ///
     /// # Safety
-    /// The memory must be mapped, and nobody on this side use the virtqueue or the ring.
+    /// The memory must be mapped, and this side must not use the virtqueue or the ring.
     pub unsafe fn clear(&self) {
-        // SAFETY: they are that long, by `new`; by this function's contract the bytes are there, and ours.
+        // SAFETY: the parts have these lengths, by `new`; by this function's contract they are mapped and not in use.
         unsafe {
             self.virtqueue.write_bytes(0, memory_bytes(self.size));
             self.control.write_bytes(0, self.geometry.control_bytes());
         }
     }
 
-    /// A slot's memory and its bytes.
+    /// Returns a slot's memory and its size in bytes.
     pub fn slot(&self, slot: u32) -> (*mut u8, usize) {
         (self.slots[slot as usize], self.geometry.slot_size as usize)
     }
 }
 
-/// Four descriptors a slot.
+/// Returns the number of entries of a queue's virtqueue: four descriptors per slot.
 fn virtqueue_size(geometry: Geometry) -> u16 {
     (geometry.slots * 4).next_power_of_two().clamp(4, MAX_SIZE) as u16
 }
 
-/// Hands out memory in order. No part crosses from one piece (as the device sees it) into the next.
+/// Allocates memory in ascending order. No part crosses from one segment (contiguous for the device) into the next.
 pub struct RegionAllocator<'a> {
     base: *mut u8,
     at: usize,
-    /// The end of the piece that an offset lies in; `None` behind the last one.
+    /// Returns the end of the segment at an offset; `None` behind the last segment.
     segment_end: &'a dyn Fn(usize) -> Option<usize>,
 }
 
 impl<'a> RegionAllocator<'a> {
-    /// From `base` on, which must be page-aligned.
+    /// Starts at `base`, which must be page-aligned.
     pub fn new(base: *mut u8, segment_end: &'a dyn Fn(usize) -> Option<usize>) -> Self {
         RegionAllocator { base, at: 0, segment_end }
     }
 
-    /// Bytes that queues need where pieces end at multiples of `piece` at the soonest.
+    /// Number of bytes that queues need if segments end only at multiples of `piece` bytes.
     pub fn measure(geometries: &[Geometry], piece: usize) -> usize {
-        // What is longer than a piece is hoped for in pieces that follow each other.
+        // A part longer than `piece` may get contiguous pieces: reserve these.
         let end = |at: usize| Some((at + 1).next_multiple_of(piece));
         let mut carver = RegionAllocator::new(std::ptr::null_mut(), &end);
         for &g in geometries {
@@ -102,6 +103,7 @@ impl<'a> RegionAllocator<'a> {
         carver.at
     }
 
+    /// Allocates whole pages for `bytes`.
     fn take(&mut self, bytes: usize) -> Result<*mut u8, Error> {
         let bytes = bytes.next_multiple_of(PAGE);
         loop {
@@ -118,21 +120,21 @@ impl<'a> RegionAllocator<'a> {
     }
 }
 
-/// Bytes for a list of changes: about a thousand.
+/// Most bytes of a slot for a list of changes: room for about a thousand.
 const CHANGES_SLOT: u32 = 64 << 10;
 
-/// The control queue has few small messages; but a slot must take the largest
-/// request, for the kernel reads none into less.
+/// Geometry of the hiprio queue. It carries few small messages, but the kernel requires a buffer for the largest
+/// request.
 pub(crate) fn hiprio_geometry(of: Geometry) -> Geometry {
     Geometry { entries: 4, slots: 2, slot_size: of.slot_size }
 }
 
-/// A list of changes at a time, and the answers to it.
+/// Geometry of the queue for changes: a slot for OP_CHANGES and one for OP_DROPPED.
 pub(crate) fn changes_geometry(of: Geometry) -> Geometry {
     Geometry { entries: 4, slots: 2, slot_size: of.slot_size.min(CHANGES_SLOT) }
 }
 
-/// The geometry of every virtqueue of a connection; `changes`: with one for changes, at the end.
+/// Returns the geometry of each virtqueue of a connection. `changes` adds one for changes at the end.
 pub(super) fn geometries(config: &GuestConfig, request_queues: usize, changes: bool) -> Vec<Geometry> {
     let mut all = vec![config.geometry; request_queues + 1];
     all[0] = hiprio_geometry(config.geometry);

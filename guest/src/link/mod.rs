@@ -1,4 +1,4 @@
-//! Ways to reach a host, and what every one of them gives the transports.
+//! Links: the ways to reach a host, and the trait by which the transports use them.
 
 pub(crate) mod local;
 pub mod memory;
@@ -7,34 +7,34 @@ pub(crate) mod pci;
 use memory::QueueMemory;
 use std::os::fd::BorrowedFd;
 
-/// What all queues of one connection share; keeps it open. Virtqueue 0 is the
-/// high-priority one, here called control queue; then come the request queues.
+/// A connection to a host, which all its queues share. It stays open as long as this lives. Virtqueue 0 is the hiprio
+/// queue; the request queues follow, and then the queue for changes, if there is one.
 pub trait Link: Send + Sync {
-    /// Where a virtqueue's parts lie.
+    /// Returns the memory of a virtqueue.
     fn memory(&self, virtqueue: usize) -> &QueueMemory;
 
-    /// The device's address of memory of this link; `None` where the bytes are not in one piece for it.
+    /// Returns the device's address of memory of this link; `None` if the bytes are not contiguous for the device.
     fn address(&self, at: *const u8, bytes: usize) -> Option<u64>;
 
-    /// Tells the host that a queue has something for it.
+    /// Kicks the host: a virtqueue or its ring has a request.
     ///
     /// # Errors
     /// The system's.
     fn kick(&self, virtqueue: usize) -> std::io::Result<()>;
 
-    /// Becomes readable when the host has something for a queue.
+    /// Returns the eventfd that the host signals for a queue's completions.
     fn call_fd(&self, virtqueue: usize) -> BorrowedFd<'_>;
 
-    /// Whether somebody waits for a queue's bell now. To be said before the
-    /// last look for work, with a full fence between.
+    /// Sets whether a thread sleeps on a queue's call eventfd. The thread must call this before its last check for
+    /// completions, with a full fence between.
     fn set_waiting(&self, _virtqueue: usize, _asleep: bool) {}
 
-    /// Hangs up when the host goes.
+    /// Returns the descriptor that hangs up when the host dies.
     fn hangup_fd(&self) -> BorrowedFd<'_>;
 
-    /// Whether both sides name the events that they want (`VIRTIO_RING_F_EVENT_IDX`).
+    /// Returns `true` if both sides use `VIRTIO_RING_F_EVENT_IDX`, `false` if they use the ring flags.
     fn event_idx(&self) -> bool;
 
-    /// Whether the host can see on which CPU a thread of the guest runs.
+    /// Returns `true` if the host runs on the same CPUs with the same numbers, `false` for a VM's vCPUs.
     fn shares_cpus(&self) -> bool;
 }

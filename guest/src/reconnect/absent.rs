@@ -1,11 +1,12 @@
-//! What stands for a host while there is none.
+//! The transport of a queue that has no host.
 
 use crate::error::Error;
 use crate::transport::{Completion, Transport};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tunnelfs_ring::Counters;
 
-/// Takes no request and gives no answer; its descriptor is readable when there is a host, or will be none.
+/// A transport that accepts no request and returns no completion. Its descriptors are readable when there is a new
+/// host, or when no host will come.
 pub struct Absent {
     name: &'static str,
     slots: Vec<(*mut u8, usize)>,
@@ -14,15 +15,15 @@ pub struct Absent {
     news: OwnedFd,
 }
 
-// SAFETY: the pointers are only handed out as such.
+// SAFETY: the pointers are only passed on, never dereferenced here.
 unsafe impl Send for Absent {}
 
 impl Absent {
-    /// In place of a transport whose host has gone. Its slots must stay mapped as long as this lives. `news`: where the
-    /// next host is told of.
+    /// Replaces the transport to a dead host. Its slots must stay mapped as long as this lives. `news` is the eventfd
+    /// of `Reconnect`.
     ///
     /// # Errors
-    /// When the process has no descriptor left.
+    /// If the process has no descriptor left.
     pub fn of(gone: &dyn Transport, news: BorrowedFd<'_>) -> std::io::Result<Self> {
         let slots = (0..gone.slots()).map(|slot| gone.slot(slot)).collect();
         let news = news.try_clone_to_owned()?;
@@ -62,7 +63,7 @@ impl Transport for Absent {
     fn awake(&mut self) {}
 
     fn silence(&self) {
-        // It is every queue's.
+        // All queues share this eventfd; only `Reconnect` resets it.
     }
 
     fn fd(&self) -> BorrowedFd<'_> {

@@ -1,16 +1,16 @@
-//! One queue's cache of translated handles: after a reconnect most READs and WRITEs find the host's numbers here,
-//! without the tables' lock and without hashing.
+//! One queue's cache of translated handles. After a reconnect most READs and WRITEs find the host's numbers here,
+//! without the lock of the tables and without their hashing.
 //!
-//! An entry counts for one host only. While that host lives it stays right: the kernel holds a node while it has a
-//! handle of it open, and a handle's number is not given out again (`Tables::opened`).
+//! An entry is valid for one host only, and as long as that host lives: the kernel holds an inode while it has a handle
+//! of it open, and a handle's number is not reused (`Translator::opened`).
 
 use crate::fuse::message::{put_u64, request_opcode, u64_at, BODY, NODE};
 use tunnelfs_fuse_abi::opcode::{READ, RELEASE, WRITE};
 
-/// Direct-mapped; 8 KiB a queue.
+/// Number of entries, direct-mapped; 8 KiB per queue.
 const ENTRIES: usize = 256;
 
-/// What the kernel and the host call one handle.
+/// The kernel's and the host's numbers of one open handle.
 #[derive(Clone, Copy, Default)]
 struct Entry {
     node: u64,
@@ -21,7 +21,7 @@ struct Entry {
 
 /// The cache.
 pub struct HandleCache {
-    /// The host that the entries are of.
+    /// Id of the host that the entries belong to.
     time: u64,
     entries: Box<[Entry; ENTRIES]>,
 }
@@ -32,25 +32,26 @@ impl Default for HandleCache {
     }
 }
 
-/// Whether a request is of the kind that is cached: its node and its first handle are all its numbers.
+/// Returns `true` for a READ or WRITE: these have no numbers but one nodeid and one handle.
 fn is_cached(head: &[u8]) -> bool {
     matches!(request_opcode(head), READ | WRITE)
 }
 
 fn index(node: u64, handle: u64) -> usize {
-    // Fibonacci hashing: the product's upper bits.
+    // Fibonacci hashing: the upper bits of the product.
     ((node ^ handle.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize % ENTRIES
 }
 
 impl HandleCache {
-    /// Puts the numbers of the host of `time` into a READ or WRITE; `false`: they are not known here.
+    /// Replaces the numbers in a READ or WRITE with those of the host `time`. Returns `false`, and changes nothing, if
+    /// they are not cached or it is another request.
     pub fn translate(&self, time: u64, head: &mut [u8]) -> bool {
         if time != self.time || !is_cached(head) {
             return false;
         }
         let (node, handle) = (u64_at(head, NODE), u64_at(head, BODY));
         let entry = &self.entries[index(node, handle)];
-        // No node has the number 0: an empty entry is of none.
+        // No inode has the nodeid 0, so an empty entry never matches.
         let known = node != 0 && (entry.node, entry.handle) == (node, handle);
         if known {
             put_u64(head, NODE, entry.host_node);
@@ -59,7 +60,7 @@ impl HandleCache {
         known
     }
 
-    /// Notes how `before`, as the kernel has it, was translated for the host of `time`.
+    /// Caches the numbers of a READ or WRITE: `before` has the kernel's, `after` those of the host `time`.
     pub fn note(&mut self, time: u64, before: &[u8], after: &[u8]) {
         if !is_cached(before) {
             return;
@@ -73,7 +74,7 @@ impl HandleCache {
         self.entries[index(node, handle)] = Entry { node, handle, host_node, host_handle };
     }
 
-    /// Takes out the handle that a RELEASE closes.
+    /// Removes the handle that a RELEASE closes.
     pub fn release(&mut self, head: &[u8]) {
         if request_opcode(head) == RELEASE {
             self.entries[index(u64_at(head, NODE), u64_at(head, BODY))] = Entry::default();

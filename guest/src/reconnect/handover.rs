@@ -1,41 +1,44 @@
-//! Which queue has let go of which host, and what it goes on with. Only flags and a lock, so that loom can model it: the
-//! module is compiled once more in its test, with loom's types.
+//! Handover of the queues from one host to the next: which queue has detached, and its next transport. The module has
+//! only flags and a lock, so that loom can model it. Its test compiles it once more, with loom's types.
 //!
-//! The next host gets the memory of the one before. Nobody may touch it between `all_detached` and `host_ready` but the thread
-//! that brings the next host; so a queue's thread has detached by then, or is idle: it waits for the kernel alone.
+//! The next host gets the memory of the last one. Between `all_detached` and `host_ready` only the thread that connects
+//! to the next host may access it. So each queue's thread has detached by then, or is idle: it waits for the kernel
+//! alone.
 
 use super::sync::{fence, AtomicBool, AtomicU64, Mutex, Ordering};
 
-/// What all queues share; `T` is what a queue goes on with.
+/// State that all queues share; `T` is a queue's transport.
 pub struct Handover<T> {
     queues: Vec<QueueSlot<T>>,
-    /// How many hosts have gone.
+    /// Id of the current host; while there is none, of the last one. 0 is the first host.
     host_id: AtomicU64,
+    /// Whether there is no host now.
     away: AtomicBool,
+    /// Whether no host will come any more.
     closed: AtomicBool,
 }
 
-/// One queue's place.
+/// One queue's state.
 struct QueueSlot<T> {
-    /// Its thread does nothing but wait for the kernel, and will look here before it does anything else.
+    /// Whether its thread only waits for the kernel. The thread calls `leave_idle` before it does anything else.
     idle: AtomicBool,
     state: Mutex<State<T>>,
 }
 
 struct State<T> {
-    /// Its thread has let go of the host that has gone.
+    /// Whether its thread has detached from the dead host.
     detached: bool,
-    /// And is to go on with this.
+    /// The next host's id and the transport to it; `None` before `host_ready`, and after the queue has taken it.
     next: Option<(u64, T)>,
 }
 
-/// What a detached queue finds.
+/// Result of [`Handover::poll`].
 pub enum HostPoll<T> {
     /// No host yet.
     Pending,
-    /// A host, and its id.
+    /// The new host's id, and the transport to it.
     Ready(u64, T),
-    /// There will be none.
+    /// No host will come.
     Closed,
 }
 
@@ -45,38 +48,39 @@ impl<T> QueueSlot<T> {
     }
 
     fn with<R>(&self, work: impl FnOnce(&mut State<T>) -> R) -> R {
-        // What is in there is right after every step: a panic elsewhere changes nothing.
+        // The state is valid after every step, so a poisoned lock is safe to use.
         work(&mut self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 }
 
 impl<T> Handover<T> {
-    /// For so many queues.
+    /// Makes the state for `queues` queues, all with the first host.
     pub fn new(queues: usize) -> Self {
         let queues = (0..queues).map(|_| QueueSlot::new()).collect();
         Handover { queues, host_id: AtomicU64::new(0), away: AtomicBool::new(false), closed: AtomicBool::new(false) }
     }
 
-    /// A queue's thread goes to wait for the kernel alone.
+    /// Records that a queue's thread is about to wait for the kernel alone.
     pub fn enter_idle(&self, queue: usize) {
-        // Pairs with the acquiring load in `all_detached`: what this thread has done in the host's memory comes before.
+        // Pairs with the acquire load in `all_detached`: orders this thread's accesses to the host's memory before it.
         self.queues[queue].idle.store(true, Ordering::Release);
     }
 
-    /// It is back, which must be said whatever it finds; whether the host `host_id` has gone meanwhile.
+    /// Records that a queue's thread no longer waits for the kernel alone. Must follow each [`Self::enter_idle`].
+    /// Returns `true` if the host `host_id` has died meanwhile, `false` if it is still the current one.
     pub fn leave_idle(&self, queue: usize, host_id: u64) -> bool {
         self.queues[queue].idle.store(false, Ordering::Relaxed);
-        // Pairs with the fence in `host_lost`: either this sees that the host is away, or `all_detached` waits for this queue.
+        // Pairs with the fence in `host_lost`: either this thread sees `away`, or `all_detached` waits for this queue.
         fence(Ordering::SeqCst);
         self.away.load(Ordering::Acquire) || self.host_id.load(Ordering::Relaxed) != host_id
     }
 
-    /// A queue's thread has let go of its host.
+    /// Records that a queue's thread has detached from its host.
     pub fn detach(&self, queue: usize) {
         self.queues[queue].with(|state| state.detached = true);
     }
 
-    /// What there is for a detached queue.
+    /// Takes a detached queue's transport to the next host, if there is one.
     pub fn poll(&self, queue: usize) -> HostPoll<T> {
         if self.is_closed() {
             return HostPoll::Closed;
@@ -90,7 +94,7 @@ impl<T> Handover<T> {
         })
     }
 
-    /// The host has gone.
+    /// Records that the host has died.
     pub fn host_lost(&self) {
         self.away.store(true, Ordering::Relaxed);
         // Pairs with the fence in `leave_idle`.
@@ -101,32 +105,33 @@ impl<T> Handover<T> {
         }
     }
 
-    /// Whether a host is waited for.
+    /// Returns `true` between a host's death and the next host.
     pub fn is_away(&self) -> bool {
         self.away.load(Ordering::Relaxed)
     }
 
-    /// Whether every queue has let go of it.
+    /// Returns `true` if every queue has detached from the dead host or is idle, `false` if a queue may still access
+    /// its memory.
     pub fn all_detached(&self) -> bool {
         self.queues.iter().all(|queue| queue.with(|state| state.detached) || queue.idle.load(Ordering::Acquire))
     }
 
-    /// Another host is here, the `host_id`th after the first.
+    /// Hands each queue its transport to the next host, the `host_id`th after the first.
     pub fn host_ready(&self, host_id: u64, next: Vec<T>) {
         self.host_id.store(host_id, Ordering::Relaxed);
         for (queue, next) in self.queues.iter().zip(next) {
             queue.with(|state| state.next = Some((host_id, next)));
         }
-        // Pairs with the load in `leave_idle`: whoever sees this sees the id.
+        // Pairs with the load of `away` in `leave_idle`: a thread that sees this store sees the id too.
         self.away.store(false, Ordering::Release);
     }
 
-    /// No host will come.
+    /// Records that no host will come.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
 
-    /// Whether there will be no host any more.
+    /// Returns `true` if no host will come any more.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }

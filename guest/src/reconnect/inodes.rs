@@ -1,20 +1,19 @@
-//! What the kernel knows of files, remembered for the next host: each node's
-//! names and what it is. The kernel's numbers are the first host's; what a
-//! later host calls the same file is found out when it is used.
+//! The inodes that the kernel has, kept for the next host: each inode's names and identity. The kernel's nodeids are
+//! the first host's. The guest finds a later host's nodeid of a file when the kernel uses the file.
 
 use crate::fuse::message::{Entry, Identity, ROOT};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// Most names that one search for a way up to the root looks at. A path has at most 4096 bytes, so 2048 names; a
-/// hostile host's web of directories must not hold the lock for longer.
+/// Most names that one search for a path to the root visits. A path has at most 4096 bytes, so 2048 names. The limit
+/// bounds how long a hostile host's web of directories can hold the lock.
 const MAX_LOOKS: usize = 8192;
-/// Most numbers of one file of many links that are remembered: one, from an honest host.
+/// Most nodeids that are kept per inode number of a file with several links. An honest host gives out one.
 const MAX_KIN: usize = 16;
-/// Most names that are remembered of a file with many links.
+/// Most names that are kept of a file with several links, to bound memory.
 const MAX_NAMES: usize = 16;
 
-/// A host's number for a node, and how often it has given it out.
+/// A host's nodeid, and how many lookups of it the host has counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostInode {
     pub node: u64,
@@ -27,45 +26,48 @@ type Name = Arc<[u8]>;
 struct Inode {
     identity: Identity,
     links: u32,
-    /// Directory and name, the newest at the end; none: deleted, or never had one.
+    /// Directory and name, the newest at the end. Empty: deleted, or never had a name.
     names: Vec<(u64, Name)>,
     children: HashMap<Name, u64>,
-    /// How often the kernel has it.
+    /// The kernel's lookup count.
     lookups: u64,
+    /// Number of open handles.
     handles: u64,
-    /// Of the host of this time.
+    /// Id of a host, and that host's nodeid.
     known: Option<(u64, HostInode)>,
-    /// How many names this time's host has not had, from the newest on.
+    /// Id of a host, and the number of names, from the newest on, that did not lead to the file on that host.
     tried_names: (u64, usize),
 }
 
-/// What must be asked of the host before a node can be used.
+/// Why an inode has no nodeid of the current host yet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Unresolved {
-    /// Look `name` up in the host's node `parent`: is it `child`?
+    /// The guest must look up `name` in the host's directory `parent`: it may be `child`.
     Lookup { parent: u64, child: u64, name: Name },
-    /// Nothing: the file is gone.
+    /// The file is gone: no name is left to try.
     Stale,
 }
 
-/// All nodes. `time` counts hosts: at time 0 theirs are the kernel's numbers.
+/// All inodes, by the kernel's nodeids. While the first host lives these are its nodeids; for inodes of a later host
+/// the guest makes them up.
 #[derive(Debug, Default)]
 pub struct InodeTable {
     host_id: u64,
     all: HashMap<u64, Inode>,
-    /// The host's numbers to ours, after time 0.
+    /// From the nodeids of the current host to the kernel's; empty for the first host.
     of_host: HashMap<u64, u64>,
-    /// Files that have been seen with several links, by inode number.
+    /// From an inode number to the nodeids of files that were seen with several links.
     linked: HashMap<u64, Vec<u64>>,
-    /// Whether this time's host has the same root.
+    /// Whether the current host shares another root directory.
     root_changed: bool,
+    /// Number of nodeids that the guest has made up.
     next: u64,
-    /// What was looked up on the way to others, and is not needed any more: to be forgotten with the next.
+    /// Lookups of inodes that are not needed any more, for the next FORGET to the host.
     owed: Vec<HostInode>,
 }
 
 impl InodeTable {
-    /// Another host, with the same root or not.
+    /// Starts with the next host; `same_root` says whether it shares the same root directory.
     pub fn next_host(&mut self, same_root: bool) {
         self.host_id += 1;
         self.of_host.clear();
@@ -77,7 +79,7 @@ impl InodeTable {
         self.host_id
     }
 
-    /// The host's number for a node, or what must be done for it.
+    /// Returns the host's nodeid for the kernel's `node`, or why there is none yet.
     pub fn translate(&self, node: u64) -> Result<u64, Unresolved> {
         if self.host_id == 0 || node == 0 {
             return Ok(node);
@@ -85,6 +87,7 @@ impl InodeTable {
         self.live(node).ok_or_else(|| self.missing(node))
     }
 
+    /// Returns the current host's nodeid for `node`; `None` if it is not known.
     fn live(&self, node: u64) -> Option<u64> {
         if node == ROOT {
             return (!self.root_changed).then_some(ROOT);
@@ -92,8 +95,8 @@ impl InodeTable {
         self.all.get(&node)?.known(self.host_id).map(|known| known.node)
     }
 
-    /// The first name to look up on the way to `child`: of it, or of a directory above it, the newest names first.
-    /// Each node is visited once.
+    /// Returns the first name to look up on the path to `child`: one of its own, or of a directory above it. Newer
+    /// names come first. Visits each inode once, so that a cycle of parents ends.
     fn missing(&self, child: u64) -> Unresolved {
         let mut visited = HashSet::from([child]);
         let mut path = vec![(child, self.untried(child))];
@@ -117,15 +120,15 @@ impl InodeTable {
         Unresolved::Stale
     }
 
-    /// A node's names that this time's host has not been asked for, from the newest on.
+    /// Returns the names of an inode that were not tried on the current host, from the newest on.
     fn untried(&self, node: u64) -> impl Iterator<Item = &(u64, Name)> {
         let node = self.all.get(&node);
         let tried_names = node.map_or(0, |n| if n.tried_names.0 == self.host_id { n.tried_names.1 } else { 0 });
         node.into_iter().flat_map(|n| n.names.iter().rev()).skip(tried_names)
     }
 
-    /// The host has answered a look-up of one of `child`'s names; whether it is that file. If not, the host's node is
-    /// the caller's to forget.
+    /// Records the host's reply to a lookup of one of `child`'s names; `entry` is `None` if the name does not exist.
+    /// Returns `true` if the entry is that file. If `false`, the caller must forget the entry's nodeid.
     pub fn resolved(&mut self, child: u64, name: &[u8], entry: Option<&Entry>) -> bool {
         let time = self.host_id;
         let Some(node) = self.all.get_mut(&child) else { return false };
@@ -143,14 +146,16 @@ impl InodeTable {
         }
     }
 
-    /// The host has given its number out once more, for nobody: whether its node is one that we have, and will forget.
+    /// Counts a lookup of the guest's own, not the kernel's. Returns `false` for an inode that is not in the table: the
+    /// caller must send FORGET.
     pub fn count_lookup(&mut self, host: u64) -> bool {
         let time = self.host_id;
         let node = self.of_host.get(&host).and_then(|node| self.all.get_mut(node));
         node.is_some_and(|node| node.count(time, host))
     }
 
-    /// A file that may be the one of this entry, by another name: to be looked up first.
+    /// Returns an inode that may be the entry's file by another name, and that has no nodeid of this host yet. The
+    /// caller resolves it before [`Self::insert`]. `None` if there is no such inode.
     pub fn alias(&self, entry: &Entry) -> Option<u64> {
         if self.host_id == 0 || self.of_host.contains_key(&entry.node) {
             return None;
@@ -162,7 +167,7 @@ impl InodeTable {
         self.linked.get(&entry.identity.ino)?.iter().find(like).copied()
     }
 
-    /// The kernel is about to learn of an entry of `parent`: its number for it.
+    /// Adds an entry of `parent` that a reply is about to give the kernel, or counts it. Returns the kernel's nodeid.
     pub fn insert(&mut self, parent: u64, name: Option<&[u8]>, entry: &Entry) -> u64 {
         if entry.node == ROOT {
             return ROOT;
@@ -171,7 +176,7 @@ impl InodeTable {
         let time = self.host_id;
         let node = self.all.entry(number).or_insert_with(|| Inode::new(entry));
         if node.identity != entry.identity {
-            // The host has used its number again.
+            // The host has reused the nodeid for another file.
             node.identity = entry.identity;
             node.names.clear();
         }
@@ -194,6 +199,7 @@ impl InodeTable {
         number
     }
 
+    /// Returns the kernel's nodeid for an entry of a later host: the nodeid of a known inode, or a new one.
     fn number(&mut self, parent: u64, name: Option<&[u8]>, entry: &Entry) -> u64 {
         let is = |number: &u64| self.all.get(number).is_some_and(|node| node.identity == entry.identity);
         if let Some(&number) = self.of_host.get(&entry.node).filter(|n| is(n)) {
@@ -204,7 +210,7 @@ impl InodeTable {
             return number;
         }
         loop {
-            // No host's own numbers start there.
+            // A range that no host uses for its own nodeids.
             self.next += 1;
             let number = 1 << 62 | self.next;
             if !self.all.contains_key(&number) {
@@ -213,7 +219,7 @@ impl InodeTable {
         }
     }
 
-    /// A node has a name; `only` this one, or one more.
+    /// Records a name of an inode: its only name if `only`, otherwise one more.
     fn link(&mut self, number: u64, parent: u64, name: &[u8], only: bool) {
         let holds_name = |nodes: &Self, number: &u64| nodes.all.get(number).map(|n| n.identity);
         let directory = self.all.entry(parent).or_insert_with(Inode::unknown);
@@ -223,7 +229,8 @@ impl InodeTable {
         };
         let before = directory.children.insert(name.clone(), number);
         if let Some(before) = before.filter(|&before| before != number) {
-            // A node that the kernel has forgotten, but not what lies below, keeps its name for that.
+            // An older nodeid of the same file keeps the name. The kernel may have forgotten it, but not the inodes
+            // below it, which need the name for their path.
             if holds_name(self, &before) != holds_name(self, &number) {
                 self.unlink(before, parent, &name);
             }
@@ -243,7 +250,7 @@ impl InodeTable {
         }
     }
 
-    /// Takes a name off a node.
+    /// Removes a name from an inode, but not from the directory.
     fn unlink(&mut self, number: u64, parent: u64, name: &[u8]) {
         if let Some(node) = self.all.get_mut(&number) {
             node.names.retain(|(p, n)| *p != parent || **n != *name);
@@ -251,6 +258,7 @@ impl InodeTable {
         }
     }
 
+    /// Removes a name from a directory, if it still stands for the inode `number`.
     fn forget_child(&mut self, parent: u64, name: &[u8], number: u64) {
         if let Some(directory) = self.all.get_mut(&parent) {
             if directory.children.get(name) == Some(&number) {
@@ -260,7 +268,7 @@ impl InodeTable {
         self.drop_unused(parent);
     }
 
-    /// A name is no more.
+    /// Records that a name does not exist any more.
     pub fn removed(&mut self, parent: u64, name: &[u8]) {
         let child = self.all.get_mut(&parent).and_then(|directory| directory.children.remove(name));
         if let Some(child) = child {
@@ -269,7 +277,7 @@ impl InodeTable {
         }
     }
 
-    /// A name has become another one.
+    /// Records a rename.
     pub fn renamed(&mut self, from: (u64, &[u8]), to: (u64, &[u8]), exchange: bool) {
         let (moved, other) = (self.child(from.0, from.1), self.child(to.0, to.1));
         if moved.is_some() && moved == other {
@@ -285,7 +293,7 @@ impl InodeTable {
         }
     }
 
-    /// It may have.
+    /// Records a rename that may have been carried out: the inode keeps its old name and gets the new one.
     pub fn maybe_renamed(&mut self, from: (u64, &[u8]), to: (u64, &[u8])) {
         let node = self.child(from.0, from.1).and_then(|moved| self.all.get_mut(&moved));
         if let Some(node) = node.filter(|node| node.names.len() < MAX_NAMES) {
@@ -294,17 +302,19 @@ impl InodeTable {
         }
     }
 
-    /// The node that a name stood for.
+    /// Returns the inode of a name, as far as the table knows.
     pub fn child(&self, parent: u64, name: &[u8]) -> Option<u64> {
         self.all.get(&parent)?.children.get(name).copied()
     }
 
-    /// What a name stood for.
+    /// Returns the identity of an inode in the table.
     pub fn identity(&self, node: u64) -> Option<Identity> {
         Some(self.all.get(&node)?.identity)
     }
 
-    /// The kernel has forgotten a node, so often. What the host is to forget for it: at time 0 what the kernel says.
+    /// Applies a FORGET of `count` lookups by the kernel. Returns the lookups that the host must forget, if any. For
+    /// the first host these are the same. For a later host they are all its lookups, once the kernel has forgotten all
+    /// of its.
     pub fn forget(&mut self, number: u64, count: u64) -> Option<HostInode> {
         let time = self.host_id;
         let Some(node) = self.all.get_mut(&number).filter(|_| number != ROOT) else {
@@ -326,12 +336,12 @@ impl InodeTable {
         known
     }
 
-    /// What the host is to forget beside that.
+    /// Takes the lookups that the host must forget besides: of inodes that are not in the table any more.
     pub fn pending_forgets(&mut self) -> Vec<HostInode> {
         std::mem::take(&mut self.owed)
     }
 
-    /// The kernel's number for a node of this time's host, if the kernel may have it.
+    /// Returns the kernel's nodeid for a nodeid of the current host; `None` if the kernel cannot have it.
     pub fn of_host(&self, host: u64) -> Option<u64> {
         match (host, self.host_id) {
             (0, _) => None,
@@ -341,30 +351,31 @@ impl InodeTable {
         }
     }
 
-    /// Whether the kernel has been given the node, and has not given it back.
+    /// Returns `true` if the kernel holds a lookup of the inode (the root always), `false` if it has forgotten it.
     pub fn is_looked_up(&self, number: u64) -> bool {
         number == ROOT || self.all.get(&number).is_some_and(|node| node.lookups > 0)
     }
 
-    /// All nodes that the kernel may have, and whether each is a directory.
+    /// Returns all inodes that the kernel may have, and for each whether it is a directory.
     pub fn all(&self) -> impl Iterator<Item = (u64, bool)> + '_ {
         let others = self.all.iter().filter(|(number, _)| **number != ROOT);
         std::iter::once((ROOT, true)).chain(others.map(|(n, node)| (*n, node.identity.kind == libc::S_IFDIR)))
     }
 
-    /// The names in a directory that the kernel may have.
+    /// Returns the names in a directory that the kernel may have, with their inodes.
     pub fn children(&self, directory: u64) -> impl Iterator<Item = (&[u8], u64)> {
         let children = self.all.get(&directory).into_iter().flat_map(|node| &node.children);
         children.map(|(name, node)| (&**name, *node))
     }
 
-    /// A handle of the node has been opened, or closed.
+    /// Counts an open handle of the inode.
     pub fn opened(&mut self, number: u64) {
         if let Some(node) = self.all.get_mut(&number) {
             node.handles += 1;
         }
     }
 
+    /// Undoes one [`Self::opened`].
     pub fn closed(&mut self, number: u64) {
         if let Some(node) = self.all.get_mut(&number) {
             node.handles = node.handles.saturating_sub(1);
@@ -372,6 +383,7 @@ impl InodeTable {
         }
     }
 
+    /// Drops an inode without lookups, handles and children, and then its parents if they are unused too.
     fn drop_unused(&mut self, number: u64) {
         let mut left = vec![number];
         while let Some(number) = left.pop() {
@@ -422,7 +434,7 @@ impl Inode {
         }
     }
 
-    /// A directory that nobody has told of: the root, or a hostile host's.
+    /// Makes a directory that no entry described: the root, or a parent that a hostile host made up.
     fn unknown() -> Inode {
         let identity = Identity { ino: 0, kind: libc::S_IFDIR, rdev: 0 };
         Inode::new(&Entry { node: 0, identity, links: 1 })
@@ -432,7 +444,8 @@ impl Inode {
         self.known.filter(|(when, _)| *when == time).map(|(_, known)| known)
     }
 
-    /// The host has given its number for this node out once more; `false` when it had another one before.
+    /// Counts a lookup of this inode by its nodeid on the host `time`. Returns `false`, and counts nothing, if that
+    /// host has another nodeid for it.
     fn count(&mut self, time: u64, host: u64) -> bool {
         let mut known = self.known(time).unwrap_or(HostInode { node: host, lookups: 0 });
         known.lookups += 1;

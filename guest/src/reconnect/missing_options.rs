@@ -1,8 +1,8 @@
-//! The options of a host behind the INIT flags that it does not agree to.
+//! Names of the host options that would turn on missing INIT flags.
 
 use tunnelfs_fuse_abi::flags::init::WRITEBACK_CACHE;
 
-/// Each option, with the flags that hang on it (linux/fuse.h).
+/// Each option, with the INIT flags that it controls (linux/fuse.h).
 const OPTIONS: [(&str, u64); 6] = [
     // FUSE_POSIX_ACL, FUSE_SETXATTR_EXT, FUSE_DONT_MASK.
     ("--posix-acl", 1 << 20 | 1 << 29 | 1 << 6),
@@ -17,7 +17,8 @@ const OPTIONS: [(&str, u64); 6] = [
     ("--allow-mmap", 1 << 36),
 ];
 
-/// Names the options, as the host's command line has them, and the flags of no option; `None`: no flag is lacking.
+/// Lists the options for the `lacking` INIT flags, as the host's command line names them, and the flags of no option.
+/// `None` if no flag is lacking.
 pub fn options(lacking: u64) -> Option<String> {
     let mut names: Vec<_> =
         OPTIONS.iter().filter(|(_, flags)| lacking & flags != 0).map(|(n, _)| (*n).into()).collect();

@@ -1,19 +1,18 @@
-//! A mount outlives its host: another one on the same socket takes over.
+//! Lets a mount outlive its host: another host on the same socket takes over.
 //!
-//! The guest keeps all state, so that any host will do. To the kernel, nodes
-//! and handles have the first host's numbers for good; what later hosts call
-//! them is found out on first use, by names and inode numbers.
+//! The guest keeps all state, so any host can take over. The kernel has the first host's nodeids and handles as long as
+//! the mount lives. The guest finds the numbers of a later host on first use, by names and inode numbers.
 //!
 //! ```text
-//! channel/pending.rs -- a request, a reply --> translate.rs (inodes.rs)
-//!       |                                       what is needed before a request can go out
-//!       +-- the host has gone: absent.rs takes its place; replay.rs: what may be asked again
-//! monitor.rs (a thread): sees the host go, waits until every queue has let go of the shared memory (handover.rs),
-//!                      connects anew and hands each queue its new transport
+//! channel/pending.rs -- requests, replies --> translate.rs (inodes.rs): numbers, and the LOOKUPs and OPENs for them
+//!       |
+//!       +-- after the host's death: absent.rs takes its place; replay.rs: which requests may be sent again
+//! monitor.rs (a thread): sees the host die, waits until every queue has detached from the shared memory (handover.rs),
+//!                      connects to the next host and hands each queue its new transport
 //! ```
 //!
-//! Nothing of this costs a READ or WRITE anything before the first host has gone but a private copy of its header, and
-//! later a look into the queue's handle_cache.rs.
+//! Cost for a READ or WRITE: a private copy of its header while the first host lives, and later a lookup in the queue's
+//! handle_cache.rs.
 
 pub mod absent;
 pub mod handle_cache;
@@ -34,50 +33,51 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use translate::Translator;
 use tunnelfs_ring::Eventfd;
 
-/// What a parked queue finds.
+/// Result of polling for a new host, for a detached queue.
 pub type HostPoll = handover::HostPoll<Box<dyn Transport>>;
 
-/// What all queues of a mount share.
+/// Reconnect state that all queues of a mount share.
 pub struct Reconnect {
-    /// What the kernel knows.
+    /// The kernel's inodes and handles.
     pub tables: RwLock<Translator>,
-    /// Who has let go of which host.
+    /// Which queue has detached from which host.
     pub handover: Handover<Box<dyn Transport>>,
-    /// An eventfd that is readable as long as there is a host, or will be none; nobody but this resets it.
+    /// An eventfd that is readable while there is a host, or once no host will come. Only [`Self::host_lost`] resets
+    /// it.
     news: OwnedFd,
 }
 
 impl Reconnect {
-    /// For so many queues.
+    /// Makes the state for `queues` queues.
     ///
     /// # Errors
-    /// When the process has no descriptor left.
+    /// If the process has no descriptor left.
     pub fn new(queues: usize) -> Result<Self, tunnelfs_ring::Error> {
         Ok(Reconnect { tables: RwLock::default(), handover: Handover::new(queues), news: Eventfd::new()? })
     }
 
-    /// What becomes readable when a queue that waits for a host should look.
+    /// Returns the eventfd that becomes readable when a queue without a host should poll `handover`.
     pub fn news(&self) -> BorrowedFd<'_> {
         self.news.as_fd()
     }
 
-    /// The host has gone.
+    /// Records that the host has died.
     pub fn host_lost(&self) {
         Eventfd::drain(&self.news);
         self.handover.host_lost();
-        // Another thread may just have said it.
+        // Another thread may have called `close` just before the drain.
         if self.handover.is_closed() {
             Eventfd::signal(&self.news);
         }
     }
 
-    /// No host will come.
+    /// Records that no host will come.
     pub fn close(&self) {
         self.handover.close();
         Eventfd::signal(&self.news);
     }
 
-    /// Another host is here.
+    /// Hands the next host's transports to the queues.
     fn host_ready(&self, transports: Vec<Box<dyn Transport>>, same_root: bool) {
         let mut tables = self.tables.write();
         tables.nodes.next_host(same_root);

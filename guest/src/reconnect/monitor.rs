@@ -1,4 +1,4 @@
-//! The thread that sees a host go, and brings the next one.
+//! The thread that waits for a host's death, and connects to the next one.
 
 use super::{missing_options, Reconnect};
 use crate::config::GuestConfig;
@@ -17,43 +17,44 @@ use std::time::{Duration, Instant};
 use tunnelfs_fuse_abi::flags::init::INIT_EXT;
 use tunnelfs_fuse_abi::opcode;
 
-/// Between two looks whether a queue has come to rest.
+/// Interval between two checks whether all queues have detached.
 const AT_REST: Duration = Duration::from_millis(5);
-/// Between two looks whether somebody listens, at first and at last.
+/// Shortest and longest pause between two attempts to connect to the next host. The pause grows with the time that the
+/// host has been gone.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
-/// Between two tries, when the host that listens has been refused: it is asked for its options again.
+/// Pause after a host was refused. The next attempt sends INIT to the host that listens then.
 const AFTER_REFUSAL: Duration = Duration::from_millis(500);
-/// How long a new host may take to take over.
+/// Most time for a new host to accept the connection, set it up and answer INIT.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// All that the next host is told.
+/// State for the handover to the next host.
 pub struct HostMonitor {
-    /// Where hosts are.
+    /// The hosts' socket, and the number and sizes of queues.
     pub config: GuestConfig,
-    /// The memory that they all get.
+    /// The memory that every host gets.
     pub retained: RetainedMemory,
-    /// What was agreed on with the first one.
+    /// The INIT negotiation with the first host.
     pub init: InitReplay,
-    /// The shared directory, as far as the first host has told.
+    /// Identity of the first host's root directory; `None` if the host refused GETATTR.
     pub root: Option<Identity>,
     /// The kernel's connection.
     pub device: Arc<OwnedFd>,
-    /// Slots of each queue that is in use.
+    /// Number of slots of each queue that is in use.
     pub slots: Vec<u32>,
-    /// The control queue is.
+    /// Whether the hiprio queue is in use.
     pub uses_hiprio: bool,
-    /// How long to wait for a host.
+    /// How long to wait for the next host after a host's death.
     pub limit: Duration,
-    /// The queues.
+    /// State of the queues.
     pub reconnect: Arc<Reconnect>,
-    /// Who is told.
+    /// Receives [`Event::HostLost`] and [`Event::HostBack`].
     pub listener: Listener,
 }
 
-/// Asks for the root's attributes.
+/// Returns the identity of the host's root directory; `None` if the host refuses GETATTR.
 ///
 /// # Errors
-/// The transport's. A host that refuses is none.
+/// The transport's.
 pub fn root_of(host: &mut dyn Transport, limit: PollTimeout) -> Result<Option<Identity>, Error> {
     let done = call_within(host, &request(opcode::GETATTR, ROOT, 1, &[0; 16], 0), 0, 4096, limit)?;
     // `struct fuse_attr_out`: 16 bytes before the attributes.
@@ -61,17 +62,19 @@ pub fn root_of(host: &mut dyn Transport, limit: PollTimeout) -> Result<Option<Id
     Ok((done.error() == 0 && reply.len() >= 104).then(|| Identity::of(&reply[16..])))
 }
 
-/// The queues' descriptors that hang up with the host.
+/// By queue: a descriptor that hangs up when the host dies.
 pub type HangupFds = Vec<OwnedFd>;
 
+/// Duplicates each queue's hang-up descriptor.
+///
 /// # Errors
-/// When the process has no descriptors left.
+/// If the process has no descriptors left.
 pub fn hangup_fds<'a>(queues: impl Iterator<Item = &'a Box<dyn Transport>>) -> std::io::Result<HangupFds> {
     queues.map(|queue| queue.hangup_fd().try_clone_to_owned()).collect()
 }
 
 impl HostMonitor {
-    /// Until the file system is unmounted, or no host comes: why.
+    /// Runs until the file system is unmounted (`None`), or until no host came in time (the reason).
     pub fn run(self, mut alive: HangupFds) -> Option<Error> {
         loop {
             if !self.wait_for_hangup(&alive) {
@@ -83,7 +86,7 @@ impl HostMonitor {
                 self.config.socket_path.display(),
                 self.limit.as_secs()
             );
-            // Streamed queues end one by one.
+            // Each socket queue has a connection of its own: end them all.
             for line in alive.drain(..) {
                 let _ = shutdown(line.as_raw_fd(), Shutdown::Both);
             }
@@ -107,7 +110,7 @@ impl HostMonitor {
         }
     }
 
-    /// Sleeps until the host goes; `false`: the mount has ended.
+    /// Sleeps until the host hangs up (`true`) or the mount ends (`false`).
     fn wait_for_hangup(&self, alive: &HangupFds) -> bool {
         let mut fds: Vec<_> = alive.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::empty())).collect();
         fds.push(PollFd::new(self.device.as_fd(), PollFlags::empty()));
@@ -119,13 +122,16 @@ impl HostMonitor {
         }
     }
 
-    /// Waits a little; whether the mount has ended.
+    /// Sleeps for `time`. Returns `true` as soon as the mount has ended, otherwise `false`.
     fn unmounted_within(&self, time: Duration) -> bool {
         let mut fds = [PollFd::new(self.device.as_fd(), PollFlags::empty())];
         matches!(poll(&mut fds, PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO)), Ok(1..))
     }
 
-    /// Waits for a host that can take over; `None`: the mount has ended.
+    /// Waits for a host that can take over; `None` if the mount has ended.
+    ///
+    /// # Errors
+    /// After `limit`: [`Error::HostGone`], or why the last host was refused.
     fn next_host(&self, gone: Instant) -> Result<Option<HangupFds>, Error> {
         let mut refused = None;
         loop {
@@ -157,7 +163,7 @@ impl HostMonitor {
         format!("cannot go on with the new host on {}: {why}", self.config.socket_path.display())
     }
 
-    /// Whether a host agrees to all that the first one did, by its reply to INIT.
+    /// Checks that a host's reply to INIT agrees to everything that the first host agreed to.
     ///
     /// # Errors
     /// [`Error::Refused`] names the options that differ.
@@ -173,6 +179,7 @@ impl HostMonitor {
         })
     }
 
+    /// Connects to a host, replays INIT, and asks for the root's identity.
     fn connect(&self) -> Result<(Connection, Option<Identity>), Error> {
         let mut root = None;
         let path = &self.config.socket_path;
@@ -192,6 +199,7 @@ impl HostMonitor {
         Ok((connection, root))
     }
 
+    /// Hands the connection's queues to the queue threads, and returns the new hang-up descriptors.
     fn hand_over(&self, connection: Connection, root: Option<Identity>) -> Result<HangupFds, Error> {
         let Connection { hiprio, mut queues, changes, .. } = connection;
         queues.extend(self.uses_hiprio.then_some(hiprio));

@@ -1,35 +1,35 @@
-//! What may be asked again after the host that was asked has died: it may have done it, or not.
+//! Which requests may be sent again after a host has died: the host may have carried them out, or not.
 
 use crate::fuse::message::{request_opcode, u32_at, u64_at, BODY};
 use tunnelfs_fuse_abi::opcode::*;
 
-/// FUSE_WRITE_CACHE: the kernel itself says where it goes.
+/// FUSE_WRITE_CACHE: a write from the page cache. Its offset counts, even with O_APPEND.
 const WRITE_CACHE: u32 = 1;
 
-/// How to go on with a request that a dead host had.
+/// Whether a request that a dead host had may be sent to the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplayRule {
-    /// Ask again: twice is once.
+    /// Send it again: it is idempotent.
     Safe,
-    /// Nothing is left to be done: the host's death did it.
+    /// Answer success: the host's death has done it.
     Skip,
-    /// Ask again if what it makes is not there yet: its (last) name.
+    /// Send it again if the name that it creates does not exist.
     IfAbsent,
-    /// Ask again if what it takes away is still there: its first name.
+    /// Send it again if the name that it removes (for a rename, the old name) still stands for the same file.
     IfPresent,
-    /// Ask again if the file ends no later than here.
+    /// Send it again if the file's size is at most this, in bytes.
     IfSizeAtMost(u64),
-    /// Nobody can tell whether it has happened.
+    /// Answer EIO: the guest cannot find out whether it was carried out.
     Unsafe,
 }
 
-/// By the request's first bytes.
+/// Returns the rule for a request; `head` is its header and fixed body.
 pub fn rule_for(head: &[u8]) -> ReplayRule {
     match request_opcode(head) {
         LOOKUP | GETATTR | SETATTR | READLINK | OPEN | READ | STATFS | FSYNC | GETXATTR | LISTXATTR | FLUSH
         | OPENDIR | READDIR | READDIRPLUS | FSYNCDIR | ACCESS | BMAP | POLL | LSEEK | COPY_FILE_RANGE
         | COPY_FILE_RANGE_64 | SYNCFS | STATX | GETLK => ReplayRule::Safe,
-        // A file without a name went with the host that had it.
+        // A file without a name ended with the host that made it.
         TMPFILE => ReplayRule::Safe,
         WRITE => write(head),
         FALLOCATE => fallocate(u32_at(head, BODY + 24)),
@@ -52,7 +52,7 @@ fn write(head: &[u8]) -> ReplayRule {
     }
 }
 
-/// All but those that move what lies behind.
+/// FALLOCATE is idempotent, except for the modes that move the data behind the range.
 fn fallocate(mode: u32) -> ReplayRule {
     let moves = libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE;
     if mode & moves as u32 == 0 {

@@ -1,4 +1,4 @@
-//! The atomics and locks of handover.rs; its model has loom's in their place.
+//! The atomics and locks of handover.rs; its loom model replaces them with loom's.
 
 pub use std::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
 pub use std::sync::Mutex;

@@ -1,4 +1,4 @@
-//! Inodes and handles together: a request's numbers on their way out, a reply's on their way in.
+//! Translation of nodeids and handles: from the kernel's to the host's in requests, and back in replies.
 
 use super::inodes::{HostInode, InodeTable, Unresolved};
 use crate::fuse::message::{self, put_u64, request_opcode, u32_at, u64_at, Entry, BODY, ENTRY, NODE, OPENED};
@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use tunnelfs_fuse_abi::opcode::*;
 use tunnelfs_ring::SQE_INLINE_BYTES;
 
-/// Flags of an open(2) that would do something once more.
+/// Flags of open(2) that must not take effect again when a file is reopened.
 const ONE_SHOT_FLAGS: u32 = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY) as u32;
 /// `O_TMPFILE` without `O_DIRECTORY`.
 const TMPFILE_BIT: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32;
 
-/// Who has opened a file: `uid`, `gid` and `pid` of `fuse_in_header`.
+/// The caller that opened a file: `uid`, `gid` and `pid` of `fuse_in_header`.
 pub type Credentials = [u8; 12];
 
 #[derive(Clone, Copy, Debug)]
@@ -19,30 +19,34 @@ struct Handle {
     flags: u32,
     is_dir: bool,
     opener: Credentials,
-    /// How often the kernel has been given the number.
+    /// Number of opens that returned this handle to the kernel.
     count: u32,
+    /// Id of a host, and that host's handle.
     known: Option<(u64, u64)>,
 }
 
-/// What must be done before a request can go out.
+/// What the guest must do before it can send a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Prerequisite {
-    /// Look a node up.
+    /// Look up an inode.
     Lookup(Unresolved),
-    /// Open the host's node `host`.
+    /// Open the host's inode `host`, for the kernel's handle `handle` of `node`.
     Open { node: u64, handle: u64, host: u64, flags: u32, is_dir: bool, opener: Credentials },
 }
 
-/// Everything that a later host has to be told.
+/// The kernel's inodes and open handles, by the kernel's numbers.
 #[derive(Debug, Default)]
 pub struct Translator {
     pub nodes: InodeTable,
+    /// By nodeid and handle.
     handles: HashMap<(u64, u64), Handle>,
+    /// Number of handles that the guest has made up.
     next: u64,
 }
 
 impl Translator {
-    /// Puts the host's numbers into a request's first bytes; `None`: all that is needed for that is done.
+    /// Replaces the kernel's numbers in a request's first bytes with the host's. Returns `None` if it has replaced them
+    /// all; otherwise the first thing to do before the next attempt. `head` is then only partly translated.
     pub fn translate(&self, head: &mut [u8]) -> Option<Prerequisite> {
         let opcode = request_opcode(head);
         let mut copy = [0; SQE_INLINE_BYTES];
@@ -71,7 +75,8 @@ impl Translator {
         None
     }
 
-    /// The host has opened a handle once more; `false`: it is open already, the host's is the caller's to release.
+    /// Records that the current host has opened `host` for the kernel's handle. Returns `false` if that host has the
+    /// handle open already, or if the kernel has closed it: the caller must release `host`.
     pub fn reopened(&mut self, node: u64, handle: u64, host: u64) -> bool {
         let time = self.nodes.host_id();
         match self.handles.get_mut(&(node, handle)) {
@@ -83,7 +88,8 @@ impl Translator {
         }
     }
 
-    /// The kernel closes a handle; whether the host has it open.
+    /// Applies a RELEASE or RELEASEDIR. Returns `true` if the host has the handle open, `false` if there is nothing to
+    /// release.
     pub fn released(&mut self, head: &[u8]) -> bool {
         let key = (u64_at(head, NODE), u64_at(head, BODY));
         let Some(open) = self.handles.get_mut(&key) else { return self.nodes.host_id() == 0 };
@@ -96,7 +102,8 @@ impl Translator {
         held
     }
 
-    /// What the host is to forget after the kernel has; `body` is what follows the request's header.
+    /// Applies a FORGET or BATCH_FORGET; `body` is the request without its header. Returns the lookups that the host
+    /// must forget, with the pending ones of the table.
     pub fn forget(&mut self, head: &[u8], body: &[u8]) -> Vec<HostInode> {
         let mut known = self.forget_what_it_says(head, body);
         known.append(&mut self.nodes.pending_forgets());
@@ -107,13 +114,14 @@ impl Translator {
         if request_opcode(head) == FORGET {
             return self.nodes.forget(u64_at(head, NODE), u64_at(body, 0)).into_iter().collect();
         }
-        // `struct fuse_batch_forget_in`, then the nodes: no more than there are bytes, whatever it says.
+        // `struct fuse_batch_forget_in`, then `count` times `struct fuse_forget_one`, as far as there are bytes.
         let count = u32_at(body, 0) as usize;
         let all = body.get(8..).unwrap_or_default().chunks_exact(16).take(count);
         all.filter_map(|one| self.nodes.forget(u64_at(one, 0), u64_at(one, 8))).collect()
     }
 
-    /// Takes note of a reply, and puts the kernel's numbers into it. `names` are the request's bytes from its first name on.
+    /// Records a reply, and replaces the host's numbers in it with the kernel's. `names` are the request's bytes from
+    /// its first name on.
     pub fn reply(&mut self, head: &[u8], names: &[u8], reply: &mut [u8]) {
         let (opcode, parent) = (request_opcode(head), u64_at(head, NODE));
         match opcode {
@@ -150,20 +158,22 @@ impl Translator {
         }
     }
 
-    /// A look-up has found nothing.
+    /// Records that a LOOKUP has found nothing.
     pub fn record_enoent(&mut self, head: &[u8], names: &[u8]) {
         if let Some((name, _)) = message::next_name(names) {
             self.nodes.removed(u64_at(head, NODE), name);
         }
     }
 
-    /// A file has been renamed, or not: nobody can tell.
+    /// Records a RENAME or RENAME2 that may have been carried out.
     pub fn maybe_renamed(&mut self, head: &[u8], names: &[u8]) {
         if let Some((from, to, false)) = rename(head, names) {
             self.nodes.maybe_renamed((u64_at(head, NODE), from), (u64_at(head, BODY), to));
         }
     }
 
+    /// Records a `fuse_open_out`, and replaces the host's handle in it. A later host's handle gets a new number, which
+    /// no earlier handle had.
     fn opened(&mut self, head: &[u8], node: u64, reply: &mut [u8]) {
         if reply.len() < OPENED {
             return;
@@ -189,7 +199,7 @@ impl Translator {
     }
 }
 
-/// The two names of a rename, and whether they change places.
+/// Returns the old and the new name of a rename, and whether it is an exchange; `None` if a name is invalid.
 fn rename<'a>(head: &[u8], names: &'a [u8]) -> Option<(&'a [u8], &'a [u8], bool)> {
     let (from, rest) = message::next_name(names)?;
     let (to, _) = message::next_name(rest)?;

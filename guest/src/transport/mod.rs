@@ -1,4 +1,4 @@
-//! The driver side of a transport: what a FUSE channel or a benchmark needs.
+//! The driver side of a transport, as a FUSE channel or a benchmark uses it.
 
 use crate::error::Error;
 use crate::fuse::message::{parse_reply_header, OUT_HEADER};
@@ -10,91 +10,92 @@ pub mod ring;
 pub mod socket;
 pub mod virtqueue;
 
-/// An answered request.
+/// A completed request.
 #[derive(Clone, Copy, Debug)]
 pub struct Completion {
-    /// The request's slot, the submitter's again.
+    /// The request's slot, which the submitter owns again.
     pub slot: u32,
-    /// `fuse_out_header` and perhaps the first bytes of the reply.
+    /// `fuse_out_header`, and for a ring the first bytes of the reply, if any.
     pub head: [u8; CQE_INLINE_BYTES],
     /// Valid bytes of `head`.
     pub head_len: usize,
-    /// Reply bytes that follow, in the slot.
+    /// Number of reply bytes that follow, in the slot.
     pub payload_len: usize,
 }
 
 impl Completion {
-    /// 0, or a negative errno.
+    /// Returns the host's error: 0 or a negative errno, but not checked.
     pub fn error(&self) -> i32 {
         parse_reply_header(&self.head).1
     }
 
-    /// Reply bytes in the entry, behind the header.
+    /// Returns the reply bytes of `head`, without the header.
     pub fn inline(&self) -> &[u8] {
         &self.head[OUT_HEADER..self.head_len]
     }
 }
 
-/// One request queue of a connection. A request lies in a slot: its first
-/// bytes are passed, the others are in the slot's memory.
+/// One request queue of a connection. Each request uses a slot: its first bytes are passed to [`Self::submit`], the
+/// others are in the slot's memory.
 pub trait Transport: Send {
-    /// `ring`, `virtqueue` or `socket`: what is really in use.
+    /// Returns the transport in use: `ring`, `virtqueue` or `socket`.
     fn name(&self) -> &'static str;
 
-    /// How many slots there are.
+    /// Number of slots.
     fn slots(&self) -> u32;
 
-    /// A slot's memory, shared with the host, and its bytes.
+    /// Returns a slot's memory and its size in bytes. The host may access it while the request is in flight.
     fn slot(&self, slot: u32) -> (*mut u8, usize);
 
-    /// Submits a request; `false` when there is no room now. The caller owns
-    /// `slot` again when its completion comes.
+    /// Submits a request. `head` is its first bytes, `payload_len` the number of bytes in the slot, and `reply_max` the
+    /// most reply bytes that the host may write to the slot. Returns `true` if it is submitted: the host owns `slot`
+    /// until the completion. `false` if there is no room now.
     ///
     /// # Errors
-    /// [`Error`] when the queue cannot be used any more.
+    /// [`Error::HostGone`], or another error if the queue cannot be used any more.
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error>;
 
-    /// Takes one completion, if one is there.
+    /// Takes one completion; `None` if there is none now.
     ///
     /// # Errors
-    /// [`Error`] when the host broke the protocol or has gone.
+    /// [`Error::Protocol`] if the host broke the protocol, [`Error::HostGone`] if it has died.
     fn reap(&mut self) -> Result<Option<Completion>, Error>;
 
-    /// Spins as the policy has it until a completion or `other` is there;
-    /// `false`: go to sleep.
+    /// Spins, by the wait policy. Returns `true` if there may be a completion or `other` has returned `true`; `false`
+    /// if the caller should sleep.
     fn spin(&mut self, other: &mut dyn FnMut() -> bool) -> bool;
 
-    /// Asks the host to ring [`Self::fd`] from now on; `false` when a
-    /// completion has come meanwhile. [`Self::awake`] ends it.
+    /// Asks the host to signal [`Self::fd`] from now on, until [`Self::awake`]. Returns `false` if there is a
+    /// completion already: the caller must not sleep.
     fn announce_sleep(&mut self) -> bool;
 
-    /// The sleep is over: no more rings are wanted. The bell itself is still to be [`Self::silence`]d, if whoever slept
-    /// looks at its level.
+    /// Ends [`Self::announce_sleep`]: the host need not signal [`Self::fd`] any more. A caller that polls its level
+    /// must also call [`Self::silence`].
     fn awake(&mut self);
 
-    /// Takes past rings off the bell.
+    /// Drains the call eventfd, [`Self::fd`].
     fn silence(&self) {
         Eventfd::drain(self.fd());
     }
 
-    /// The descriptor that becomes readable with completions, while asleep.
+    /// Returns the descriptor that becomes readable with a completion, after [`Self::announce_sleep`].
     fn fd(&self) -> BorrowedFd<'_>;
 
-    /// The descriptor that hangs up when the host goes.
+    /// Returns the descriptor that hangs up when the host dies.
     fn hangup_fd(&self) -> BorrowedFd<'_>;
 
-    /// Waits by the policy until a completion may be there.
+    /// Waits by the wait policy until there may be a completion.
     ///
     /// # Errors
-    /// [`Error::HostGone`] as soon as the host is.
+    /// [`Error::HostGone`] if the host has died.
     fn wait(&mut self) -> Result<(), Error> {
         self.wait_within(PollTimeout::NONE)
     }
 
-    /// The same, for no longer than this.
+    /// As [`Self::wait`], but sleeps for at most `limit`.
     ///
     /// # Errors
-    /// Also [`Error::HostSilent`].
+    /// Also [`Error::HostSilent`] after `limit`.
     fn wait_within(&mut self, limit: PollTimeout) -> Result<(), Error> {
         if self.spin(&mut || false) {
             return Ok(());
@@ -105,31 +106,31 @@ pub trait Transport: Send {
         slept
     }
 
-    /// How the waits ended so far.
+    /// Returns how the waits have ended so far.
     fn wait_counters(&self) -> Counters;
 
-    /// Payload bytes that this side has copied in user space.
+    /// Number of payload bytes that this side has copied in user space.
     fn copied(&self) -> u64;
 
-    /// Whether the host works on this thread's core: then so do the applications whose requests this thread brings.
+    /// Returns `true` if the host runs on this thread's core. The applications then probably run there too.
     fn shares_core(&self) -> bool {
         false
     }
 }
 
-/// Sleeps until `call_fd` rings.
+/// Sleeps until `bell`, the call descriptor, is readable, for at most `limit`.
 ///
 /// # Errors
-/// [`Error::HostGone`] when `hangup_fd` hangs up first.
+/// [`Error::HostGone`] if `alive`, the hang-up descriptor, hangs up first; [`Error::HostSilent`] after `limit`.
 fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>, limit: PollTimeout) -> Result<(), Error> {
     let mut fds = [PollFd::new(bell, PollFlags::POLLIN), PollFd::new(alive, PollFlags::POLLIN)];
     match poll(&mut fds, limit) {
         Err(nix::Error::EINTR) => Ok(()),
         Err(e) => Err(Error::Io(e.into())),
         Ok(0) => Err(Error::HostSilent),
-        // A call comes first: what the host still answered is delivered.
+        // The call descriptor comes first, so that a dead host's last completions are taken.
         Ok(_) if fds[0].any() == Some(true) => Ok(()),
-        // A stream that is its own bell may have become readable between poll's two looks: only a hang-up counts.
+        // A socket is in both places, and may have become readable between poll's two checks: only a hang-up counts.
         Ok(_) if fds[1].revents().is_some_and(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)) => {
             Err(Error::HostGone)
         }
@@ -137,7 +138,7 @@ fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>, limit: PollTimeout) -> 
     }
 }
 
-/// Writes a reply's bytes back to where they were.
+/// Writes the bytes of [`reply_bytes`] back to the completion and its slot. Their number must not have changed.
 pub fn write_reply(transport: &dyn Transport, completion: &mut Completion, reply: &[u8]) {
     let start = completion.head_len - completion.inline().len();
     let inline = completion.inline().len();
@@ -150,7 +151,7 @@ pub fn write_reply(transport: &dyn Transport, completion: &mut Completion, reply
     unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), at, rest.len()) };
 }
 
-/// A private copy of a reply without its header.
+/// Returns a private copy of a reply without its header.
 pub fn reply_bytes(transport: &dyn Transport, done: &Completion) -> Vec<u8> {
     let mut body = done.inline().to_vec();
     let inline = body.len();
@@ -161,7 +162,7 @@ pub fn reply_bytes(transport: &dyn Transport, done: &Completion) -> Vec<u8> {
     body
 }
 
-/// Sends one request in slot 0 and waits for its answer. Only for a queue with nothing in flight.
+/// Sends one request in slot 0 and waits for its completion. Only for a queue with no request in flight.
 ///
 /// # Errors
 /// As [`Transport::submit`], [`Transport::reap`] and [`Transport::wait`].
@@ -169,10 +170,10 @@ pub fn call(t: &mut dyn Transport, head: &[u8], payload_len: u32, reply_max: u32
     call_within(t, head, payload_len, reply_max, PollTimeout::NONE)
 }
 
-/// The same, where the host may sleep for no longer than `limit`.
+/// As [`call`], but each sleep takes at most `limit`.
 ///
 /// # Errors
-/// Also [`Error::HostSilent`].
+/// Also [`Error::HostSilent`] after `limit`.
 pub fn call_within(
     t: &mut dyn Transport,
     head: &[u8],

@@ -1,4 +1,4 @@
-//! Driver side of the ring.
+//! The driver side of the ring.
 
 use super::{call, Completion, Transport};
 use crate::error::Error;
@@ -11,19 +11,22 @@ use tunnelfs_ring::{
     Counters, DriverQueue, LiveWait, Parker, PeerCpu, RingSetup, SlotRun, SpinMode, Sqe, CPU_UNKNOWN, SQE_INLINE_BYTES,
 };
 
-/// A request queue whose messages travel through a ring.
+/// A request queue over a ring in shared memory.
 pub struct RingTransport {
     queue: DriverQueue,
+    /// By slot: most reply bytes for the request in flight; `None`: no request.
     in_flight: Vec<Option<u32>>,
     parker: Parker,
     link: Arc<dyn Link>,
     index: usize,
 }
 
-/// Asks the host for a ring on this virtqueue; the virtqueue itself when the host does not know rings.
+/// Asks the host for a ring on this virtqueue. Returns the virtqueue itself if the host does not support rings, or if
+/// the device cannot reach all the memory or the memory has too many runs for one message. `cpu` is the CPU of the
+/// queue's thread, if it is pinned.
 ///
 /// # Errors
-/// [`Error`] when the host cannot be asked.
+/// If the host does not answer, or breaks the protocol.
 pub fn upgrade(
     mut plain: virtqueue::VirtqueueTransport,
     wait: impl Into<LiveWait>,
@@ -52,7 +55,7 @@ pub fn upgrade(
     Ok(Box::new(RingTransport { queue, in_flight, parker: Parker::new(wait), link, index }))
 }
 
-/// The set-up message of a queue, where the device can reach all of it.
+/// Returns the set-up message of a queue; `None` if the device cannot reach all of its memory.
 fn set_up(link: &dyn Link, index: usize, cpu: u32) -> Option<RingSetup> {
     let memory = link.memory(index);
     let geometry = memory.geometry;
@@ -106,7 +109,7 @@ impl Transport for RingTransport {
         let room = room.ok_or(Error::Protocol("completion of a request that was not made"))? as usize;
         let (head_len, payload_len) = (cqe.inline_len as usize, cqe.payload_len as usize);
         let told = parse_reply_header(&cqe.inline).0;
-        // No bytes at all: the answer to a request without a reply.
+        // No bytes at all: the completion of a request without a reply.
         let empty = head_len == 0 && payload_len == 0;
         if head_len > cqe.inline.len()
             || payload_len > room

@@ -1,5 +1,5 @@
-//! Driver side of the streamed baseline. Slots are private memory here, and
-//! each payload byte crosses the socket: copied, and counted.
+//! The driver side of the baseline over stream sockets. Slots are private memory here. Each payload byte is copied
+//! through the socket, and counted.
 
 use super::{Completion, Transport};
 use crate::config::GuestConfig;
@@ -20,19 +20,19 @@ pub struct SocketTransport {
     stream: UnixStream,
     memory: Arc<Region>,
     geometry: Geometry,
-    /// Slot and reply room by the request's `unique`.
+    /// By the request's `unique`: its slot, and the most reply bytes.
     in_flight: HashMap<[u8; 8], (u32, u32)>,
-    /// Slots of requests that get no reply, to be given back.
+    /// Slots of sent requests that get no reply: their completions are due.
     unanswered: Vec<u32>,
     /// The reply that is being read.
     reading: Reading,
-    /// Replies that have been read.
+    /// Replies that have been read, but not been taken.
     replies: VecDeque<Completion>,
     parker: Parker,
     copied: u64,
 }
 
-/// How far a reply has been read: its header, and once that is complete its payload.
+/// A reply that has been read in part. `payload` is set once the header is complete.
 #[derive(Default)]
 struct Reading {
     head: [u8; OUT_HEADER],
@@ -48,10 +48,10 @@ struct Payload {
     got: usize,
 }
 
-/// Opens one connection; its slots may be those of one that has gone.
+/// Opens one connection. `retained` is the slot memory of an earlier connection; `None`: new memory.
 ///
 /// # Errors
-/// [`Error::Connect`] when nobody listens.
+/// [`Error::Connect`] if no host listens; otherwise as [`SocketTransport::new`].
 pub(crate) fn connect(
     config: &GuestConfig,
     geometry: Geometry,
@@ -62,13 +62,13 @@ pub(crate) fn connect(
     Ok(Box::new(SocketTransport::new(stream, &config.wait, geometry, retained)?))
 }
 
-/// Random bytes that the connections of one guest have in common.
+/// Random bytes that all connections of one guest send, so that the host knows that they belong together.
 pub type Token = [u8; JOIN_TOKEN_BYTES];
 
-/// A new guest's token.
+/// Makes a token for a new guest.
 ///
 /// # Errors
-/// [`Error::Io`] when the system has no randomness.
+/// [`Error::Io`] if `/dev/urandom` cannot be read.
 pub fn new_token() -> Result<Token, Error> {
     let mut token = [0; JOIN_TOKEN_BYTES];
     std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut token)).map_err(Error::Io)?;
@@ -76,10 +76,10 @@ pub fn new_token() -> Result<Token, Error> {
 }
 
 impl SocketTransport {
-    /// A queue over a connection; its slots may be those of one that has gone.
+    /// Makes a queue over a connection. `retained` is the slot memory of an earlier connection; `None`: new memory.
     ///
     /// # Errors
-    /// [`Error::Ring`] when there is no memory.
+    /// [`Error::Ring`] if there is no memory.
     pub fn new(
         stream: UnixStream,
         wait: impl Into<LiveWait>,
@@ -103,39 +103,40 @@ impl SocketTransport {
         })
     }
 
-    /// Tells the host to which guest this connection belongs. The first message on it.
+    /// Sends the host the guest's token: the first message on a connection.
     ///
     /// # Errors
-    /// [`Error::HostGone`] when the host closes the connection: it serves as many guests as it can.
+    /// [`Error::HostGone`] if the host closes the connection, as it does if it serves as many guests as it can.
     pub fn join(mut self: Box<Self>, token: &Token) -> Result<Box<Self>, Error> {
         let message = request(OP_JOIN, 0, 0, token, 0);
         self.stream.write_all(&message).map_err(gone)?;
-        // A host that does not know the message answers too; it has one guest only.
+        // A host that does not know OP_JOIN replies too. It serves only one guest.
         self.stream.read_exact(&mut [0; OUT_HEADER]).map_err(gone)?;
         Ok(self)
     }
 
-    /// Where the slots lie.
+    /// Returns the memory of the slots.
     pub fn memory(&self) -> &Arc<Region> {
         &self.memory
     }
 
-    /// With other slots, while nothing is under way.
+    /// Replaces the memory of the slots. No request may be in flight.
     pub fn with_memory(self, memory: Arc<Region>) -> SocketTransport {
         SocketTransport { memory, ..self }
     }
 
+    /// Returns `true` if the stream is readable or broken, `false` if a read would block.
     fn readable(stream: &UnixStream) -> bool {
         let mut byte = 0u8;
         // SAFETY: one byte of room; peeking takes nothing off the stream.
         let n =
             unsafe { libc::recv(stream.as_raw_fd(), (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
-        // A broken stream is for `read` to report.
+        // The next read reports a broken stream.
         n >= 0 || io::Error::last_os_error().kind() != ErrorKind::WouldBlock
     }
 }
 
-/// A peer that has gone shows as any of these.
+/// Turns the errors of a closed connection into [`Error::HostGone`].
 fn gone(e: io::Error) -> Error {
     match e.kind() {
         ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => Error::HostGone,
@@ -143,7 +144,7 @@ fn gone(e: io::Error) -> Error {
     }
 }
 
-/// The bytes that recv(2) or send(2) has moved; `None`: it would have to wait.
+/// Returns the number of bytes that recv(2) or send(2) has moved; `None` if it would block.
 fn moved(n: isize) -> Result<Option<usize>, Error> {
     match usize::try_from(n) {
         Ok(n) => Ok(Some(n)),
@@ -156,8 +157,8 @@ fn moved(n: isize) -> Result<Option<usize>, Error> {
 }
 
 impl SocketTransport {
-    /// Sends bytes. While the host does not take them its replies are read, for it may be waiting for that: two sides
-    /// that only write wait for each other.
+    /// Sends bytes. Reads replies while the socket is full: a host that blocks on its own write does not read, so two
+    /// sides that only write would deadlock.
     ///
     /// # Safety
     /// `len` bytes at `from` must be readable.
@@ -175,7 +176,7 @@ impl SocketTransport {
         Ok(())
     }
 
-    /// Reads what the host has sent, and waits until it takes or sends more.
+    /// Reads the replies that are there, and waits until the socket is writable or readable again.
     fn read_while_full(&mut self) -> Result<(), Error> {
         self.read_replies()?;
         let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT)];
@@ -185,18 +186,18 @@ impl SocketTransport {
         }
     }
 
-    /// Reads as many replies as are there, at most as many as are due.
+    /// Reads the replies that are there.
     fn read_replies(&mut self) -> Result<(), Error> {
         while self.read_more()? {}
         Ok(())
     }
 
-    /// Reads once; `false`: nothing more is there.
+    /// Reads once. Returns `false` if a read would block.
     fn read_more(&mut self) -> Result<bool, Error> {
         let Some(payload) = self.reading.payload else { return self.read_head() };
         let (at, size) = self.slot(payload.slot);
         assert!(payload.got < payload.len && payload.len <= size);
-        // SAFETY: inside the slot, by the line above.
+        // SAFETY: inside the slot, as just asserted.
         let Some(n) = (unsafe { self.receive(at.add(payload.got), payload.len - payload.got)? }) else {
             return Ok(false);
         };
@@ -210,6 +211,7 @@ impl SocketTransport {
         Ok(true)
     }
 
+    /// Reads the rest of a reply's header, and checks a complete one. Returns `false` if a read would block.
     fn read_head(&mut self) -> Result<bool, Error> {
         let from = self.reading.head_len;
         let at = self.reading.head[from..].as_mut_ptr();
@@ -242,7 +244,7 @@ impl SocketTransport {
         self.replies.push_back(Completion { slot, head, head_len: OUT_HEADER, payload_len });
     }
 
-    /// Receives bytes; `None`: nothing is there.
+    /// Receives up to `len` bytes; `None` if a read would block.
     ///
     /// # Safety
     /// `len` bytes at `to` must be writable.
@@ -255,7 +257,7 @@ impl SocketTransport {
         moved(n)
     }
 
-    /// Whether a completion can be had without the host.
+    /// Returns `true` if a completion is due that needs no further read.
     fn has_reply(&self) -> bool {
         !self.unanswered.is_empty() || !self.replies.is_empty()
     }
@@ -278,8 +280,8 @@ impl Transport for SocketTransport {
     }
 
     fn submit(&mut self, slot: u32, head: &[u8], payload_len: u32, reply_max: u32) -> Result<bool, Error> {
-        // The baseline carries one payload at a time: a host that writes a large reply before it reads on then never
-        // holds more than that.
+        // Limit large payloads to one in flight: a host that writes a large reply before it reads on then holds at most
+        // that one.
         if !self.in_flight.is_empty() && payload_len.max(reply_max) > 4096 {
             return Ok(false);
         }
@@ -291,7 +293,7 @@ impl Transport for SocketTransport {
         if answered {
             self.in_flight.insert(unique, (slot, reply_max));
         }
-        // SAFETY: the header is borrowed here, the payload lies in its slot.
+        // SAFETY: the header is borrowed here, and the payload is in its slot.
         unsafe {
             self.send(head.as_ptr(), head.len())?;
             self.send(ptr, payload_len as usize)?;
@@ -317,7 +319,7 @@ impl Transport for SocketTransport {
     }
 
     fn announce_sleep(&mut self) -> bool {
-        // The stream itself wakes the sleeper.
+        // The socket itself is the call descriptor, so there is nothing to ask for.
         !self.has_reply()
     }
 
@@ -326,7 +328,7 @@ impl Transport for SocketTransport {
     }
 
     fn silence(&self) {
-        // What can be read is the host's messages.
+        // The bytes in this socket are replies: `reap` reads them.
     }
 
     fn fd(&self) -> BorrowedFd<'_> {

@@ -1,7 +1,7 @@
-//! Driver side of a plain split virtqueue. The descriptors point at the same
-//! slots as the ring's entries do; the headers lie beside the queue.
+//! The driver side of a plain split virtqueue. Its descriptors point to the same slots as a ring's entries; the headers
+//! are in memory behind the queue.
 //!
-//! Slot n has descriptors 4n to 4n+3 for good, and its own headers.
+//! Slot n always uses the descriptors 4n to 4n+3, and its own headers.
 
 use super::{Completion, Transport};
 use crate::error::Error;
@@ -13,27 +13,29 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use tunnelfs_ring::{Counters, LiveWait, Parker, Policy, WaitConfig, CQE_INLINE_BYTES, SQE_INLINE_BYTES};
 
-/// `fuse_out_header` of a reply without anything: 16 bytes long, no error.
+/// `fuse_out_header` of an empty reply: 16 bytes long, no error.
 const NO_ANSWER: [u8; OUT_HEADER] = (OUT_HEADER as u128).to_le_bytes();
 
 /// A request queue over a virtqueue.
 pub struct VirtqueueTransport {
     queue: SplitQueue,
     headers: *mut Headers,
-    /// Reply room of what was submitted, privately: by slot.
+    /// By slot: most reply bytes for the request in flight; `None`: no request. Private, so that the host cannot change
+    /// it.
     in_flight: Vec<Option<u32>>,
     parker: Parker,
     link: Arc<dyn Link>,
     index: usize,
-    /// Payloads lie in the queue's scratch memory: the slots hold what is not ours yet.
+    /// Whether payloads are in the queue's set-up buffer: the slots hold requests of an earlier host that are still to
+    /// be sent.
     beside: bool,
 }
 
-// SAFETY: the headers lie in the link's memory, and only this driver uses them on this side.
+// SAFETY: the headers are in the link's memory, and only this driver uses them on this side.
 unsafe impl Send for VirtqueueTransport {}
 
 impl VirtqueueTransport {
-    /// Takes over virtqueue `index` of a link.
+    /// Makes the driver of virtqueue `index` of a link.
     pub fn new(link: Arc<dyn Link>, index: usize, wait: impl Into<LiveWait>) -> Self {
         let memory = link.memory(index);
         // SAFETY: the link has zeroed memory there, page-aligned, and keeps it mapped.
@@ -51,18 +53,18 @@ impl VirtqueueTransport {
         }
     }
 
-    /// Sleeps at once whenever it waits: what it waits for is in no hurry.
+    /// Makes each wait sleep at once, without spinning: this queue's completions are not urgent.
     pub(crate) fn parking(self) -> Self {
         let wait = WaitConfig { policy: Policy::Park, ..self.parker.config() };
         VirtqueueTransport { parker: Parker::new(wait), ..self }
     }
 
-    /// For the set-up alone: the slots are left as they are.
+    /// Uses the set-up buffer instead of the slots, whose content must stay.
     pub(crate) fn beside_the_slots(self) -> Self {
         VirtqueueTransport { beside: true, ..self }
     }
 
-    /// The set-up is over.
+    /// Uses the slots again, after the set-up.
     pub(crate) fn settled(self) -> Self {
         VirtqueueTransport { beside: false, ..self }
     }
@@ -75,6 +77,8 @@ impl VirtqueueTransport {
         self.index
     }
 
+    /// Writes the slot's descriptor chain and returns its first descriptor. A buffer is an address, a length in bytes,
+    /// and whether the device writes it; buffers of length 0 are left out.
     fn describe(&mut self, slot: u32, buffers: &[(*const u8, usize, bool)]) -> Result<u16, Error> {
         let first = slot as u16 * PER_SLOT;
         let used = buffers.iter().filter(|b| b.1 > 0).count() as u16;
@@ -116,7 +120,7 @@ impl Transport for VirtqueueTransport {
         }
         let mut ours = Headers { out_header: NO_ANSWER, head: [0; SQE_INLINE_BYTES] };
         ours.head[..head.len()].copy_from_slice(head);
-        // What stays of `out_header` when the host does not answer (FORGET) is no error.
+        // `NO_ANSWER` stays in `out_header` if the host sends no reply (FORGET), and says success.
         // SAFETY: there is a place for each slot's headers.
         let at = unsafe { self.headers.add(slot as usize) };
         // SAFETY: as above.

@@ -1,4 +1,4 @@
-//! The virtio-fs device behind its registers (virtio 1.2, sections 3.1.1 and 4.1.4).
+//! Driver of the virtio-fs device's registers (virtio 1.2, sections 3.1.1 and 4.1.4).
 
 use super::function::{capabilities, Capability, Function, MASTER, MEMORY};
 use super::interrupts::Interrupts;
@@ -60,22 +60,23 @@ pub struct Device {
     notify: Registers,
     isr: Registers,
     notify_multiplier: u32,
-    /// Each queue's kick register.
+    /// By queue: its notification register.
     kicks: Vec<*mut u16>,
     features: u64,
     function: Function,
 }
 
-// SAFETY: the registers are those of one device; a kick may be written by any thread, the others by the owner alone.
+// SAFETY: the registers belong to one device. Any thread may write a notification register; only the owner uses the
+// others.
 unsafe impl Send for Device {}
 // SAFETY: as above.
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// Resets the device and agrees on features.
+    /// Resets the device and negotiates the features.
     ///
     /// # Errors
-    /// [`Error::Setup`] when the device is not what it should be.
+    /// [`Error::Setup`] if it is not a modern virtio-fs device, or does not reset.
     pub fn reset(function: Function) -> Result<Device, Error> {
         let found = capabilities(&|at, bytes| function.config.read(at, bytes))?;
         let mut maps = Vec::new();
@@ -100,6 +101,7 @@ impl Device {
         Ok(device)
     }
 
+    /// Negotiates the features.
     fn agree(&mut self) -> Result<(), Error> {
         let half = |i: u32| {
             self.common.write(DEVICE_FEATURE_SELECT, i);
@@ -124,6 +126,7 @@ impl Device {
         Ok(())
     }
 
+    /// Sets the FAILED status bit, and makes the error.
     fn fail(&self, why: &str) -> Error {
         self.add_status(FAILED);
         Error::Setup(why.into())
@@ -133,7 +136,7 @@ impl Device {
         self.common.write(STATUS, self.common.read::<u8>(STATUS) | bit);
     }
 
-    /// Resets; the device reads and writes no memory any more.
+    /// Resets the device, and waits for it for at most 5 s. It does not access memory afterwards.
     fn stop(&self) -> Result<(), Error> {
         self.common.write(STATUS, 0u8);
         let end = Instant::now() + Duration::from_secs(5);
@@ -146,16 +149,16 @@ impl Device {
         Ok(())
     }
 
-    /// How many request queues it has.
+    /// Number of request queues, at least 1.
     pub fn request_queues(&self) -> usize {
         let wanted = u32::from_le(self.config.read(NUM_REQUEST_QUEUES)) as usize;
         wanted.min(usize::from(self.common.read::<u16>(NUM_QUEUES)).saturating_sub(1)).max(1)
     }
 
-    /// Most entries that a virtqueue may have.
+    /// Returns the most entries that a virtqueue may have, a power of two.
     ///
     /// # Errors
-    /// [`Error::Setup`] when it cannot be used at all.
+    /// [`Error::Setup`] if the virtqueue cannot be used.
     pub fn queue_size(&self, queue: u16) -> Result<u16, Error> {
         self.common.write(QUEUE_SELECT, queue);
         match self.common.read::<u16>(QUEUE_SIZE) {
@@ -164,10 +167,10 @@ impl Device {
         }
     }
 
-    /// Tells the device where its queues lie, and starts it.
+    /// Gives the device the addresses of its queues, and starts it.
     ///
     /// # Errors
-    /// [`Error`] when the interrupts cannot be had.
+    /// If the interrupts cannot be set up, or a queue is not in `memory`.
     pub fn start(&mut self, queues: &[QueueMemory], memory: &Pinned) -> Result<Interrupts, Error> {
         let interrupts = Interrupts::new(&self.function, queues.len(), self.isr.clone())?;
         self.common.write(CONFIG_VECTOR, NO_VECTOR);
@@ -188,12 +191,12 @@ impl Device {
         Ok(interrupts)
     }
 
-    /// Whether both sides name the events that they want.
+    /// Returns `true` if `VIRTIO_RING_F_EVENT_IDX` is negotiated, `false` if not.
     pub fn event_idx(&self) -> bool {
         self.features & EVENT_IDX != 0
     }
 
-    /// Tells the device that a queue has something for it.
+    /// Kicks the device for a queue.
     pub fn kick(&self, queue: usize) {
         // SAFETY: a register in the mapped BAR, checked by `at`.
         unsafe { self.kicks[queue].write_volatile(queue as u16) };
@@ -209,6 +212,7 @@ impl Drop for Device {
     }
 }
 
+/// Returns the registers of a capability. Maps each BAR only once; `maps` are the mapped ones.
 fn registers(function: &Function, found: &Capability, maps: &mut Vec<(u8, Arc<MmapRaw>)>) -> Result<Registers, Error> {
     let missing = || Error::Setup(format!("the device's BAR {} cannot be mapped", found.bar));
     let bar = function.bars.get(usize::from(found.bar)).and_then(Option::as_ref).ok_or_else(missing)?;

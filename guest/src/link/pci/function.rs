@@ -1,5 +1,4 @@
-//! A PCI function as user space gets it: config space, BARs and interrupts,
-//! the same whether uio or vfio gives them.
+//! A PCI function as uio or vfio gives it to user space: config space, BARs and interrupts.
 
 use super::msix::MsixVectors;
 use crate::error::Error;
@@ -15,7 +14,7 @@ const CAPABILITIES: i64 = 0x34;
 pub const MEMORY: u16 = 1 << 1;
 pub const MASTER: u16 = 1 << 2;
 pub const INTX_OFF: u16 = 1 << 10;
-/// Capability number of vendor-specific ones.
+/// Number of a vendor-specific capability.
 const VENDOR: u8 = 0x09;
 
 /// A part of a file that can be read, written or mapped.
@@ -26,45 +25,45 @@ pub struct FileRegion {
     pub bytes: u64,
 }
 
-/// An opened function.
+/// An open PCI function.
 pub struct Function {
     pub config: FileRegion,
     pub bars: Vec<Option<FileRegion>>,
-    /// How it interrupts, before the queues are there.
+    /// Its interrupts, not yet routed to queues.
     pub interrupts: IrqSource,
 }
 
-/// What there is to be wired up.
+/// Source of a function's interrupts.
 pub enum IrqSource {
-    /// INTx: the uio device, which counts interrupts.
+    /// INTx, by the uio device: a read returns the number of interrupts.
     Uio(Arc<File>),
-    /// MSI-X.
+    /// MSI-X vectors, by vfio.
     Vfio(MsixVectors),
 }
 
 /// A vendor-specific capability of virtio (`struct virtio_pci_cap`, virtio 1.2, 4.1.4).
 #[derive(Clone, Copy, Debug)]
 pub struct Capability {
-    /// Where it lies in config space.
+    /// Its offset in config space.
     pub at: i64,
     /// `VIRTIO_PCI_CAP_*`.
     pub kind: u8,
     pub bar: u8,
     pub offset: u32,
     pub bytes: u32,
-    /// What follows; a notification capability's multiplier.
+    /// The word behind it; `notify_off_multiplier` of a notification capability.
     pub more: u32,
 }
 
-/// Walks the capabilities in a config space that `read` reads.
+/// Returns the vendor-specific capabilities of a config space, which `read` reads at an offset.
 ///
 /// # Errors
-/// `read`'s.
+/// Those of `read`.
 pub fn capabilities(read: &dyn Fn(i64, &mut [u8]) -> std::io::Result<()>) -> std::io::Result<Vec<Capability>> {
     let mut found = Vec::new();
     let mut next = [0];
     read(CAPABILITIES, &mut next)?;
-    // A loop in the list must not be one here: there is room for 48.
+    // The list may have a cycle, so follow at most 48 entries: config space has room for no more.
     for _ in 0..48 {
         let at = i64::from(next[0] & !3);
         if at == 0 {
@@ -83,7 +82,7 @@ pub fn capabilities(read: &dyn Fn(i64, &mut [u8]) -> std::io::Result<()>) -> std
 }
 
 impl FileRegion {
-    /// Reads bytes of it.
+    /// Reads bytes at an offset in the region.
     ///
     /// # Errors
     /// The system's.
@@ -95,7 +94,7 @@ impl FileRegion {
         pwrite(&*self.file, bytes, self.offset as i64 + at).map(drop).map_err(Into::into)
     }
 
-    /// Maps all of it.
+    /// Maps the whole region.
     ///
     /// # Errors
     /// [`Error::Setup`].

@@ -1,4 +1,4 @@
-//! The bells of a device's queues, and word of the device's end.
+//! Interrupts of a device: a call eventfd for each queue, and a descriptor that hangs up when the device is gone.
 
 use super::function::{FileRegion, Function, IrqSource, INTX_OFF};
 use super::registers::Registers;
@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use tunnelfs_ring::Eventfd;
 
-/// The bells. To be dropped before the device is stopped: the watcher writes the command register too.
+/// The call eventfds and the interrupt thread. Must be dropped before the device is stopped, as the thread writes the
+/// command register too.
 pub struct Interrupts {
     bells: Arc<Vec<Bell>>,
     vectors: bool,
@@ -24,22 +25,22 @@ pub struct Interrupts {
 
 struct Bell {
     rings: OwnedFd,
-    /// Whether somebody waits for it.
+    /// Whether a thread sleeps on it.
     asleep: AtomicBool,
 }
 
 impl Interrupts {
-    /// Wires `count` queues up; `isr` is the device's interrupt status register.
+    /// Sets up the interrupts of `count` queues. `isr` is the device's interrupt status register.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] or [`Error::Ring`] if the system refuses a descriptor or the thread.
     pub fn new(function: &Function, count: usize, isr: Registers) -> Result<Self, Error> {
         let (alive, life) = UnixStream::pair()?;
         let stop = Arc::new(Eventfd::new()?);
         let rings = (0..count).map(|_| Eventfd::new()).collect::<Result<Vec<_>, _>>()?;
         let (watched, line) = match &function.interrupts {
             IrqSource::Uio(file) => {
-                // A killed predecessor may have left it masked.
+                // Unmask INTx: a guest that was killed may have left it masked.
                 function.config.command(0, INTX_OFF)?;
                 let line = CacheLine { isr, config: function.config.clone(), file: file.clone() };
                 (file.try_clone()?.into(), Some(line))
@@ -58,24 +59,24 @@ impl Interrupts {
         Ok(Interrupts { bells, vectors, alive, stop, watcher: Some(watcher) })
     }
 
-    /// The MSI-X vector of a virtqueue; none with a shared line.
+    /// Returns the MSI-X vector of a virtqueue; `None` if all queues share the INTx line.
     pub fn vector(&self, queue: usize) -> Option<u16> {
         self.vectors.then_some(queue as u16)
     }
 
-    /// A queue's bell.
+    /// Returns a queue's call eventfd.
     pub fn call_fd(&self, queue: usize) -> BorrowedFd<'_> {
         self.bells[queue].rings.as_fd()
     }
 
-    /// Hangs up when the device has gone.
+    /// Returns the descriptor that hangs up when the device is gone.
     pub fn hangup_fd(&self) -> BorrowedFd<'_> {
         self.alive.as_fd()
     }
 
-    /// Whether somebody waits for a bell.
+    /// Sets whether a thread sleeps on a queue's call eventfd.
     pub fn set_waiting(&self, queue: usize, asleep: bool) {
-        // The sleeper's fence follows: see `Link::sleeps`.
+        // The caller's full fence follows: see `Link::set_waiting`.
         self.bells[queue].asleep.store(asleep, Ordering::Relaxed);
     }
 }
@@ -96,12 +97,13 @@ struct CacheLine {
     file: Arc<File>,
 }
 
-/// Waits for the line, or where each queue has a vector of its own only for the device's end.
+/// The interrupt thread. With INTx it waits for the shared line; with a vector per queue, only for the device's
+/// removal.
 ///
-/// Why the line has a thread: reading the status register, which lowers the
-/// line, also swallows what another queue has got since. So whoever reads it
-/// must ring every sleeper afterwards, and only one may.
+/// Why INTx needs a thread: reading the status register lowers the line, and also clears the interrupts of other queues
+/// since then. So only one thread may read it, and must then signal the call eventfd of every sleeping queue.
 struct Watcher {
+    /// The uio device, or the vfio eventfd for the device's removal.
     watched: OwnedFd,
     line: Option<CacheLine>,
     bells: Arc<Vec<Bell>>,
@@ -120,15 +122,16 @@ impl Watcher {
             }
             match &self.line {
                 Some(line) if line.take().is_ok() => self.ring(),
-                // The device has gone, or is wanted back.
+                // The device is gone, or vfio wants it back.
                 _ => break,
             }
         }
         let _ = self.life.shutdown(Shutdown::Both);
     }
 
+    /// Signals the sleeping queues, and unmasks the line.
     fn ring(&self) {
-        // Pairs with the sleeper's fence: the status was read before its flag is.
+        // Pairs with the sleeper's fence in `announce_sleep`: orders the read of the status before those of the flags.
         fence(Ordering::SeqCst);
         for bell in self.bells.iter().filter(|bell| bell.asleep.load(Ordering::Relaxed)) {
             Eventfd::signal(&bell.rings);
@@ -140,7 +143,7 @@ impl Watcher {
 }
 
 impl CacheLine {
-    /// Takes an interrupt; fails when the driver has been unbound.
+    /// Takes an interrupt, and lowers the line. Fails if the driver has been unbound.
     fn take(&self) -> nix::Result<()> {
         match nix::unistd::read(&*self.file, &mut [0; 4]) {
             Ok(_) => {}
@@ -151,7 +154,7 @@ impl CacheLine {
         Ok(())
     }
 
-    /// The kernel masks the line with each interrupt.
+    /// Unmasks the line; the kernel masks it with each interrupt.
     fn unmask(&self) {
         if let Err(e) = self.config.command(0, INTX_OFF) {
             tracing::warn!("the device's interrupt cannot be unmasked: {e}");

@@ -1,9 +1,8 @@
-//! Memory that stays where it is, and its guest-physical addresses.
+//! Pinned memory, and its guest-physical addresses.
 //!
-//! `mlock` keeps pages in memory, not in place: compaction moves them. Pages
-//! that are registered as io_uring buffers are pinned for the long term, and
-//! nothing moves or takes them, also not for a moment after this process has
-//! died: the device may still be writing then.
+//! `mlock` keeps pages in memory, but compaction may move them. Pages that are registered as io_uring buffers are
+//! pinned for the long term: they are neither moved nor freed. The pin outlives this process for a moment, as long as
+//! the device may still write.
 
 use crate::error::Error;
 use io_uring::IoUring;
@@ -13,44 +12,45 @@ use tunnelfs_ring::PAGE;
 
 /// Bytes of a huge page.
 pub const HUGE_PAGE: usize = 2 << 20;
-/// Most bytes of one registered buffer.
+/// Most bytes of one registered buffer, the kernel's limit.
 const MOST: usize = 1 << 30;
 
-/// A piece that is contiguous for the device too.
+/// A part of the memory that is contiguous in guest-physical addresses.
 struct Segment {
     /// Offsets in the memory.
     start: usize,
     end: usize,
+    /// Guest-physical address of `start`.
     address: u64,
 }
 
-/// The memory of a link.
+/// The pinned memory of a link.
 pub struct Pinned {
     base: *mut u8,
     bytes: usize,
     pieces: Vec<Segment>,
     huge: bool,
-    /// Holds the pages in place.
+    /// The io_uring whose registered buffers pin the pages.
     pin: IoUring,
     map: (*mut libc::c_void, usize),
 }
 
-// SAFETY: the pointers are only handed out as such.
+// SAFETY: after `new` the pointers are only passed on, and unmapped in `drop`.
 unsafe impl Send for Pinned {}
 // SAFETY: as above.
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    /// At least `bytes` of zeroed memory: in huge pages where there are free ones, else in whatever
-    /// the kernel makes of the wish for them.
+    /// Allocates and pins at least `bytes` of zeroed memory: in reserved huge pages if enough are free, otherwise in
+    /// ordinary pages, which the kernel may join to transparent huge pages.
     ///
     /// # Errors
-    /// [`Error::Setup`] says what to do about it.
+    /// [`Error::Setup`], which says what to do about it.
     pub fn new(bytes: usize) -> Result<Self, Error> {
         let bytes = bytes.next_multiple_of(HUGE_PAGE);
         let pin = IoUring::new(2).map_err(|e| Error::Setup(format!("io_uring, which pins the memory: {e}")))?;
         let huge = map(bytes, libc::MAP_SHARED | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB | libc::MAP_POPULATE);
-        // Room to begin at a huge page's boundary.
+        // Ordinary pages get one huge page more, to start at a huge page's boundary.
         let (map, huge) = match huge {
             Ok(start) => ((start, bytes), true),
             Err(_) => {
@@ -67,12 +67,13 @@ impl Pinned {
         Ok(pinned)
     }
 
+    /// Faults in all pages, and pins them.
     fn pin(&self) -> Result<(), Error> {
         let advise = |advice| {
-            // SAFETY: the mapping is ours, and nothing lies in it yet.
+            // SAFETY: the mapping is ours, and not in use yet.
             unsafe { libc::madvise(self.map.0, self.map.1, advice) }
         };
-        // A child that wrote first would take the pages with it.
+        // After a fork(2), copy-on-write could give this process a copy, while the device uses the original page.
         advise(libc::MADV_DONTFORK);
         if !self.huge {
             advise(libc::MADV_HUGEPAGE);
@@ -80,7 +81,7 @@ impl Pinned {
                 // SAFETY: in the mapping.
                 unsafe { self.base.add(offset).write_volatile(0) };
             }
-            // Since 6.1: gathers what has come in small pages. Older kernels refuse.
+            // Linux 6.1 and later: joins small pages to huge ones. Older kernels refuse.
             advise(libc::MADV_COLLAPSE);
         }
         let parts = (0..self.bytes).step_by(MOST).map(|offset| libc::iovec {
@@ -97,6 +98,7 @@ impl Pinned {
         })
     }
 
+    /// Reads the pages' guest-physical addresses, and joins contiguous pages to segments.
     fn find_segments(&self) -> Result<Vec<Segment>, Error> {
         // Source: the kernel's Documentation/admin-guide/mm/pagemap.rst.
         let (mut pieces, mut entries) = (Vec::<Segment>::new(), vec![0; self.bytes / PAGE * 8]);
@@ -116,7 +118,7 @@ impl Pinned {
         Ok(pieces)
     }
 
-    /// The first byte, at a page's start.
+    /// Returns the start of the memory, aligned to a huge page.
     pub fn base(&self) -> *mut u8 {
         self.base
     }
@@ -126,19 +128,19 @@ impl Pinned {
         self.pieces.get(after)
     }
 
-    /// The end of the piece that an offset lies in.
+    /// Returns the end of the segment at an offset; `None` behind the last segment.
     pub fn segment_end(&self, offset: usize) -> Option<usize> {
         self.piece(offset).map(|piece| piece.end)
     }
 
-    /// The guest-physical address of bytes in one piece.
+    /// Returns the guest-physical address of bytes; `None` if they are not all in one segment.
     pub fn address(&self, at: *const u8, bytes: usize) -> Option<u64> {
         let offset = (at as usize).checked_sub(self.base as usize)?;
         let piece = self.piece(offset).filter(|piece| offset + bytes <= piece.end)?;
         Some(piece.address + (offset - piece.start) as u64)
     }
 
-    /// For people.
+    /// Describes the memory for the log.
     pub fn describe(&self) -> String {
         let kind = if self.huge { "huge pages" } else { "ordinary pages" };
         format!("{} MiB pinned in {} piece(s) of {kind}", self.bytes >> 20, self.pieces.len())
@@ -147,7 +149,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: whoever had pointers into it is gone: the link owns this and is dropped last.
+        // SAFETY: no pointers into it are left: the link owns this, and its users were dropped before.
         unsafe { libc::munmap(self.map.0, self.map.1) };
     }
 }

@@ -1,6 +1,5 @@
-//! The PCI link: inside a VM, the VM's own virtio-fs device driven from user
-//! space. The memory is the guest's, pinned; the VMM has told the host process
-//! where it lies.
+//! The PCI link: drives the VM's virtio-fs device from user space, inside the VM. The queues are in pinned guest
+//! memory, which the VMM shares with the host process.
 //!
 //! ```text
 //! sysfs (find, claim) -> function (uio or vfio: config space, BARs, interrupts) -> device (virtio) -> link
@@ -29,8 +28,9 @@ use std::sync::Arc;
 use sysfs::Claim;
 use tunnelfs_settings::PciDriver;
 
-/// A device in use. Fields are dropped in this order: the interrupts' thread, which uses the device's registers, ends
-/// first; then the device is stopped, before its memory goes; it is given back at the end.
+/// A device in use. The order of the fields is the order of their drops. The interrupt thread uses the device's
+/// registers and ends first. The device stops before its memory is unmapped. Last, the former driver gets the device
+/// back.
 struct Pci {
     interrupts: Interrupts,
     device: Device,
@@ -74,8 +74,11 @@ impl Link for Pci {
     }
 }
 
-/// Takes the device over; the link, how many virtqueues are in use, and whether the last one is for changes: where the
-/// device has a request queue more than are wanted.
+/// Takes over the device and starts it. Returns the link, the number of virtqueues in use, and whether the last one is
+/// for changes. It is if the device has more request queues than the guest uses.
+///
+/// # Errors
+/// [`Error::Setup`] if the device is missing, in use, or cannot be driven.
 pub(crate) fn open(config: &GuestConfig, target: &PciTarget) -> Result<(Arc<dyn Link>, usize, bool), Error> {
     let found = sysfs::find(&target.which)?;
     let claim = match target.driver {
@@ -83,8 +86,8 @@ pub(crate) fn open(config: &GuestConfig, target: &PciTarget) -> Result<(Arc<dyn 
         PciDriver::Vfio => found.claim("vfio-pci")?,
         PciDriver::Auto => found.claim(if found.has_iommu() { "vfio-pci" } else { "uio_pci_generic" })?,
     };
-    // Before the pinned memory: when this process is killed its descriptors are closed in order, and the
-    // kernel stops the device's DMA with this one before the pages are anybody else's.
+    // Before the pinned memory: if this process is killed, the kernel closes its descriptors in order. Closing this one
+    // stops the device's DMA, before the pages can get another owner.
     let function = if claim.driver() == "vfio-pci" { vfio::open(claim.device())? } else { uio::open(claim.device())? };
     let mut device = Device::reset(function)?;
     let count = config.queues.min(device.request_queues());

@@ -13,7 +13,7 @@ mod ioctl {
     nix::ioctl_write_ptr_bad!(device_set_irqs, request_code_none!(b';', 110), vfio_irq_set);
 }
 
-/// The device's interrupts, to be routed to eventfds.
+/// The MSI-X vectors of a device.
 pub struct MsixVectors {
     device: Arc<File>,
     /// The container and the group.
@@ -21,12 +21,12 @@ pub struct MsixVectors {
 }
 
 impl MsixVectors {
-    /// The interrupts of a device. `keep` are its container and its group, which it must not outlive.
+    /// Takes an open device. `keep` are its container and its group, which must stay open as long as it.
     pub fn new(device: Arc<File>, keep: [File; 2]) -> MsixVectors {
         MsixVectors { device, _keep: keep }
     }
 
-    /// Routes the MSI-X vectors, one a queue; `request` is signalled when the device is to be given up.
+    /// Routes one MSI-X vector per queue to `bells`. The kernel signals `request` when it wants the device back.
     ///
     /// # Errors
     /// The system's.
@@ -37,7 +37,7 @@ impl MsixVectors {
     }
 }
 
-/// Routes a kind of interrupt to eventfds.
+/// Routes the interrupts of one index to eventfds.
 fn set_irqs(device: &File, index: u32, bells: &[i32]) -> io::Result<()> {
     const HEAD: usize = size_of::<vfio_irq_set>();
     // `struct vfio_irq_set`, then the descriptors; u32s keep it aligned.
@@ -51,7 +51,7 @@ fn set_irqs(device: &File, index: u32, bells: &[i32]) -> io::Result<()> {
         bells.len() as u32,
     ];
     words[..head.len()].copy_from_slice(&head);
-    // SAFETY: the structure says its own size, and is followed by as many descriptors.
+    // SAFETY: `argsz` and `count` in the structure match its size and the descriptors behind it.
     unsafe { ioctl::device_set_irqs(device.as_raw_fd(), words.as_ptr().cast()) }?;
     Ok(())
 }

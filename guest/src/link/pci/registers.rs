@@ -12,13 +12,13 @@ pub struct Registers {
 }
 
 impl Registers {
-    /// `bytes` registers at `offset` in a mapping that is that large.
+    /// Makes the registers in `bytes` bytes at `offset` of a mapping.
     pub fn new(map: Arc<MmapRaw>, offset: usize, bytes: usize) -> Registers {
         assert!(offset <= map.len() && bytes <= map.len() - offset);
         Registers { map, offset, bytes }
     }
 
-    /// Returns how many bytes the registers take.
+    /// Number of bytes of the registers.
     pub fn len(&self) -> usize {
         self.bytes
     }
@@ -31,19 +31,19 @@ impl Registers {
         at.cast()
     }
 
-    /// Reads one.
+    /// Reads the register at `offset`.
     pub fn read<T: Copy>(&self, offset: usize) -> T {
         // SAFETY: in the mapped registers and aligned, by `at`.
         unsafe { self.at::<T>(offset).read_volatile() }
     }
 
-    /// Writes one.
+    /// Writes the register at `offset`.
     pub fn write<T: Copy>(&self, offset: usize, value: T) {
         // SAFETY: as in `read`.
         unsafe { self.at::<T>(offset).write_volatile(value) }
     }
 
-    /// Writes an address, as two registers.
+    /// Writes a 64-bit address, as two 32-bit registers.
     pub fn write_address(&self, offset: usize, address: u64) {
         self.write(offset, address as u32);
         self.write(offset + 4, (address >> 32) as u32);

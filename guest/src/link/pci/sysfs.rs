@@ -1,4 +1,4 @@
-//! Finding the virtio-fs device, and taking it from the kernel's driver and back.
+//! Finds the virtio-fs device, takes it from the kernel's driver, and gives it back.
 
 use super::function::capabilities;
 use crate::config::DeviceId;
@@ -22,7 +22,7 @@ pub struct Device(PathBuf);
 /// Finds the device.
 ///
 /// # Errors
-/// [`Error::Setup`] lists what is there instead.
+/// [`Error::Setup`] if there is no such device; lists the virtio-fs devices of this machine.
 pub fn find(which: &DeviceId) -> Result<Device, Error> {
     let all = all().map_err(|e| Error::Setup(format!("{DEVICES}: {e}; is this a VM with PCI, and sysfs mounted?")))?;
     let wanted = |d: &&Device| match which {
@@ -50,28 +50,29 @@ fn all() -> std::io::Result<Vec<Device>> {
 }
 
 impl Device {
-    /// Its PCI address.
+    /// Returns its PCI address.
     pub fn name(&self) -> String {
         self.0.file_name().unwrap_or_default().to_string_lossy().into()
     }
 
-    /// A file or folder of it in sysfs.
+    /// Returns the path of one of its files or folders in sysfs.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    /// Whether an IOMMU stands before it, as vfio-pci wants.
+    /// Returns `true` if the device is in an IOMMU group, as vfio-pci requires; `false` if not.
     pub fn has_iommu(&self) -> bool {
         self.path("iommu_group").exists()
     }
 
+    /// Returns the driver that it is bound to, if any.
     fn driver(&self) -> Option<String> {
         let link = fs::read_link(self.path("driver")).ok()?;
         Some(link.file_name()?.to_string_lossy().into())
     }
 
-    /// The tag lies in a BAR, which a driver may be using: it is read through
-    /// the window in config space (`VIRTIO_PCI_CAP_PCI_CFG`), which is no driver's.
+    /// Reads the tag. It is in a BAR, which a driver may be using. So this reads it through the window in config space
+    /// (`VIRTIO_PCI_CAP_PCI_CFG`), which drivers do not use.
     fn tag(&self) -> std::io::Result<String> {
         let config = File::options().read(true).write(true).open(self.path("config"))?;
         let missing = || std::io::Error::other("not a modern virtio device");
@@ -89,10 +90,10 @@ impl Device {
         Ok(String::from_utf8_lossy(&tag[..end]).into())
     }
 
-    /// Binds the device to `driver`.
+    /// Binds the device to `driver`, until the claim is dropped.
     ///
     /// # Errors
-    /// [`Error::Setup`] says what stands in the way.
+    /// [`Error::Setup`], which says what to do.
     pub fn claim(&self, driver: &'static str) -> Result<Claim, Error> {
         let told = |what: &str, e: std::io::Error| {
             let hint = match driver {
@@ -110,12 +111,12 @@ impl Device {
             }
         }
         if !Path::new(DRIVERS).join(driver).exists() {
-            // The second one is vfio-pci's way to the IOMMU, which it does not load by itself everywhere.
+            // vfio-pci needs the second module for the IOMMU, and not every system loads it automatically.
             for module in [driver, "vfio_iommu_type1"].into_iter().take(if driver == "vfio-pci" { 2 } else { 1 }) {
                 let _ = std::process::Command::new("modprobe").arg(module).status();
             }
         }
-        // What a killed predecessor has left goes back to where it came from.
+        // A guest that was killed has left the device at its own driver: give it back to virtio-pci later.
         let before = self.driver().map(|d| match d.as_str() {
             "uio_pci_generic" | "vfio-pci" => "virtio-pci".into(),
             _ => d,
@@ -140,7 +141,7 @@ impl Device {
     }
 }
 
-/// A device that is ours until this is dropped; then its former driver gets it back.
+/// A claimed device. Dropping this gives it back to its former driver.
 pub struct Claim {
     device: Device,
     driver: &'static str,
@@ -153,7 +154,7 @@ impl Claim {
         &self.device
     }
 
-    /// What it is bound to now.
+    /// Returns the driver that it is bound to now.
     pub fn driver(&self) -> &'static str {
         self.driver
     }
@@ -168,7 +169,7 @@ impl Drop for Claim {
         if let Err(e) = back {
             tracing::warn!("{}: cannot give it back: {e}", self.device.name());
         }
-        // An empty line takes the override away.
+        // An empty line removes the override.
         let _ = fs::write(self.device.path("driver_override"), "\n");
     }
 }

@@ -1,4 +1,4 @@
-//! `uio_pci_generic`: needs no IOMMU, gives the INTx line. BARs and config space are sysfs's.
+//! `uio_pci_generic`: needs no IOMMU, and gives the INTx line. BARs and config space are files in sysfs.
 
 use super::function::{FileRegion, Function, IrqSource};
 use super::sysfs::Device;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// Opens a device that is bound to `uio_pci_generic`.
 ///
 /// # Errors
-/// [`Error::Setup`] names the file.
+/// [`Error::Setup`], which names the file.
 pub fn open(device: &Device) -> Result<Function, Error> {
     let window = |name: &str| -> Result<FileRegion, Error> {
         let path = device.path(name);
@@ -28,7 +28,7 @@ pub fn open(device: &Device) -> Result<Function, Error> {
     Ok(Function { config: window("config")?, bars, interrupts: IrqSource::Uio(Arc::new(file)) })
 }
 
-/// The node in /dev, which comes a moment after the driver is bound.
+/// Returns the device's node in /dev. Waits up to 5 s for it: it appears a moment after the driver is bound.
 fn node(device: &Device) -> Result<std::path::PathBuf, Error> {
     let end = Instant::now() + Duration::from_secs(5);
     loop {

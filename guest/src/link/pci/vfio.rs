@@ -1,6 +1,5 @@
-//! `vfio-pci`: needs an IOMMU in the guest, gives MSI-X vectors as eventfds,
-//! and works under kernel lockdown. The device itself passes the IOMMU by (it
-//! is offered without `iommu_platform`), so nothing is mapped there.
+//! `vfio-pci`: needs an IOMMU in the guest, gives MSI-X vectors as eventfds, and works under kernel lockdown. The
+//! device itself bypasses the IOMMU (it has no `iommu_platform`), so nothing is mapped there.
 //!
 //! Source: linux/vfio.h and the kernel's Documentation/driver-api/vfio.rst.
 
@@ -28,14 +27,14 @@ mod ioctl {
 /// Opens a device that is bound to `vfio-pci`.
 ///
 /// # Errors
-/// [`Error::Setup`] says what stands in the way.
+/// [`Error::Setup`] if vfio refuses the device.
 pub fn open(device: &Device) -> Result<Function, Error> {
     let told = |e: io::Error| Error::Setup(format!("{}: vfio: {e}", device.name()));
     let (file, keep) = open_device(device).map_err(told)?;
     let file = Arc::new(file);
     let window = |index: u32| {
         let mut info = vfio_region_info { argsz: size_of::<vfio_region_info>() as u32, index, ..Default::default() };
-        // SAFETY: the structure says its own size.
+        // SAFETY: `argsz` is the structure's size.
         unsafe { ioctl::device_get_region_info(file.as_raw_fd(), &mut info) }?;
         Ok(FileRegion { file: file.clone(), offset: info.offset, bytes: info.size })
     };
@@ -46,7 +45,7 @@ pub fn open(device: &Device) -> Result<Function, Error> {
     Ok(Function { config, bars, interrupts: IrqSource::Vfio(MsixVectors::new(file, keep)) })
 }
 
-/// The device, and the container and group that it must not outlive.
+/// Opens the device. Also returns its container and group, which must stay open as long as it.
 fn open_device(device: &Device) -> io::Result<(File, [File; 2])> {
     let group = std::fs::read_link(device.path("iommu_group"))?;
     let group = std::path::Path::new("/dev/vfio").join(group.file_name().unwrap_or_default());
