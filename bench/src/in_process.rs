@@ -99,7 +99,7 @@ impl Transport for InProcess {
         0
     }
 
-    fn shares_core(&self) -> bool {
+    fn on_peer_core(&self) -> bool {
         false
     }
 }

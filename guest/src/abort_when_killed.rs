@@ -21,7 +21,7 @@ pub const COMMAND: &str = "abort-when-killed";
 /// The signal that the kernel sends when the mount's main thread has ended.
 const MAIN_THREAD_ENDED: Signal = Signal::SIGUSR1;
 /// Milliseconds that the process may take to end after its main thread, before the connection is aborted.
-const MAY_TAKE: u16 = 500;
+const EXIT_GRACE_MS: u16 = 500;
 /// Most attempts to abort the connection, until the process has ended.
 const TRIES: usize = 20;
 
@@ -80,7 +80,7 @@ pub fn run(mounted: &Mounted) -> io::Result<()> {
     }
     for _ in 0..TRIES {
         let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, PollTimeout::from(MAY_TAKE)) != Ok(0) {
+        if poll(&mut fds, PollTimeout::from(EXIT_GRACE_MS)) != Ok(0) {
             break;
         }
         // The process is still there, so the connection's number is still its own.

@@ -107,12 +107,7 @@ fn a_peer_that_goes_is_an_error_at_once() {
 fn a_spin_ends_in_time_and_with_the_peer() {
     let start = Instant::now();
     for policy in [Policy::Spin, Policy::Auto] {
-        let long = WaitConfig {
-            policy,
-            spin_us: 60_000_000,
-            auto_us: 60_000_000,
-            goal: Goal::Latency,
-        };
+        let long = WaitConfig { policy, spin_us: 60_000_000, auto_us: 60_000_000, goal: Goal::Latency };
         let (mut driver, handoff) = Driver::create(GEOMETRY, long).unwrap();
         let mut device = Device::attach(handoff, long).unwrap();
         for timeout in [Duration::ZERO, Duration::from_millis(20)] {

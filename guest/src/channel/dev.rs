@@ -15,7 +15,7 @@ use tunnelfs_ring::SlotPool;
 
 /// Bytes of `fuse_in_header` and `fuse_write_in`. `readv` reads them apart, so that a WRITE's data starts at the slot's
 /// start.
-const HEAD: usize = IN_HEADER + 40;
+const WRITE_HEAD_LEN: usize = IN_HEADER + 40;
 /// Number of replies between two probes for a second request at queue depth 1. A failed `readv` after each reply would
 /// cost more than it finds.
 const PROBE_EVERY: u32 = 8;
@@ -116,10 +116,10 @@ impl Channel {
             return Ok(ReadOutcome::Nothing);
         }
         let Some(slot) = self.slots.alloc() else { return Ok(ReadOutcome::Nothing) };
-        let mut head = [0u8; HEAD];
+        let mut head = [0u8; WRITE_HEAD_LEN];
         let (ptr, size) = self.queue.transport.slot(slot);
         let parts = [
-            iovec { iov_base: head.as_mut_ptr().cast(), iov_len: HEAD },
+            iovec { iov_base: head.as_mut_ptr().cast(), iov_len: WRITE_HEAD_LEN },
             iovec { iov_base: ptr.cast(), iov_len: size },
         ];
         if by == BLOCKING {
@@ -148,12 +148,18 @@ impl Channel {
         Ok(outcome)
     }
 
-    fn on_request(&mut self, slot: u32, by: usize, head: &[u8; HEAD], n: usize) -> Result<ReadOutcome, Error> {
+    fn on_request(
+        &mut self,
+        slot: u32,
+        by: usize,
+        head: &[u8; WRITE_HEAD_LEN],
+        n: usize,
+    ) -> Result<ReadOutcome, Error> {
         if n < IN_HEADER || request_len(head) != n {
             return Err(Error::Protocol("the kernel's request has another length than it says"));
         }
         self.reply_fds[slot as usize] = by;
-        self.queue.submit(slot, &head[..n.min(HEAD)], n.saturating_sub(HEAD) as u32)?;
+        self.queue.submit(slot, &head[..n.min(WRITE_HEAD_LEN)], n.saturating_sub(WRITE_HEAD_LEN) as u32)?;
         Ok(ReadOutcome::Request)
     }
 
@@ -179,13 +185,13 @@ impl Channel {
             // ENOENT: the request was interrupted. ENODEV: unmounted, which the next `read_request` reports.
             e if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
             // EINVAL: the reply does not fit the request. Send EIO instead, so that the caller gets an error.
-            e if e.raw_os_error() == Some(libc::EINVAL) => self.refuse(answer, device),
+            e if e.raw_os_error() == Some(libc::EINVAL) => self.reply_eio(answer, device),
             e => Err(e.into()),
         }
     }
 
     /// Replies EIO.
-    fn refuse(&self, answer: &Reply, device: i32) -> Result<(), Error> {
+    fn reply_eio(&self, answer: &Reply, device: i32) -> Result<(), Error> {
         let header = answer.error_header(-libc::EIO);
         // SAFETY: the bytes are this function's own.
         let n = unsafe { libc::write(device, header.as_ptr().cast(), header.len()) };
@@ -255,7 +261,7 @@ impl Channel {
             }
         }
         let transport = &mut self.queue.transport;
-        transport.silence();
+        transport.drain_call();
         transport.awake();
         Ok(!ended)
     }

@@ -290,7 +290,7 @@ impl PendingQueue {
             e @ -511..=0 => e,
             _ => -libc::EIO,
         };
-        if self.ends_too_early(slot) && error == 0 {
+        if self.must_repeat(slot) && error == 0 {
             self.repeat(slot)?;
             return Ok(None);
         }
@@ -313,7 +313,7 @@ impl PendingQueue {
 
     /// Records in `write_order` that a request is answered. Returns `true` if it is a READ that may have overtaken a
     /// WRITE, `false` for any other request.
-    fn ends_too_early(&mut self, slot: u32) -> bool {
+    fn must_repeat(&mut self, slot: u32) -> bool {
         self.requests[slot as usize]
             .as_mut()
             .is_some_and(|request| self.write_order.end(&request.head, &mut request.repeats))
@@ -347,7 +347,7 @@ impl PendingQueue {
             }
         }
         self.stash.clear();
-        self.transport = Box::new(Absent::of(&*self.transport, reconnect.news())?);
+        self.transport = Box::new(Absent::of(&*self.transport, reconnect.host_event())?);
         self.transport_id += 1;
         // Answer INTERRUPTs here: the next host does not have the requests that they interrupt.
         for slot in 0..self.requests.len() as u32 {

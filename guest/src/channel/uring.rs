@@ -47,15 +47,15 @@ const _: () = assert!(size_of::<Headers>() == 288 && size_of::<Entry128>() == 12
 
 /// Memory whose address the kernel has. It does not move, and is accessed by raw pointers only. (Not a `Box`: moving
 /// one asserts that no other pointer to its content is in use.)
-struct Fixed<T> {
+struct PinnedArray<T> {
     start: *mut T,
     count: usize,
 }
 
-impl<T: Copy> Fixed<T> {
+impl<T: Copy> PinnedArray<T> {
     fn new(content: Vec<T>) -> Self {
         let count = content.len();
-        Fixed { start: Box::into_raw(content.into_boxed_slice()).cast(), count }
+        PinnedArray { start: Box::into_raw(content.into_boxed_slice()).cast(), count }
     }
 
     fn at(&self, index: usize) -> *mut T {
@@ -65,7 +65,7 @@ impl<T: Copy> Fixed<T> {
     }
 }
 
-impl<T> Drop for Fixed<T> {
+impl<T> Drop for PinnedArray<T> {
     fn drop(&mut self) {
         // SAFETY: `new` made the pointer and the length from a boxed slice.
         drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.start, self.count)) });
@@ -79,9 +79,9 @@ pub struct Channel {
     /// The kernel queue of each slot's entry.
     qid: Vec<u16>,
     /// By slot; the kernel writes them.
-    headers: Fixed<Headers>,
+    headers: PinnedArray<Headers>,
     /// By slot: its headers and payload; the kernel reads them.
-    iovecs: Fixed<[iovec; IOVECS]>,
+    iovecs: PinnedArray<[iovec; IOVECS]>,
     /// Number of entries that the kernel has returned because of the unmount.
     ended: usize,
     /// Whether a poll of the call eventfd is armed.
@@ -89,7 +89,7 @@ pub struct Channel {
     /// Number of the transport whose descriptors are polled.
     transport_id: u32,
     /// Spins for the kernel's next request; `None`: sleeps at once.
-    idle: Option<Parker>,
+    kernel_parker: Option<Parker>,
 }
 
 impl Channel {
@@ -100,7 +100,7 @@ impl Channel {
     pub fn new(
         device: Arc<OwnedFd>,
         kernel_queues: Vec<u16>,
-        idle: Option<LiveWait>,
+        kernel_wait: Option<LiveWait>,
         queue: PendingQueue,
     ) -> Result<Self, Error> {
         let count = queue.transport.slots() as usize;
@@ -116,7 +116,7 @@ impl Channel {
             .setup_taskrun_flag()
             .build((count as u32 + 4).next_power_of_two())?;
         // SAFETY: all-zero bytes are a valid `Headers`.
-        let headers = Fixed::new(vec![unsafe { std::mem::zeroed::<Headers>() }; count]);
+        let headers = PinnedArray::new(vec![unsafe { std::mem::zeroed::<Headers>() }; count]);
         let iovecs = (0..count).map(|slot| {
             let (payload, size) = queue.transport.slot(slot as u32);
             [
@@ -124,7 +124,7 @@ impl Channel {
                 iovec { iov_base: payload.cast(), iov_len: size },
             ]
         });
-        let iovecs = Fixed::new(iovecs.collect());
+        let iovecs = PinnedArray::new(iovecs.collect());
         let qid = kernel_queues.iter().copied().cycle().take(count).collect();
         let mut channel = Channel {
             ring,
@@ -137,7 +137,7 @@ impl Channel {
             call_armed: false,
             transport_id: 0,
             // Yield: threads of other vCPUs may need this core.
-            idle: idle.map(|wait| Parker::with_mode(wait, SpinMode::Yield)),
+            kernel_parker: kernel_wait.map(|wait| Parker::with_mode(wait, SpinMode::Yield)),
         };
         for slot in 0..count as u32 {
             channel.push(channel.command(REGISTER, slot, 0))?;
@@ -185,13 +185,13 @@ impl Channel {
     }
 
     fn wait_for_kernel(&mut self) -> Result<(), Error> {
-        let shares = self.queue.transport.shares_core();
-        if self.idle.is_none() && !shares {
+        let shares = self.queue.transport.on_peer_core();
+        if self.kernel_parker.is_none() && !shares {
             return self.enter(1);
         }
         self.flush()?;
         let ring = &self.ring;
-        let found = match &mut self.idle {
+        let found = match &mut self.kernel_parker {
             Some(parker) => parker.spin(|| has_events(ring)),
             None => hand_off(|| has_events(ring)),
         };
@@ -199,7 +199,7 @@ impl Channel {
             return Ok(());
         }
         let slept = self.enter(1);
-        self.idle.iter_mut().for_each(Parker::unparked);
+        self.kernel_parker.iter_mut().for_each(Parker::unparked);
         slept
     }
 
@@ -411,7 +411,7 @@ mod tests {
 
     #[test]
     fn fixed_memory_is_written_by_others_while_its_owner_moves() {
-        let fixed = Fixed::new((0..4u64).collect());
+        let fixed = PinnedArray::new((0..4u64).collect());
         let others: Vec<_> = (0..4).map(|i| fixed.at(i)).collect();
         let moved = std::hint::black_box(fixed);
         for (i, at) in others.iter().enumerate() {

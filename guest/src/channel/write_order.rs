@@ -19,7 +19,7 @@ use tunnelfs_fuse_abi::opcode;
 const BUCKETS: usize = 32;
 /// Most repeats of one READ. They take longer than any WRITE that is not stuck. The last reply then goes to the kernel
 /// as it is: a reader must not wait for a stuck writer (without a page cache it does not have to either).
-const TRIES: u16 = 1000;
+const MAX_REPEATS: u16 = 1000;
 
 /// READs and WRITEs of a mount that are in flight.
 #[derive(Default)]
@@ -45,7 +45,7 @@ enum Kind {
     Write(u64),
     Read {
         /// Whether a WRITE of its bytes was in flight at any time since it was sent.
-        beside_write: bool,
+        overlaps_write: bool,
     },
 }
 
@@ -57,7 +57,7 @@ pub struct Repeats {
     /// Number of the first WRITE that does not count.
     until: u64,
     /// Whether a WRITE that counts was in flight when the READ was last sent.
-    beside_write: bool,
+    overlaps_write: bool,
 }
 
 struct Range {
@@ -82,8 +82,8 @@ impl Range {
 impl Bucket {
     fn add_write(&mut self, unique: u64, range: Range) {
         for transfer in &mut self.transfers {
-            if let (Kind::Read { beside_write }, true) = (&mut transfer.kind, transfer.range.overlaps(&range)) {
-                *beside_write = true;
+            if let (Kind::Read { overlaps_write }, true) = (&mut transfer.kind, transfer.range.overlaps(&range)) {
+                *overlaps_write = true;
             }
         }
         self.transfers.push(Transfer { unique, range, kind: Kind::Write(self.writes) });
@@ -91,8 +91,8 @@ impl Bucket {
     }
 
     fn add_read(&mut self, unique: u64, range: Range) {
-        let beside_write = self.has_write(&range, self.writes);
-        self.transfers.push(Transfer { unique, range, kind: Kind::Read { beside_write } });
+        let overlaps_write = self.has_write(&range, self.writes);
+        self.transfers.push(Transfer { unique, range, kind: Kind::Read { overlaps_write } });
     }
 
     /// Returns `true` if a WRITE with a number below `until` is in flight in `range`, `false` if none is.
@@ -126,15 +126,17 @@ impl WriteOrder {
         }
         let mut bucket = self.bucket(head).lock();
         match bucket.remove(request_unique(head)) {
-            Some(Kind::Read { beside_write }) => (repeats.beside_write, repeats.until) = (beside_write, bucket.writes),
+            Some(Kind::Read { overlaps_write }) => {
+                (repeats.overlaps_write, repeats.until) = (overlaps_write, bucket.writes)
+            }
             Some(Kind::Write(_)) => return false,
             None => {}
         }
-        if !repeats.beside_write || repeats.count == TRIES {
+        if !repeats.overlaps_write || repeats.count == MAX_REPEATS {
             return false;
         }
         repeats.count += 1;
-        repeats.beside_write = bucket.has_write(&Range::of(head), repeats.until);
+        repeats.overlaps_write = bucket.has_write(&Range::of(head), repeats.until);
         true
     }
 
@@ -209,6 +211,6 @@ mod tests {
         let order = WriteOrder::default();
         begin(&order, opcode::WRITE, 2, (5, 0, 1));
         let mut read = begin(&order, opcode::READ, 4, (5, 0, 4096));
-        assert_eq!((0..=TRIES).filter(|_| read.end()).count(), usize::from(TRIES));
+        assert_eq!((0..=MAX_REPEATS).filter(|_| read.end()).count(), usize::from(MAX_REPEATS));
     }
 }

@@ -74,7 +74,7 @@ impl ChangeThread {
                     tracing::error!(
                         "the host cannot tell what changes: {e}; until another host comes, caches may be stale"
                     );
-                    dispatcher.forget_everything();
+                    dispatcher.invalidate_everything();
                 }
             }
             // This thread does not access the old host's memory from here on.
@@ -83,7 +83,7 @@ impl ChangeThread {
             self.transport = transport;
             self.counters.set_active(true);
             // The new host does not watch the files that the old one watched, so no cached state is reliable.
-            dispatcher.forget_everything();
+            dispatcher.invalidate_everything();
         }
         dispatcher.end();
     }
@@ -104,7 +104,7 @@ impl ChangeThread {
     fn unmounted_before_news(&self) -> bool {
         let mut fds = [
             PollFd::new(self.device.as_fd(), PollFlags::empty()),
-            PollFd::new(self.reconnect.news(), PollFlags::POLLIN),
+            PollFd::new(self.reconnect.host_event(), PollFlags::POLLIN),
         ];
         let _ = poll(&mut fds, PollTimeout::NONE);
         fds[0].any() == Some(true)
@@ -203,7 +203,7 @@ impl ChangeThread {
             }
         }
         Eventfd::drain(&dispatcher.news);
-        transport.silence();
+        transport.drain_call();
         transport.awake();
         Ok(end)
     }

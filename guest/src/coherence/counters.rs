@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// Number of counters; a power of two, so that a mask selects one.
 const COUNTERS: usize = 1 << 14;
 /// Interval between two checks whether replies have been delivered.
-const LOOK_EVERY: Duration = Duration::from_micros(50);
+const DELIVERY_POLL: Duration = Duration::from_micros(50);
 /// Most time that a notification waits for the delivery of replies before it is sent again.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(1);
 
@@ -55,7 +55,7 @@ pub struct ChangeCounters {
 }
 
 /// Replies that were on their way to the kernel: their queues, and the value of `deliveries`.
-pub struct UnderWay(Vec<(usize, u64)>);
+pub struct InFlightReplies(Vec<(usize, u64)>);
 
 impl ChangeCounters {
     /// Makes the counters for `queues` queues.
@@ -123,20 +123,20 @@ impl ChangeCounters {
 
     /// Returns the undelivered replies that may have been compared before the last change was noted; `None` if there
     /// are none.
-    pub fn under_way(&self) -> Option<UnderWay> {
+    pub fn under_way(&self) -> Option<InFlightReplies> {
         // Pairs with the fence in `begin`.
         fence(Ordering::SeqCst);
         let states = self.deliveries.iter().map(|state| state.load(Ordering::Acquire)).enumerate();
         let odd: Vec<_> = states.filter(|(_, state)| state % 2 == 1).collect();
-        (!odd.is_empty()).then_some(UnderWay(odd))
+        (!odd.is_empty()).then_some(InFlightReplies(odd))
     }
 
     /// Waits until these replies have been delivered, for at most one second.
-    pub fn wait_for(&self, replies: &UnderWay) {
+    pub fn wait_for(&self, replies: &InFlightReplies) {
         let until = Instant::now() + DELIVERY_LIMIT;
         let same = |(queue, state): &(usize, u64)| self.deliveries[*queue].load(Ordering::Acquire) == *state;
         while replies.0.iter().any(same) && Instant::now() < until {
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(DELIVERY_POLL);
         }
     }
 }

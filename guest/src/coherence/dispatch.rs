@@ -2,8 +2,8 @@
 //! notification that blocks on a lock delays no others.
 
 use super::actions::Action;
-use super::counters::{ChangeCounters, UnderWay};
-use super::notify::{Kernel, Part, Told};
+use super::counters::{ChangeCounters, InFlightReplies};
+use super::notify::{Kernel, NotifyResult, Part};
 use crate::reconnect::Reconnect;
 use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
@@ -35,7 +35,7 @@ enum Order {
 struct Job {
     action: Action,
     /// Replies on their way to the kernel, after which the notification is sent once more.
-    replies: Option<Arc<UnderWay>>,
+    replies: Option<Arc<InFlightReplies>>,
     retries: u32,
 }
 
@@ -93,8 +93,8 @@ impl Dispatcher {
         let replies = self.counters.under_way().map(Arc::new);
         for action in actions {
             match action {
-                Action::Everything => self.forget_everything(),
-                Action::Dropped { host } => self.report(host),
+                Action::Everything => self.invalidate_everything(),
+                Action::Dropped { host } => self.report_dropped(host),
                 action => self.add(Job { action, replies: replies.clone(), retries: 0 }),
             }
         }
@@ -117,10 +117,10 @@ impl Dispatcher {
     }
 
     /// Has the kernel drop its whole cache. Names expire at once, or one by one on kernels without INC_EPOCH.
-    pub fn forget_everything(self: &Arc<Self>) {
+    pub fn invalidate_everything(self: &Arc<Self>) {
         self.counters.note_everything();
         let replies = self.counters.under_way().map(Arc::new);
-        let by_name = self.kernel.forget_names() == Told::Unsupported;
+        let by_name = self.kernel.invalidate_names() == NotifyResult::Unsupported;
         let tables = self.reconnect.tables.read();
         let (mut nodes, mut names) = (Vec::new(), Vec::new());
         for (node, is_dir) in tables.nodes.all() {
@@ -137,7 +137,7 @@ impl Dispatcher {
         if let Some(replies) = replies {
             // Expire the names of those replies too: they reached the kernel after the first INC_EPOCH.
             self.counters.wait_for(&replies);
-            self.kernel.forget_names();
+            self.kernel.invalidate_names();
         }
     }
 
@@ -193,11 +193,11 @@ impl Dispatcher {
                 continue;
             };
             let told = parking_lot::MutexGuard::unlocked(&mut state, || self.run(&job));
-            if told == Told::Ended {
+            if told == NotifyResult::Ended {
                 state.ended = true;
                 self.more.notify_all();
             }
-            if told == Told::Unknown && job.retries < MAX_RETRIES && self.may_come(&job.action) {
+            if told == NotifyResult::Unknown && job.retries < MAX_RETRIES && self.should_retry(&job.action) {
                 let pause = FIRST_RETRY * 2u32.pow(job.retries);
                 job.retries += 1;
                 state.later.push((Instant::now() + pause, job));
@@ -226,7 +226,7 @@ impl Dispatcher {
     fn finished(&self, state: &mut State, action: &Action) {
         state.count -= 1;
         if let Action::DropData { host, .. } = action {
-            self.report(*host);
+            self.report_dropped(*host);
         }
         if state.count + 1 == MAX_WAITING {
             Eventfd::signal(&self.news);
@@ -234,14 +234,14 @@ impl Dispatcher {
     }
 
     /// Reports a file to the host as dropped, through the change thread.
-    fn report(&self, host: u64) {
+    fn report_dropped(&self, host: u64) {
         self.dropped.lock().push(host);
         Eventfd::signal(&self.news);
     }
 
     /// Returns `true` if the kernel may be about to learn of the inode that it did not have, so that a retry makes
     /// sense.
-    fn may_come(&self, action: &Action) -> bool {
+    fn should_retry(&self, action: &Action) -> bool {
         match action {
             Action::Inode { node, .. } => self.reconnect.tables.read().nodes.is_looked_up(*node),
             // No retry for DropData, as the host waits for it, and none for a name that is not cached.
@@ -250,10 +250,10 @@ impl Dispatcher {
     }
 
     /// Sends a notification, and once more after the replies that were on their way.
-    fn run(&self, job: &Job) -> Told {
+    fn run(&self, job: &Job) -> NotifyResult {
         let told = self.tell(&job.action);
         match &job.replies {
-            Some(replies) if told != Told::Ended => {
+            Some(replies) if told != NotifyResult::Ended => {
                 self.counters.wait_for(replies);
                 self.tell(&job.action)
             }
@@ -261,12 +261,12 @@ impl Dispatcher {
         }
     }
 
-    fn tell(&self, action: &Action) -> Told {
+    fn tell(&self, action: &Action) -> NotifyResult {
         match action {
-            Action::Name { parent, name } => self.kernel.forget_name(*parent, name),
-            Action::Inode { node, part } => self.kernel.forget_inode(*node, *part),
-            Action::DropData { node, .. } => self.kernel.forget_inode(*node, Part::Data),
-            Action::Dropped { .. } | Action::Everything => Told::Done,
+            Action::Name { parent, name } => self.kernel.invalidate_name(*parent, name),
+            Action::Inode { node, part } => self.kernel.invalidate_inode(*node, *part),
+            Action::DropData { node, .. } => self.kernel.invalidate_inode(*node, Part::Data),
+            Action::Dropped { .. } | Action::Everything => NotifyResult::Done,
         }
     }
 }

@@ -12,7 +12,7 @@ const INC_EPOCH: i32 = 8;
 
 /// Result of a notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum NotifyResult {
     /// The kernel has carried it out.
     Done,
     /// The kernel does not have the inode or the name, or has failed.
@@ -38,7 +38,7 @@ pub struct Kernel(pub Arc<OwnedFd>);
 
 impl Kernel {
     /// Drops an inode's attributes from the kernel's cache, or its data too.
-    pub fn forget_inode(&self, node: u64, part: Part) -> Told {
+    pub fn invalidate_inode(&self, node: u64, part: Part) -> NotifyResult {
         // `fuse_notify_inval_inode_out`: a negative offset keeps the data.
         let offset = match part {
             Part::Attributes => -1i64,
@@ -50,7 +50,7 @@ impl Kernel {
 
     /// Drops a name, or a negative entry, from the kernel's cache. Blocks while another thread holds the directory's
     /// lock.
-    pub fn forget_name(&self, parent: u64, name: &[u8]) -> Told {
+    pub fn invalidate_name(&self, parent: u64, name: &[u8]) -> NotifyResult {
         // `fuse_notify_inval_entry_out`, without flags: FUSE_EXPIRE_ONLY would lose against a LOOKUP in flight.
         let mut body = parent.to_ne_bytes().to_vec();
         body.extend((name.len() as u32).to_ne_bytes());
@@ -61,25 +61,25 @@ impl Kernel {
     }
 
     /// Expires all names in the kernel's cache: the kernel looks each up again on its next use.
-    pub fn forget_names(&self) -> Told {
+    pub fn invalidate_names(&self) -> NotifyResult {
         self.send(INC_EPOCH, &[])
     }
 
-    fn send(&self, code: i32, body: &[u8]) -> Told {
+    fn send(&self, code: i32, body: &[u8]) -> NotifyResult {
         let mut message = ((OUT_HEADER + body.len()) as u32).to_ne_bytes().to_vec();
         message.extend(code.to_ne_bytes());
         message.extend(0u64.to_ne_bytes());
         message.extend(body);
         loop {
             return match nix::unistd::write(self.0.as_fd(), &message) {
-                Ok(_) => Told::Done,
+                Ok(_) => NotifyResult::Done,
                 Err(nix::Error::EINTR) => continue,
-                Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => Told::Unknown,
-                Err(nix::Error::EINVAL) => Told::Unsupported,
-                Err(nix::Error::ENODEV | nix::Error::ENOTCONN | nix::Error::ECONNABORTED) => Told::Ended,
+                Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => NotifyResult::Unknown,
+                Err(nix::Error::EINVAL) => NotifyResult::Unsupported,
+                Err(nix::Error::ENODEV | nix::Error::ENOTCONN | nix::Error::ECONNABORTED) => NotifyResult::Ended,
                 Err(e) => {
                     tracing::debug!("the kernel refuses notification {code}: {}", io::Error::from(e));
-                    Told::Unknown
+                    NotifyResult::Unknown
                 }
             };
         }

@@ -52,7 +52,7 @@ impl Default for MountOptions {
 }
 
 /// mount(8)'s options, each with the flags that it sets and clears. Later options override earlier ones.
-const WORDS: &[(&str, MsFlags, MsFlags)] = {
+const MOUNT_OPTIONS: &[(&str, MsFlags, MsFlags)] = {
     const NONE: MsFlags = MsFlags::empty();
     const NOT_ATIME: MsFlags = MsFlags::MS_STRICTATIME.union(MsFlags::MS_RELATIME);
     const NOT_STRICT: MsFlags = MsFlags::MS_NOATIME.union(MsFlags::MS_RELATIME);
@@ -113,13 +113,13 @@ const WORDS: &[(&str, MsFlags, MsFlags)] = {
 const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
 
 /// Prefixes of options that are only for mount(8), systemd and similar programs.
-const NOT_OURS: &[&str] = &["x-", "X-", "comment=", "user=", "uhelper=", "helper="];
+const IGNORED_PREFIXES: &[&str] = &["x-", "X-", "comment=", "user=", "uhelper=", "helper="];
 
 impl MountOptions {
     /// Applies one option of mount(8)'s `-o`. Returns `true` if it is one, `false` if it is unknown.
     pub fn mount_option(&mut self, word: &str) -> bool {
-        let Some((_, set, cleared)) = WORDS.iter().find(|(name, ..)| *name == word) else {
-            return word == "comment" || NOT_OURS.iter().any(|start| word.starts_with(start));
+        let Some((_, set, cleared)) = MOUNT_OPTIONS.iter().find(|(name, ..)| *name == word) else {
+            return word == "comment" || IGNORED_PREFIXES.iter().any(|start| word.starts_with(start));
         };
         self.flags.remove(*cleared);
         self.flags.insert(*set);

@@ -12,22 +12,22 @@ pub struct Absent {
     slots: Vec<(*mut u8, usize)>,
     waits: Counters,
     copied: u64,
-    news: OwnedFd,
+    host_event: OwnedFd,
 }
 
 // SAFETY: the pointers are only passed on, never dereferenced here.
 unsafe impl Send for Absent {}
 
 impl Absent {
-    /// Replaces the transport to a dead host. Its slots must stay mapped as long as this lives. `news` is the eventfd
+    /// Replaces the transport to a dead host. Its slots must stay mapped as long as this lives. `host_event` is the eventfd
     /// of `Reconnect`.
     ///
     /// # Errors
     /// If the process has no descriptor left.
-    pub fn of(gone: &dyn Transport, news: BorrowedFd<'_>) -> std::io::Result<Self> {
+    pub fn of(gone: &dyn Transport, host_event: BorrowedFd<'_>) -> std::io::Result<Self> {
         let slots = (0..gone.slots()).map(|slot| gone.slot(slot)).collect();
-        let news = news.try_clone_to_owned()?;
-        Ok(Absent { name: gone.name(), slots, waits: gone.wait_counters(), copied: gone.copied(), news })
+        let host_event = host_event.try_clone_to_owned()?;
+        Ok(Absent { name: gone.name(), slots, waits: gone.wait_counters(), copied: gone.copied(), host_event })
     }
 }
 
@@ -62,16 +62,16 @@ impl Transport for Absent {
 
     fn awake(&mut self) {}
 
-    fn silence(&self) {
+    fn drain_call(&self) {
         // All queues share this eventfd; only `Reconnect` resets it.
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.news.as_fd()
+        self.host_event.as_fd()
     }
 
     fn hangup_fd(&self) -> BorrowedFd<'_> {
-        self.news.as_fd()
+        self.host_event.as_fd()
     }
 
     fn wait_counters(&self) -> Counters {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// bounds how long a hostile host's web of directories can hold the lock.
 const MAX_LOOKS: usize = 8192;
 /// Most nodeids that are kept per inode number of a file with several links. An honest host gives out one.
-const MAX_KIN: usize = 16;
+const MAX_ALIASES: usize = 16;
 /// Most names that are kept of a file with several links, to bound memory.
 const MAX_NAMES: usize = 16;
 
@@ -188,7 +188,7 @@ impl InodeTable {
         let is_dir = entry.identity.kind == libc::S_IFDIR;
         if entry.links > 1 && !is_dir {
             let alias = self.linked.entry(entry.identity.ino).or_default();
-            if alias.len() < MAX_KIN && !alias.contains(&number) {
+            if alias.len() < MAX_ALIASES && !alias.contains(&number) {
                 alias.push(number);
             }
         }

@@ -45,7 +45,7 @@ fn one_number_of_a_file_for_all_is_not_searched_for_ever() {
     for n in 2..1_000 {
         nodes.insert(ROOT, Some(n.to_string().as_bytes()), &linked(n, 7));
     }
-    assert!(nodes.linked[&7].len() <= MAX_KIN);
+    assert!(nodes.linked[&7].len() <= MAX_ALIASES);
 }
 
 #[test]

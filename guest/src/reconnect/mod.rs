@@ -44,7 +44,7 @@ pub struct Reconnect {
     pub handover: Handover<Box<dyn Transport>>,
     /// An eventfd that is readable while there is a host, or once no host will come. Only [`Self::host_lost`] resets
     /// it.
-    news: OwnedFd,
+    host_event: OwnedFd,
 }
 
 impl Reconnect {
@@ -53,28 +53,28 @@ impl Reconnect {
     /// # Errors
     /// If the process has no descriptor left.
     pub fn new(queues: usize) -> Result<Self, tunnelfs_ring::Error> {
-        Ok(Reconnect { tables: RwLock::default(), handover: Handover::new(queues), news: Eventfd::new()? })
+        Ok(Reconnect { tables: RwLock::default(), handover: Handover::new(queues), host_event: Eventfd::new()? })
     }
 
     /// Returns the eventfd that becomes readable when a queue without a host should poll `handover`.
-    pub fn news(&self) -> BorrowedFd<'_> {
-        self.news.as_fd()
+    pub fn host_event(&self) -> BorrowedFd<'_> {
+        self.host_event.as_fd()
     }
 
     /// Records that the host has died.
     pub fn host_lost(&self) {
-        Eventfd::drain(&self.news);
+        Eventfd::drain(&self.host_event);
         self.handover.host_lost();
         // Another thread may have called `close` just before the drain.
         if self.handover.is_closed() {
-            Eventfd::signal(&self.news);
+            Eventfd::signal(&self.host_event);
         }
     }
 
     /// Records that no host will come.
     pub fn close(&self) {
         self.handover.close();
-        Eventfd::signal(&self.news);
+        Eventfd::signal(&self.host_event);
     }
 
     /// Hands the next host's transports to the queues.
@@ -82,6 +82,6 @@ impl Reconnect {
         let mut tables = self.tables.write();
         tables.nodes.next_host(same_root);
         self.handover.host_ready(tables.nodes.host_id(), transports);
-        Eventfd::signal(&self.news);
+        Eventfd::signal(&self.host_event);
     }
 }

@@ -18,10 +18,10 @@ use tunnelfs_fuse_abi::flags::init::INIT_EXT;
 use tunnelfs_fuse_abi::opcode;
 
 /// Interval between two checks whether all queues have detached.
-const AT_REST: Duration = Duration::from_millis(5);
+const DETACH_POLL: Duration = Duration::from_millis(5);
 /// Shortest and longest pause between two attempts to connect to the next host. The pause grows with the time that the
 /// host has been gone.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
+const CONNECT_RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 /// Pause after a host was refused. The next attempt sends INIT to the host that listens then.
 const AFTER_REFUSAL: Duration = Duration::from_millis(500);
 /// Most time for a new host to accept the connection, set it up and answer INIT.
@@ -93,7 +93,7 @@ impl HostMonitor {
             self.reconnect.host_lost();
             self.listener.tell(Event::HostLost);
             while !self.reconnect.handover.all_detached() {
-                if self.unmounted_within(AT_REST) {
+                if self.unmounted_within(DETACH_POLL) {
                     return None;
                 }
             }
@@ -146,7 +146,7 @@ impl HostMonitor {
                 }
                 Err(e) => {
                     tracing::debug!("no host yet: {e}");
-                    (gone.elapsed() / 16).clamp(AGAIN.0, AGAIN.1)
+                    (gone.elapsed() / 16).clamp(CONNECT_RETRY.0, CONNECT_RETRY.1)
                 }
             };
             let left = self.limit.saturating_sub(gone.elapsed());

@@ -70,11 +70,11 @@ pub trait Transport: Send {
     fn announce_sleep(&mut self) -> bool;
 
     /// Ends [`Self::announce_sleep`]: the host need not signal [`Self::fd`] any more. A caller that polls its level
-    /// must also call [`Self::silence`].
+    /// must also call [`Self::drain_call`].
     fn awake(&mut self);
 
     /// Drains the call eventfd, [`Self::fd`].
-    fn silence(&self) {
+    fn drain_call(&self) {
         Eventfd::drain(self.fd());
     }
 
@@ -101,7 +101,7 @@ pub trait Transport: Send {
             return Ok(());
         }
         let slept = if self.announce_sleep() { sleep_on(self.fd(), self.hangup_fd(), limit) } else { Ok(()) };
-        self.silence();
+        self.drain_call();
         self.awake();
         slept
     }
@@ -113,7 +113,7 @@ pub trait Transport: Send {
     fn copied(&self) -> u64;
 
     /// Returns `true` if the host runs on this thread's core. The applications then probably run there too.
-    fn shares_core(&self) -> bool {
+    fn on_peer_core(&self) -> bool {
         false
     }
 }

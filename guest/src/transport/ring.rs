@@ -157,7 +157,7 @@ impl Transport for RingTransport {
         0
     }
 
-    fn shares_core(&self) -> bool {
+    fn on_peer_core(&self) -> bool {
         self.queue.peer_wakeup.peer_cpu() == PeerCpu::Same
     }
 }

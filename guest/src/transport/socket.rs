@@ -327,7 +327,7 @@ impl Transport for SocketTransport {
         self.parker.unparked();
     }
 
-    fn silence(&self) {
+    fn drain_call(&self) {
         // The bytes in this socket are replies: `reap` reads them.
     }
 

@@ -16,14 +16,14 @@ use tunnelfs_ring::Eventfd;
 /// The call eventfds and the interrupt thread. Must be dropped before the device is stopped, as the thread writes the
 /// command register too.
 pub struct Interrupts {
-    bells: Arc<Vec<Bell>>,
+    bells: Arc<Vec<CallFd>>,
     vectors: bool,
     alive: UnixStream,
     stop: Arc<OwnedFd>,
     watcher: Option<JoinHandle<()>>,
 }
 
-struct Bell {
+struct CallFd {
     rings: OwnedFd,
     /// Whether a thread sleeps on it.
     asleep: AtomicBool,
@@ -42,7 +42,7 @@ impl Interrupts {
             IrqSource::Uio(file) => {
                 // Unmask INTx: a guest that was killed may have left it masked.
                 function.config.command(0, INTX_OFF)?;
-                let line = CacheLine { isr, config: function.config.clone(), file: file.clone() };
+                let line = IntxLine { isr, config: function.config.clone(), file: file.clone() };
                 (file.try_clone()?.into(), Some(line))
             }
             IrqSource::Vfio(vectors) => {
@@ -52,7 +52,7 @@ impl Interrupts {
             }
         };
         let vectors = line.is_none();
-        let bells = rings.into_iter().map(|rings| Bell { rings, asleep: AtomicBool::new(false) });
+        let bells = rings.into_iter().map(|rings| CallFd { rings, asleep: AtomicBool::new(false) });
         let bells = Arc::new(bells.collect::<Vec<_>>());
         let watcher = Watcher { watched, line, bells: bells.clone(), stop: stop.clone(), life };
         let watcher = tunnelfs_program::thread::spawn("interrupts", move || watcher.run())?;
@@ -91,7 +91,7 @@ impl Drop for Interrupts {
 }
 
 /// The INTx line, which all queues share.
-struct CacheLine {
+struct IntxLine {
     isr: Registers,
     config: FileRegion,
     file: Arc<File>,
@@ -105,8 +105,8 @@ struct CacheLine {
 struct Watcher {
     /// The uio device, or the vfio eventfd for the device's removal.
     watched: OwnedFd,
-    line: Option<CacheLine>,
-    bells: Arc<Vec<Bell>>,
+    line: Option<IntxLine>,
+    bells: Arc<Vec<CallFd>>,
     stop: Arc<OwnedFd>,
     life: UnixStream,
 }
@@ -142,7 +142,7 @@ impl Watcher {
     }
 }
 
-impl CacheLine {
+impl IntxLine {
     /// Takes an interrupt, and lowers the line. Fails if the driver has been unbound.
     fn take(&self) -> nix::Result<()> {
         match nix::unistd::read(&*self.file, &mut [0; 4]) {
