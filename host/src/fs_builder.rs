@@ -70,6 +70,7 @@ impl FsBuilder {
         let builder = FsBuilder { host: host.clone(), dir, files };
         builder.ids()?;
         builder.rules()?;
+        builder.warn_of_writeback();
         Ok(builder)
     }
 
@@ -80,7 +81,7 @@ impl FsBuilder {
     pub fn build(&self, guests: u64) -> io::Result<Passthrough> {
         let (host, files) = (&self.host, self.files / guests.max(1));
         let rules = self.rules()?;
-        let wants_xattrs = host.xattr || rules.is_some() || host.posix_acl != Negotiation::Never;
+        let wants_xattrs = host.xattr || rules.is_some() || self.posix_acl() != Negotiation::Never;
         let timeout = timeout(host.cache);
         let coherent = host.cache == Cache::Coherent;
         // Each lease has a descriptor.
@@ -94,14 +95,14 @@ impl FsBuilder {
             timeout,
             missing_timeout: if alone { timeout } else { Duration::ZERO },
             readonly: host.readonly,
-            writeback: host.writeback,
+            writeback: self.writeback(),
             readdirplus: host.readdirplus && host.cache != Cache::Never,
             announce_submounts: host.announce_submounts,
             direct_io: host.allow_direct_io,
             mmap: host.allow_mmap,
             killpriv: host.killpriv_v2,
             keep_noatime: host.preserve_noatime,
-            posix_acl: host.posix_acl,
+            posix_acl: self.posix_acl(),
             shared_locks: host.locks == LockScope::Shared,
             handles: host.inode_file_handles,
             xattrs: wants_xattrs.then(|| Xattrs::new(rules)),
@@ -126,6 +127,39 @@ impl FsBuilder {
         Budget { marks: self.dir.marks / guests.max(1) as usize, leases, mounts }
     }
 
+    /// Whether the guest's kernel may cache writes. It then keeps its own size and times of each file, whatever the host
+    /// says: with several writers data would be lost.
+    fn writeback(&self) -> bool {
+        self.host.writeback && !matches!(self.host.cache, Cache::Coherent | Cache::Never)
+    }
+
+    fn warn_of_writeback(&self) {
+        if !self.host.writeback {
+            return;
+        }
+        match self.host.cache {
+            cache @ (Cache::Coherent | Cache::Never) => tracing::warn!(
+                "host.writeback has no effect with cache = \"{}\": the guest's kernel would not see how others change a file's \
+                 size; where nobody else changes the directory, set cache = \"always\"",
+                format!("{cache:?}").to_lowercase()
+            ),
+            Cache::Auto => tracing::warn!(
+                "host.writeback with cache = \"auto\": a guest does not see how others change a file's size and times, and may \
+                 overwrite what they append; it is for directories that nobody else changes"
+            ),
+            Cache::Metadata | Cache::Always => {}
+        }
+    }
+
+    /// POSIX ACLs as asked for; owners in an attribute are not linked with them.
+    fn posix_acl(&self) -> Negotiation {
+        if self.host.owners == KeepOwners::Xattr {
+            Negotiation::Never
+        } else {
+            self.host.posix_acl
+        }
+    }
+
     fn rules(&self) -> io::Result<Option<XattrMap>> {
         match self.host.xattrmap.as_str() {
             "" => Ok(None),
@@ -144,6 +178,13 @@ impl FsBuilder {
         if host.posix_acl != Negotiation::Never && mapped {
             return Err(invalid(
                 "host.translate_uid, host.translate_gid: ACLs would not be translated: posix_acl = \"never\"".into(),
+            ));
+        }
+        if host.posix_acl == Negotiation::Always && host.owners == KeepOwners::Xattr {
+            return Err(invalid(
+                "host.posix_acl = \"always\": not with owners = \"xattr\", whose modes are not linked with ACLs; \"auto\" or \
+                 \"never\" goes on without"
+                    .into(),
             ));
         }
         let owners = match (host.owners, parse_owner(&host.map_owner)?) {

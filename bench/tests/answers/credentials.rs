@@ -363,7 +363,7 @@ fn changed_programs_lose_their_privileges() {
 
 #[test]
 fn changed_programs_lose_their_privileges_with_writeback() {
-    assert_privileges_end(&["--writeback"], "writeback");
+    assert_privileges_end(&["--cache=always", "--writeback"], "writeback");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::common::pair::{shell, Pair, Setup};
 use crate::common::sys::{copy_range, fallocate, inode_flags, seek, set_inode_flags, Answer};
-use crate::rig::as_user;
+use crate::rig::{as_user, soon};
 use nix::errno::Errno;
 use nix::sys::mman::{mmap, munmap, MapFlags, ProtFlags};
 use std::fs::{self, File, OpenOptions};
@@ -12,7 +12,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Both sides cache writes, or neither.
-const WAYS: [(&[&str], &str); 3] = [(&[], ""), (&["--writeback"], "writeback"), (&["--cache=never"], "")];
+const WAYS: [(&[&str], &str); 3] =
+    [(&[], ""), (&["--cache=always", "--writeback"], "writeback"), (&["--cache=never"], "")];
 
 fn for_each_way(work: impl Fn(&Pair)) {
     for (host, mount) in WAYS {
@@ -30,6 +31,31 @@ fn open(path: &Path) -> File {
 fn map_of(file: &File, to: i64) -> Vec<(i64, Answer<i64>, Answer<i64>)> {
     let places = (0..=to).step_by(65_536);
     places.map(|at| (at, seek(file, at, libc::SEEK_DATA), seek(file, at, libc::SEEK_HOLE))).collect()
+}
+
+/// With writeback the guest's kernel would keep its own size of a file that others write to: where the host watches the
+/// directory for such changes, it does not agree to that.
+#[test]
+fn what_others_append_is_not_overwritten() {
+    for (host, mount) in
+        [(&[][..], ""), (&["--writeback"], "writeback"), (&["--cache=never", "--writeback"], "writeback")]
+    {
+        let Some(setup) = Setup::new() else { return };
+        let pair = setup.start(host, mount);
+        let append = |path: &Path, text: &str| {
+            let mut file = OpenOptions::new().append(true).create(true).open(path).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            file.sync_all().unwrap();
+        };
+        append(&pair.behind("f"), "one ");
+        assert_eq!(fs::read_to_string(pair.on("f")).unwrap(), "one ");
+        append(&pair.behind("f"), "two ");
+        append(&pair.on("f"), "three");
+        assert_eq!(fs::read_to_string(pair.behind("f")).unwrap(), "one two three", "{host:?}");
+        soon("the guest sees it", || (fs::read_to_string(pair.on("f")).unwrap() == "one two three").then_some(()));
+        fs::write(pair.behind("f"), "x").unwrap();
+        soon("and that it is shorter", || (fs::metadata(pair.on("f")).unwrap().len() == 1).then_some(()));
+    }
 }
 
 #[test]
@@ -202,9 +228,11 @@ impl Drop for Aligned {
 
 #[test]
 fn direct_beside_buffered() {
-    for (host, mount) in
-        [(&["--allow-direct-io"][..], ""), (&[], ""), (&["--allow-direct-io", "--writeback"], "writeback")]
-    {
+    for (host, mount) in [
+        (&["--allow-direct-io"][..], ""),
+        (&[], ""),
+        (&["--allow-direct-io", "--cache=always", "--writeback"], "writeback"),
+    ] {
         let Some(setup) = Setup::new() else { return };
         let pair = setup.start(host, mount);
         pair.same("direct and buffered", |dir| {
@@ -240,7 +268,7 @@ fn direct_beside_buffered() {
 #[test]
 fn unaligned_writeback_beside_a_direct_handle() {
     let Some(setup) = Setup::new() else { return };
-    let pair = setup.start(&["--allow-direct-io", "--writeback"], "writeback");
+    let pair = setup.start(&["--allow-direct-io", "--cache=always", "--writeback"], "writeback");
     pair.same("write back", |dir| {
         let path = dir.join("f");
         let mut options = OpenOptions::new();

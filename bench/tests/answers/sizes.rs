@@ -72,7 +72,7 @@ fn a_full_disk() {
 #[test]
 fn a_full_disk_with_writeback() {
     let Some(setup) = Setup::in_memory("8m") else { return };
-    let pair = setup.start(&["--writeback"], "writeback");
+    let pair = setup.start(&["--cache=always", "--writeback"], "writeback");
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(pair.on("f")).unwrap();
     let data = vec![3; 16 << 20];
     let written = file.write_at(&data, 0).map_err(|e| errno(&e));

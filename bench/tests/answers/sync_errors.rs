@@ -75,7 +75,7 @@ fn a_failed_write_is_told_once_to_each_with_writeback() {
     let mkfs = mkfs.args(["-q", "-b", "4096", "-N", "64", "-O", "^has_journal,^metadata_csum"]);
     let Some(disk) = Disk::new(&scratch, 64 << 20, mkfs, "ext4", "errors=continue") else { return };
     let share = scratch.path("share");
-    let host = Host::start_with(&scratch, Peer::Ours, &[FEATURES, &["--writeback"]].concat());
+    let host = Host::start_with(&scratch, Peer::Ours, &[FEATURES, &["--cache=always", "--writeback"]].concat());
     let guest = Guest::mount(&scratch, &host, "writeback");
     let told = syncs(&guest.point.join("mounted"), &share.join("mounted"), &disk);
     assert_eq!(told[..3], [Ok(()), Err(Errno::EIO), Ok(())]);

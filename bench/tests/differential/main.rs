@@ -33,7 +33,7 @@ type Way = (&'static [&'static str], &'static str);
 /// For `trusted.*` attributes, which are among those that are set.
 const TRUSTED: &str = "--modcaps=+sys_admin";
 const PLAIN: Way = (&[TRUSTED], "");
-const WRITEBACK: Way = (&[TRUSTED, "--writeback"], "writeback");
+const WRITEBACK: Way = (&[TRUSTED, "--cache=always", "--writeback"], "writeback");
 const UNCACHED: Way = (&[TRUSTED, "--cache=never", "--allow-mmap"], "");
 const DEV: Way = (&[TRUSTED, "--cache=always"], "channel=fuse,transport=virtqueue");
 

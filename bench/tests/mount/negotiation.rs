@@ -282,6 +282,8 @@ fn xattrs_and_acls_by_option() {
         (&["--xattr"], true, false),
         (&["--posix-acl=auto"], true, true),
         (&["--xattr", "--posix-acl=never"], true, false),
+        // Modes that are kept in an attribute are not linked with ACLs.
+        (&["--xattr", "--posix-acl=auto", "--owners=xattr"], true, false),
     ] {
         let Some((_scratch, _host, guest)) = mounted(options, "") else { return };
         let path = guest.point.join("f");
@@ -296,9 +298,11 @@ fn xattrs_and_acls_by_option() {
 
 #[test]
 fn writeback_if_both_sides_want_it() {
-    for (options, words, collected) in
-        [(&["--writeback"][..], ",writeback", true), (&["--writeback"], "", false), (&[], ",writeback", false)]
-    {
+    for (options, words, collected) in [
+        (&["--cache=always", "--writeback"][..], ",writeback", true),
+        (&["--cache=always", "--writeback"], "", false),
+        (&[], ",writeback", false),
+    ] {
         let Some((_scratch, _host, guest)) = mounted(options, words) else { return };
         let mut file = File::create(guest.point.join("f")).unwrap();
         let asked = requests(&guest, || {

@@ -150,6 +150,7 @@ impl Device {
     ///
     /// # Errors
     /// Those of [`Self::wait`] and [`Self::next`].
+    #[inline]
     pub fn next_within(&mut self, timeout: Option<Duration>) -> Result<Request, Error> {
         let deadline = deadline(timeout);
         loop {

@@ -223,6 +223,7 @@ impl Driver {
     ///
     /// # Errors
     /// Those of [`Self::wait`] and [`Self::reap`].
+    #[inline]
     pub fn reap_within(&mut self, timeout: Option<Duration>) -> Result<Reply, Error> {
         let deadline = deadline(timeout);
         loop {
