@@ -71,9 +71,10 @@ fn inline_code(text: &str) -> Vec<String> {
     parts.flat_map(|part| part.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
-/// Commands in a page: in the text, and the lines of its blocks.
+/// Commands in a page: in the text, in lines of their own, and in blocks.
 fn commands(text: &str) -> Vec<String> {
     let mut found = inline_code(text);
+    found.extend(text.lines().filter_map(|line| line.strip_prefix("    ")).map(str::to_owned));
     for block in text.split("```").skip(1).step_by(2) {
         found.extend(block.replace("\\\n", " ").lines().skip(1).map(str::to_owned));
     }
