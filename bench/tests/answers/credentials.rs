@@ -355,6 +355,26 @@ fn assert_privileges_end(options: &[&str], mount: &str) {
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+/// chown(2) to -1 and -1 changes no owner, but is a chown.
+#[test]
+fn an_owner_that_stays() {
+    let Some(setup) = Setup::new() else { return };
+    let pair = setup.start(&[], "");
+    pair.same("chown to -1, -1", |dir| {
+        ["program", "folder"].map(|name| {
+            let path = dir.join(name);
+            if name == "folder" { fs::create_dir(&path) } else { fs::write(&path, "x") }.unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+            let before = fs::metadata(&path).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::os::unix::fs::chown(&path, None, None).unwrap();
+            let after = fs::metadata(&path).unwrap();
+            let newer = (after.ctime(), after.ctime_nsec()) > (before.ctime(), before.ctime_nsec());
+            (after.mode(), newer, after.mtime() == before.mtime())
+        })
+    });
+}
+
 /// Else a program that a user has overwritten runs as its owner.
 #[test]
 fn changed_programs_lose_their_privileges() {

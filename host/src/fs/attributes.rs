@@ -116,7 +116,9 @@ impl Passthrough {
         self.changes()?;
         let handle = if set.valid & fattr::FH != 0 { Some(self.handle(set.fh, node)?) } else { None };
         let (inode, pin) = self.inodes.open(node)?;
-        if set.valid & (fattr::UID | fattr::GID) != 0 {
+        // A request for nothing is a chown(2) to -1 and -1: it clears setuid and setgid bits, and is a change of state.
+        let nothing = set.valid & !fattr::FH == 0;
+        if nothing || set.valid & (fattr::UID | fattr::GID) != 0 {
             self.set_owner(&pin, set)?;
         }
         if set.valid & fattr::SIZE != 0 {
