@@ -54,7 +54,7 @@ bench-calls: deps
 	@mkdir -p $(RESULTS)
 	./target/release/tunnelfs-bench calls --directory /dev/shm --directory target --report $(RESULTS)/calls.md
 
-# Real mounts against others', about 13 minutes; needs root, /dev/fuse, and fio for all of its jobs.
+# Real mounts against others', about 25 minutes; needs root, /dev/fuse, and fio for all of its jobs.
 HP = .deps/bin/passthrough_hp --foreground --nopassthrough --nocache -o allow_other
 bench-mount: deps .deps/bin/passthrough_hp
 	cargo build --release --workspace
@@ -69,7 +69,7 @@ bench-tree: deps .deps/bin/passthrough_hp
 	./target/release/tunnelfs-bench tree --json $(RESULTS)/tree.json --report $(RESULTS)/tree.md \
 	  --peer "hp=.deps/bin/passthrough_hp --foreground --nopassthrough {src} {mnt}"
 
-# All runs that are kept in git, half an hour on a quiet machine: commit what it writes.
+# All runs that are kept in git, nearly an hour on a quiet machine: commit what it writes.
 record:
 	$(MAKE) RESULTS=results bench bench-full bench-calls bench-mount bench-tree
 

@@ -134,20 +134,18 @@ impl FsBuilder {
     }
 
     fn warn_of_writeback(&self) {
-        if !self.host.writeback {
-            return;
-        }
-        match self.host.cache {
-            cache @ (Cache::Coherent | Cache::Never) => tracing::warn!(
+        let cache = self.host.cache;
+        if self.host.writeback && !self.writeback() {
+            tracing::warn!(
                 "host.writeback has no effect with cache = \"{}\": the guest's kernel would not see how others change a file's \
                  size; where nobody else changes the directory, set cache = \"always\"",
                 format!("{cache:?}").to_lowercase()
-            ),
-            Cache::Auto => tracing::warn!(
+            );
+        } else if self.host.writeback && cache == Cache::Auto {
+            tracing::warn!(
                 "host.writeback with cache = \"auto\": a guest does not see how others change a file's size and times, and may \
                  overwrite what they append; it is for directories that nobody else changes"
-            ),
-            Cache::Metadata | Cache::Always => {}
+            );
         }
     }
 

@@ -45,10 +45,10 @@ impl Region {
         Ok(Region { map, fd })
     }
 
-    /// Maps the first `bytes` of a peer's memory.
+    /// Maps a peer's memory, which has `bytes`.
     ///
     /// # Errors
-    /// [`Error::Handoff`] when it is smaller, or could shrink: touching what is gone would end this process.
+    /// [`Error::Handoff`] when it has another size, or could shrink: touching what is gone would end this process.
     pub fn from_fd(fd: OwnedFd, bytes: usize) -> Result<Self, Error> {
         let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(|_| Error::Handoff("memory that is not a memfd"))?;
         if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
@@ -56,8 +56,8 @@ impl Region {
         }
         let file = File::from(fd);
         let size = file.metadata().map_err(|source| Error::Os { what: "fstat of the memory".into(), source })?.len();
-        if size < bytes as u64 {
-            return Err(Error::Handoff("memory smaller than the queue"));
+        if size != bytes as u64 {
+            return Err(Error::Handoff("its memory has another size than its geometry"));
         }
         let map = MmapOptions::new()
             .len(bytes)

@@ -3,7 +3,7 @@
 //! It has names, because a job creates them and looks at them, and no data: a READ says that the buffer is filled.
 
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::ffi::{CStr, CString};
 use std::io;
 use tunnelfs_fuse_abi::flags::fopen;
@@ -57,13 +57,12 @@ impl Floor {
     }
 
     fn add(&self, dir: u64, name: &CStr, is_dir: bool) -> io::Result<EntryOut> {
-        let mut names = self.names.lock();
-        names.last += STEP;
-        let node = names.last + u64::from(!is_dir);
-        match names.nodes.insert((dir, name.into()), node) {
-            None => Ok(self.entry(node)),
-            Some(_) => Err(io::Error::from_raw_os_error(libc::EEXIST)),
-        }
+        let Names { nodes, last } = &mut *self.names.lock();
+        let Entry::Vacant(place) = nodes.entry((dir, name.into())) else {
+            return Err(io::Error::from_raw_os_error(libc::EEXIST));
+        };
+        *last += STEP;
+        Ok(self.entry(*place.insert(*last + u64::from(!is_dir))))
     }
 
     fn remove(&self, dir: u64, name: &CStr) -> io::Result<()> {

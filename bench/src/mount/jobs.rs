@@ -28,19 +28,18 @@ pub struct Job {
 /// The jobs that make sense under a cache mode: `never` for direct I/O and metadata, `auto` for buffered I/O.
 pub fn all(cache: Cache) -> Vec<Job> {
     let direct = cache == Cache::Never;
-    let io = |name, rw, bs, numjobs, iodepth| Job {
+    let job = |name, rw, bs, numjobs, iodepth, user| Job {
         name,
-        work: Work::Io(Io { rw, bs, direct, numjobs, iodepth, user: false }),
+        work: Work::Io(Io { rw, bs, direct, numjobs, iodepth, user }),
     };
-    let by_user =
-        |name, rw, bs| Job { name, work: Work::Io(Io { rw, bs, direct, numjobs: 1, iodepth: 1, user: true }) };
+    let io = |name, rw, bs, numjobs, iodepth| job(name, rw, bs, numjobs, iodepth, false);
     match cache {
         Cache::Never => vec![
             io("randread-4k", "randread", 4 << 10, 1, 1),
             io("randread-4k-2jobs", "randread", 4 << 10, 2, 1),
             io("randread-4k-qd16", "randread", 4 << 10, 1, 16),
             io("randwrite-4k", "randwrite", 4 << 10, 1, 1),
-            by_user("randwrite-4k-user", "randwrite", 4 << 10),
+            job("randwrite-4k-user", "randwrite", 4 << 10, 1, 1, true),
             io("randwrite-4k-qd16", "randwrite", 4 << 10, 1, 16),
             io("randread-64k", "randread", 64 << 10, 1, 1),
             io("read-1m", "read", 1 << 20, 1, 1),

@@ -101,7 +101,7 @@ impl Systems {
     }
 }
 
-/// Bytes that no file system can leave out, for whoever writes them.
+/// A file of bytes that no file system can leave out, which any user may write.
 fn write_random(path: &Path, bytes: u64) -> io::Result<()> {
     let mut source = File::open("/dev/urandom")?.take(bytes);
     let mut file = File::create(path)?;

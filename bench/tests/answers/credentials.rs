@@ -364,10 +364,10 @@ fn an_owner_that_stays() {
         ["program", "folder"].map(|name| {
             let path = dir.join(name);
             if name == "folder" { fs::create_dir(&path) } else { fs::write(&path, "x") }.unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(0o6777)).unwrap();
             let before = fs::metadata(&path).unwrap();
             std::thread::sleep(std::time::Duration::from_millis(20));
-            std::os::unix::fs::chown(&path, None, None).unwrap();
+            chown(&path, None, None).unwrap();
             let after = fs::metadata(&path).unwrap();
             let newer = (after.ctime(), after.ctime_nsec()) > (before.ctime(), before.ctime_nsec());
             (after.mode(), newer, after.mtime() == before.mtime())

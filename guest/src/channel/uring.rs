@@ -387,8 +387,8 @@ impl Channel {
         }
         self.call_armed = true;
         let fd = types::Fd(self.queue.transport.fd().as_raw_fd());
-        let bell = POLL_CALL + u64::from(self.transport_id);
-        self.push(opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build().user_data(bell).into())
+        let user_data = POLL_CALL + u64::from(self.transport_id);
+        self.push(opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build().user_data(user_data).into())
     }
 
     /// Polls for the host's hang-up. An empty event mask reports only POLLHUP and POLLERR.

@@ -94,14 +94,14 @@ impl ChangeThread {
             match self.reconnect.handover.poll(self.queue_index) {
                 HostPoll::Ready(_, transport) => return Some(transport),
                 HostPoll::Closed => return None,
-                HostPoll::Pending if self.unmounted_before_news() => return None,
+                HostPoll::Pending if self.unmounted_before_host() => return None,
                 HostPoll::Pending => {}
             }
         }
     }
 
     /// Sleeps until `reconnect` has something (`false`) or the mount has ended (`true`).
-    fn unmounted_before_news(&self) -> bool {
+    fn unmounted_before_host(&self) -> bool {
         let mut fds = [
             PollFd::new(self.device.as_fd(), PollFlags::empty()),
             PollFd::new(self.reconnect.host_event(), PollFlags::POLLIN),

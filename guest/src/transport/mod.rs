@@ -118,12 +118,12 @@ pub trait Transport: Send {
     }
 }
 
-/// Sleeps until `bell`, the call descriptor, is readable, for at most `limit`.
+/// Sleeps until the call descriptor is readable, for at most `limit`.
 ///
 /// # Errors
-/// [`Error::HostGone`] if `alive`, the hang-up descriptor, hangs up first; [`Error::HostSilent`] after `limit`.
-fn sleep_on(bell: BorrowedFd<'_>, alive: BorrowedFd<'_>, limit: PollTimeout) -> Result<(), Error> {
-    let mut fds = [PollFd::new(bell, PollFlags::POLLIN), PollFd::new(alive, PollFlags::POLLIN)];
+/// [`Error::HostGone`] if the host hangs up first; [`Error::HostSilent`] after `limit`.
+fn sleep_on(call: BorrowedFd<'_>, hangup: BorrowedFd<'_>, limit: PollTimeout) -> Result<(), Error> {
+    let mut fds = [PollFd::new(call, PollFlags::POLLIN), PollFd::new(hangup, PollFlags::POLLIN)];
     match poll(&mut fds, limit) {
         Err(nix::Error::EINTR) => Ok(()),
         Err(e) => Err(Error::Io(e.into())),

@@ -114,6 +114,16 @@ impl Inode {
         }
     }
 
+    /// Puts a handle in the place of the descriptor, unless somebody has the inode open; returns whether it did.
+    pub(super) fn keep_by_handle(&self, handle: FileHandle) -> bool {
+        let mut place = self.place.write();
+        let idle = self.opens.load(Acquire) == 0;
+        if idle {
+            *place = Place::Handle(handle);
+        }
+        idle
+    }
+
     pub(super) fn is_handle(&self) -> bool {
         matches!(&*self.place.read(), Place::Handle(_))
     }

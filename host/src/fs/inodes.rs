@@ -377,7 +377,7 @@ impl Inodes {
         let Some(pin) = inode.pinned() else { return inode.handle() };
         // The handle of one without names leads nowhere, and a guest that removes much forgets as many of them.
         let may_be_gone = self.removed.load(Relaxed);
-        if may_be_gone && sys::stat(pin.as_fd()).is_ok_and(|st| st.stx_nlink == 0) {
+        if may_be_gone && is_nameless(&pin) {
             return None;
         }
         FileHandle::of(pin.as_fd()).ok()
@@ -451,12 +451,8 @@ impl Inodes {
             return false;
         }
         self.cooled.store(true, SeqCst);
-        {
-            let mut place = inode.place.write();
-            if inode.opens.load(Acquire) > 0 {
-                return false;
-            }
-            *place = Place::Handle(handle);
+        if !inode.keep_by_handle(handle) {
+            return false;
         }
         // It may have been unlinked in between; and who unlinks looks at `cooled` first.
         if !linked() {
@@ -501,8 +497,7 @@ impl Inodes {
         let mut found = Vec::new();
         for lock in &self.shards {
             let files: Vec<_> = lock.read().by_id.values().filter(|inode| inode.is_file()).cloned().collect();
-            let is_gone = |pin: Arc<Pin>| sys::stat(pin.as_fd()).is_ok_and(|st| st.stx_nlink == 0);
-            found.extend(files.into_iter().filter(|inode| inode.pinned().is_some_and(is_gone)));
+            found.extend(files.into_iter().filter(|inode| inode.pinned().is_some_and(|pin| is_nameless(&pin))));
         }
         found
     }
@@ -523,15 +518,15 @@ impl Inodes {
     }
 }
 
-/// Puts a handle in the place of a file's descriptor, if the guest does not have the file open; whether it was done.
+/// Whether an inode has lost its last name.
+fn is_nameless(pin: &Pin) -> bool {
+    sys::stat(pin.as_fd()).is_ok_and(|st| st.stx_nlink == 0)
+}
+
+/// Gives up a file's descriptor, if the guest does not have the file open; returns whether it did.
 fn give_up(inode: &Inode) -> bool {
-    let Some(handle) = inode.pinned().and_then(|pin| FileHandle::of(pin.as_fd()).ok()) else { return false };
-    let mut place = inode.place.write();
-    let idle = inode.opens.load(Acquire) == 0;
-    if idle {
-        *place = Place::Handle(handle);
-    }
-    idle
+    let handle = inode.pinned().and_then(|pin| FileHandle::of(pin.as_fd()).ok());
+    handle.is_some_and(|handle| inode.keep_by_handle(handle))
 }
 
 #[cfg(test)]

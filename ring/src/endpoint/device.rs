@@ -2,7 +2,7 @@
 
 use super::handoff::Handoff;
 use super::payload::Payload;
-use super::sleep::{deadline, next_id, time_left, Notification, Sleep};
+use super::sleep::{deadline, next_id, take_until, Notification, Sleep};
 use crate::error::Error;
 use crate::layout::{Cqe, Sqe, CQE_INLINE_BYTES};
 use crate::notify::Eventfd;
@@ -11,8 +11,7 @@ use crate::queue::DeviceQueue;
 use crate::region::Region;
 use crate::wait::{Counters, Parker};
 use nix::sys::socket::{getsockopt, sockopt::SockType};
-use nix::sys::stat::fstat;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The device's end of one queue. One thread at a time uses it (`Send`, not `Sync`).
 #[derive(Debug)]
@@ -74,11 +73,6 @@ impl Device {
         Eventfd::check(&call)?;
         if getsockopt(&alive, SockType).is_err() {
             return Err(Error::Handoff("`alive` is not a socket"));
-        }
-        let size =
-            fstat(&memory).map_err(|e| Error::Os { what: "fstat of the memory".into(), source: e.into() })?.st_size;
-        if usize::try_from(size) != Ok(geometry.bytes()) {
-            return Err(Error::Handoff("its memory has another size than its geometry"));
         }
         let region = Region::from_fd(memory, geometry.bytes())?;
         let slot = |n: u32| geometry.control_bytes() + n as usize * geometry.slot_size as usize;
@@ -152,13 +146,7 @@ impl Device {
     /// Those of [`Self::wait`] and [`Self::next`].
     #[inline]
     pub fn next_within(&mut self, timeout: Option<Duration>) -> Result<Request, Error> {
-        let deadline = deadline(timeout);
-        loop {
-            if let Some(request) = self.next()? {
-                return Ok(request);
-            }
-            self.wait(time_left(deadline))?;
-        }
+        take_until(self, deadline(timeout), Self::next, Self::wait_until)
     }
 
     /// Waits until a request may be there: there may be none, as often as the driver likes. `None`: without a limit.
@@ -168,8 +156,13 @@ impl Device {
     /// submitted before.
     #[inline]
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.wait_until(deadline(timeout))
+    }
+
+    #[inline]
+    fn wait_until(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
         let sq = &self.queue.sq;
-        Sleep::new(|| sq.ready(), &self.queue.own_wakeup, &self.fds, timeout).wait(&mut self.parker)
+        Sleep::new(|| sq.ready(), &self.queue.own_wakeup, &self.fds, deadline).wait(&mut self.parker)
     }
 
     /// Returns how the waits ended so far.

@@ -2,7 +2,7 @@
 
 use super::handoff::Handoff;
 use super::payload::Payload;
-use super::sleep::{deadline, next_id, time_left, Notification, Sleep};
+use super::sleep::{deadline, next_id, take_until, Notification, Sleep};
 use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::layout::{Cqe, Sqe, CQE_INLINE_BYTES, SQE_INLINE_BYTES};
@@ -14,7 +14,7 @@ use crate::slots::SlotPool;
 use crate::wait::{Counters, Parker, SpinMode};
 use nix::sys::socket::{socketpair, AddressFamily, SockFlag, SockType};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The driver's end of one queue. It brings the memory. One thread at a time uses it (`Send`, not `Sync`).
 #[derive(Debug)]
@@ -225,13 +225,7 @@ impl Driver {
     /// Those of [`Self::wait`] and [`Self::reap`].
     #[inline]
     pub fn reap_within(&mut self, timeout: Option<Duration>) -> Result<Reply, Error> {
-        let deadline = deadline(timeout);
-        loop {
-            if let Some(reply) = self.reap()? {
-                return Ok(reply);
-            }
-            self.wait(time_left(deadline))?;
-        }
+        take_until(self, deadline(timeout), Self::reap, Self::wait_until)
     }
 
     /// Waits until a reply may be there: there may be none, as often as the device likes. `None`: without a limit, and
@@ -243,12 +237,17 @@ impl Driver {
     /// slots with it.
     #[inline]
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.wait_until(deadline(timeout))
+    }
+
+    #[inline]
+    fn wait_until(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
         self.parker.set_mode(match self.queue.peer_wakeup.peer_cpu() {
             PeerCpu::Same => SpinMode::Handoff,
             PeerCpu::Other | PeerCpu::Unknown => SpinMode::Busy,
         });
         let cq = &self.queue.cq;
-        Sleep::new(|| cq.ready(), &self.queue.own_wakeup, &self.fds, timeout).wait(&mut self.parker)
+        Sleep::new(|| cq.ready(), &self.queue.own_wakeup, &self.fds, deadline).wait(&mut self.parker)
     }
 
     /// Returns how the waits ended so far.

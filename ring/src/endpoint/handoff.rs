@@ -25,7 +25,7 @@ pub struct Handoff {
     pub call: OwnedFd,
     /// The device's end of a socket pair that hangs up when either side goes.
     pub alive: OwnedFd,
-    /// The queue's sizes: those that the driver was created with.
+    /// The queue's sizes, as the driver was created with.
     pub geometry: Geometry,
 }
 

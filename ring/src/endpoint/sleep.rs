@@ -20,9 +20,23 @@ pub(super) fn deadline(timeout: Option<Duration>) -> Option<Instant> {
     timeout.and_then(|timeout| Instant::now().checked_add(timeout))
 }
 
-/// The time left, zero when it is over; `None`: there is no limit.
-pub(super) fn time_left(deadline: Option<Instant>) -> Option<Duration> {
-    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+/// Takes what there is at `end`, and waits for it until the deadline as often as it must.
+///
+/// # Errors
+/// Those of `take` and `wait`.
+#[inline]
+pub(super) fn take_until<E, T>(
+    end: &mut E,
+    deadline: Option<Instant>,
+    take: impl Fn(&mut E) -> Result<Option<T>, Error>,
+    wait: impl Fn(&mut E, Option<Instant>) -> Result<(), Error>,
+) -> Result<T, Error> {
+    loop {
+        if let Some(taken) = take(end)? {
+            return Ok(taken);
+        }
+        wait(end, deadline)?;
+    }
 }
 
 /// What one end sleeps on.
@@ -54,8 +68,8 @@ pub(super) struct Sleep<'a, R> {
 
 impl<'a, R: Fn() -> bool> Sleep<'a, R> {
     #[inline]
-    pub fn new(ready: R, flag: &'a NeedWakeup, fds: &'a Notification, timeout: Option<Duration>) -> Self {
-        Sleep { ready, flag, fds, deadline: deadline(timeout), looks: Cell::new(0), ended: Cell::new(None) }
+    pub fn new(ready: R, flag: &'a NeedWakeup, fds: &'a Notification, deadline: Option<Instant>) -> Self {
+        Sleep { ready, flag, fds, deadline, looks: Cell::new(0), ended: Cell::new(None) }
     }
 
     /// Waits as `parker` says.

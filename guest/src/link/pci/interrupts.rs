@@ -16,7 +16,7 @@ use tunnelfs_ring::Eventfd;
 /// The call eventfds and the interrupt thread. Must be dropped before the device is stopped, as the thread writes the
 /// command register too.
 pub struct Interrupts {
-    bells: Arc<Vec<CallFd>>,
+    calls: Arc<Vec<CallFd>>,
     vectors: bool,
     alive: UnixStream,
     stop: Arc<OwnedFd>,
@@ -24,7 +24,7 @@ pub struct Interrupts {
 }
 
 struct CallFd {
-    rings: OwnedFd,
+    fd: OwnedFd,
     /// Whether a thread sleeps on it.
     asleep: AtomicBool,
 }
@@ -37,7 +37,7 @@ impl Interrupts {
     pub fn new(function: &Function, count: usize, isr: Registers) -> Result<Self, Error> {
         let (alive, life) = UnixStream::pair()?;
         let stop = Arc::new(Eventfd::new()?);
-        let rings = (0..count).map(|_| Eventfd::new()).collect::<Result<Vec<_>, _>>()?;
+        let fds = (0..count).map(|_| Eventfd::new()).collect::<Result<Vec<_>, _>>()?;
         let (watched, line) = match &function.interrupts {
             IrqSource::Uio(file) => {
                 // Unmask INTx: a guest that was killed may have left it masked.
@@ -47,16 +47,16 @@ impl Interrupts {
             }
             IrqSource::Vfio(vectors) => {
                 let request = Eventfd::new()?;
-                vectors.route(&rings, &request)?;
+                vectors.route(&fds, &request)?;
                 (request, None)
             }
         };
         let vectors = line.is_none();
-        let bells = rings.into_iter().map(|rings| CallFd { rings, asleep: AtomicBool::new(false) });
-        let bells = Arc::new(bells.collect::<Vec<_>>());
-        let watcher = Watcher { watched, line, bells: bells.clone(), stop: stop.clone(), life };
+        let calls = fds.into_iter().map(|fd| CallFd { fd, asleep: AtomicBool::new(false) });
+        let calls = Arc::new(calls.collect::<Vec<_>>());
+        let watcher = Watcher { watched, line, calls: calls.clone(), stop: stop.clone(), life };
         let watcher = tunnelfs_program::thread::spawn("interrupts", move || watcher.run())?;
-        Ok(Interrupts { bells, vectors, alive, stop, watcher: Some(watcher) })
+        Ok(Interrupts { calls, vectors, alive, stop, watcher: Some(watcher) })
     }
 
     /// Returns the MSI-X vector of a virtqueue; `None` if all queues share the INTx line.
@@ -66,7 +66,7 @@ impl Interrupts {
 
     /// Returns a queue's call eventfd.
     pub fn call_fd(&self, queue: usize) -> BorrowedFd<'_> {
-        self.bells[queue].rings.as_fd()
+        self.calls[queue].fd.as_fd()
     }
 
     /// Returns the descriptor that hangs up when the device is gone.
@@ -77,7 +77,7 @@ impl Interrupts {
     /// Sets whether a thread sleeps on a queue's call eventfd.
     pub fn set_waiting(&self, queue: usize, asleep: bool) {
         // The caller's full fence follows: see `Link::set_waiting`.
-        self.bells[queue].asleep.store(asleep, Ordering::Relaxed);
+        self.calls[queue].asleep.store(asleep, Ordering::Relaxed);
     }
 }
 
@@ -106,7 +106,7 @@ struct Watcher {
     /// The uio device, or the vfio eventfd for the device's removal.
     watched: OwnedFd,
     line: Option<IntxLine>,
-    bells: Arc<Vec<CallFd>>,
+    calls: Arc<Vec<CallFd>>,
     stop: Arc<OwnedFd>,
     life: UnixStream,
 }
@@ -133,8 +133,8 @@ impl Watcher {
     fn ring(&self) {
         // Pairs with the sleeper's fence in `announce_sleep`: orders the read of the status before those of the flags.
         fence(Ordering::SeqCst);
-        for bell in self.bells.iter().filter(|bell| bell.asleep.load(Ordering::Relaxed)) {
-            Eventfd::signal(&bell.rings);
+        for call in self.calls.iter().filter(|call| call.asleep.load(Ordering::Relaxed)) {
+            Eventfd::signal(&call.fd);
         }
         if let Some(line) = &self.line {
             line.unmask();
