@@ -38,6 +38,7 @@ pub struct FsBuilder {
     dir: SharedDir,
     /// Descriptors that guests may have in all.
     files: u64,
+    exact_times: bool,
 }
 
 impl FsBuilder {
@@ -67,7 +68,7 @@ impl FsBuilder {
     }
 
     fn with_files(host: &Host, dir: SharedDir, files: u64) -> io::Result<FsBuilder> {
-        let builder = FsBuilder { host: host.clone(), dir, files };
+        let builder = FsBuilder { host: host.clone(), dir, files, exact_times: crate::fs::has_exact_times() };
         builder.ids()?;
         builder.rules()?;
         builder.warn_of_writeback();
@@ -84,8 +85,10 @@ impl FsBuilder {
         let wants_xattrs = host.xattr || rules.is_some() || self.posix_acl() != Negotiation::Never;
         let timeout = timeout(host.cache);
         let coherent = host.cache == Cache::Coherent;
-        // Each lease has a descriptor.
-        let leases = if coherent { files as usize / 8 } else { 0 };
+        // Each lease keeps an inode's descriptor. A quarter more of these may be there for a while (see `Inodes`), so that
+        // the parts are the whole.
+        let (inodes, opened, leases) = if coherent { (11, 6, 8) } else { (8, 10, 0) };
+        let part = |twentieths: u64| (files * twentieths / 20) as usize;
         // With these modes nobody else changes the directory.
         let alone = matches!(host.cache, Cache::Metadata | Cache::Always);
         Passthrough::new(Config {
@@ -102,15 +105,16 @@ impl FsBuilder {
             mmap: host.allow_mmap,
             killpriv: host.killpriv_v2,
             keep_noatime: host.preserve_noatime,
+            ask_open: host.ask_open,
             posix_acl: self.posix_acl(),
             shared_locks: host.locks == LockScope::Shared,
             handles: host.inode_file_handles,
             xattrs: wants_xattrs.then(|| Xattrs::new(rules)),
             ids: self.ids()?,
-            // A quarter more of inodes' descriptors may be there for a while (see `Inodes`).
-            inodes: (files / 5 * 2) as usize,
-            files: (files / 2) as usize - leases,
-            coherence: coherent.then(|| self.coherence(guests, leases)),
+            exact_times: self.exact_times,
+            inodes: part(inodes),
+            files: part(opened),
+            coherence: coherent.then(|| self.coherence(guests, part(leases))),
         })
     }
 

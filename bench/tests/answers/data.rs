@@ -400,7 +400,7 @@ fn flags_that_the_host_may_not_set() {
 fn flags_of_files() {
     let Some(setup) = Setup::new() else { return };
     // Without it immutable and append-only are refused (EPERM): the host does not have the right by default.
-    let pair = setup.start(&["--modcaps=+linux_immutable"], "");
+    let pair = setup.start(&["--modcaps=+linux_immutable", "--ask-open"], "");
     pair.same("FS_IOC_SETFLAGS", |dir| {
         let path = dir.join("f");
         fs::write(&path, "x").unwrap();
@@ -431,6 +431,28 @@ fn flags_of_files() {
         let set = inode_flags(&file).and_then(|b| set_inode_flags(&file, b | NODUMP));
         (set, inode_flags(&file).map(|f| f & NODUMP))
     });
+}
+
+/// Where the guest does not ask to open files, its kernel opens what it must not write to, and the write is refused.
+#[test]
+fn what_is_immutable_or_append_only_is_not_overwritten() {
+    let Some(setup) = Setup::new() else { return };
+    let pair = setup.start(&["--modcaps=+linux_immutable"], "");
+    let path = pair.on("f");
+    fs::write(&path, "x").unwrap();
+    fs::read(&path).unwrap();
+    let file = File::open(&path).unwrap();
+    let flags = inode_flags(&file).unwrap();
+    for (flag, appends) in [(APPEND, true), (IMMUTABLE, false)] {
+        set_inode_flags(&file, flags | flag).unwrap();
+        let write = |options: &mut fs::OpenOptions| options.open(&path).and_then(|mut file| file.write_all(b"y"));
+        let refused = |result: std::io::Result<()>| result.is_err_and(|e| e.raw_os_error() == Some(libc::EPERM));
+        assert!(refused(write(fs::OpenOptions::new().write(true))), "{flag:#x}");
+        assert!(refused(write(fs::OpenOptions::new().write(true).truncate(true))), "{flag:#x}");
+        assert_eq!(write(fs::OpenOptions::new().append(true)).is_ok(), appends, "{flag:#x}");
+        set_inode_flags(&file, flags).unwrap();
+    }
+    assert_eq!(fs::read(pair.behind("f")).unwrap(), b"xy");
 }
 
 #[test]

@@ -8,7 +8,8 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 use tunnelfs_bench::session::sibling;
 
 /// A host that watches.
@@ -76,6 +77,75 @@ fn a_guest_that_does_not_answer_holds_up_a_writer_for_a_moment() {
     drop((file, stopped));
     soon("the new data", || (fs::read_to_string(world.inside("file")).ok()? == "two").then_some(()));
     world.guest.unmount();
+}
+
+/// Who opens a file after somebody has closed it reads what that one wrote, with no time in between: also when the guest's
+/// kernel does not ask to open files, and whether it reads or maps the file.
+#[test]
+fn what_is_read_is_never_older_than_what_was_closed_before() {
+    for channel in ["uring", "fuse"] {
+        let Some(world) = World::real(channel, "ring") else { continue };
+        rewrite_and_read(&world, Duration::from_secs(5));
+        world.guest.unmount();
+    }
+}
+
+/// Files that are written on the host, by the guest, or by both.
+fn rewrite_and_read(world: &World, time: Duration) {
+    let written = [(); 3].map(|()| Mutex::new(0u64));
+    let names = ["by-host", "by-guest", "by-both"];
+    let until = Instant::now() + time;
+    names.iter().for_each(|name| fs::write(world.behind(name), text(0)).unwrap());
+    soon("they appear", || names.iter().all(|name| world.inside(name).exists()).then_some(()));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0.. {
+                let file = round % names.len();
+                let mut version = written[file].lock().unwrap();
+                let guests = file == 1 || file == 2 && round % 2 == 0;
+                let path = if guests { world.inside(names[file]) } else { world.behind(names[file]) };
+                let mut open = File::options().write(true).open(path).unwrap();
+                open.write_all(&text(*version + 1)).unwrap();
+                drop(open);
+                *version += 1;
+                drop(version);
+                if Instant::now() > until {
+                    return;
+                }
+                // Each so often the readers' data is in the cache.
+                std::thread::sleep(Duration::from_micros(round as u64 % 7 * 50));
+            }
+        });
+        for reader in 0..2 {
+            let written = &written;
+            scope.spawn(move || {
+                for round in reader.. {
+                    let file = round % names.len();
+                    // Whoever holds this writes nothing meanwhile.
+                    let guard = written[file].lock().unwrap();
+                    let wanted = text(*guard);
+                    let read = || fs::read(world.inside(names[file])).unwrap();
+                    let got = if round % 5 == 0 { map(&world.inside(names[file])) } else { read() };
+                    assert_eq!(got, wanted, "{} in round {round}", names[file]);
+                    drop(guard);
+                    if Instant::now() > until {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Two pages, so that one may be newer than the other.
+fn text(version: u64) -> Vec<u8> {
+    format!("{version:016}").repeat(512).into_bytes()
+}
+
+fn map(path: &Path) -> Vec<u8> {
+    let file = File::open(path).unwrap();
+    // SAFETY: nobody writes to the file, or truncates it, meanwhile.
+    unsafe { memmap2::Mmap::map(&file) }.unwrap().to_vec()
 }
 
 /// Each sees what the other one does.

@@ -12,6 +12,7 @@ use crate::reconnect::translate::{Prerequisite, Translator};
 use crate::transport::{reply_bytes, write_reply, Completion};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use tunnelfs_fuse_abi::opcode::{name as opcode_name, *};
+use tunnelfs_fuse_abi::NO_HANDLE;
 use tunnelfs_ring::SQE_INLINE_BYTES;
 
 /// Most LOOKUPs and OPENs before one request. It fails with EIO after that, so a host cannot hold a queue for ever.
@@ -140,16 +141,18 @@ impl PendingQueue {
             request.head = head;
         }
         let (error, reply) = opened?;
-        match -error {
-            0 if reply.len() >= message::OPENED => {}
+        let number = match -error {
+            0 if reply.len() >= message::OPENED => u64_at(&reply, 0),
+            // This host wants no file opened.
+            libc::ENOSYS => NO_HANDLE,
             libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR => return Ok(Some(error)),
             _ => {
                 tracing::debug!("a file cannot be opened again: {}", std::io::Error::from_raw_os_error(-error));
                 return Ok(Some(-libc::ESTALE));
             }
-        }
-        let number = u64_at(&reply, 0);
-        if !self.tables(|tables| tables.reopened(node, handle, number)) {
+        };
+        let is_new = self.tables(|tables| tables.reopened(node, handle, number));
+        if !is_new && number != NO_HANDLE {
             let mut body = [0; 24];
             put_u64(&mut body, 0, number);
             self.call(slot, if is_dir { RELEASEDIR } else { RELEASE }, host, &body, &[])?;

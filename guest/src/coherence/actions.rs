@@ -12,8 +12,8 @@ pub enum Action {
     Name { parent: u64, name: Vec<u8> },
     /// A part of an inode.
     Inode { node: u64, part: Part },
-    /// An inode's data. The guest then reports to the host that it is dropped.
-    DropData { node: u64, host: u64 },
+    /// A part of an inode. The guest then reports to the host that it is dropped.
+    Drop { node: u64, host: u64, part: Part },
     /// Nothing: the kernel does not have the inode. The guest still reports it as dropped, as the host waits for that.
     Dropped { host: u64 },
     /// The whole cache.
@@ -43,10 +43,8 @@ impl Recorder<'_> {
             }
             kind::MODIFIED => self.inode(node, Part::Data),
             kind::ATTRIBUTES => self.inode(node, Part::Attributes),
-            kind::DROP_DATA => {
-                let host = record.node;
-                self.actions.push(node.map_or(Action::Dropped { host }, |node| Action::DropData { node, host }));
-            }
+            kind::DROP_DATA => self.drop_part(node, record.node, Part::Data),
+            kind::EXPIRE => self.drop_part(node, record.node, Part::Attributes),
             kind::OVERFLOW => {
                 self.counters.note_everything();
                 self.actions.push(Action::Everything);
@@ -71,6 +69,11 @@ impl Recorder<'_> {
 
     fn inode(&mut self, node: Option<u64>, part: Part) {
         self.actions.extend(node.map(|node| Action::Inode { node, part }));
+    }
+
+    /// Drops a part of an inode for a host that waits for it.
+    fn drop_part(&mut self, node: Option<u64>, host: u64, part: Part) {
+        self.actions.push(node.map_or(Action::Dropped { host }, |node| Action::Drop { node, host, part }));
     }
 
     /// Drops a name that stands for another file now, the old file's attributes, and the directory's.

@@ -149,9 +149,7 @@ impl ChangeThread {
             return Ok(());
         }
         let (at, size) = self.transport.slot(DROPPED);
-        let nodes: Vec<u8> = dispatcher.take_dropped().into_iter().flat_map(u64::to_ne_bytes).collect();
-        // The rest is cut off. A host has no leases for more files than a slot holds.
-        let nodes = &nodes[..nodes.len().min(size / 8 * 8)];
+        let nodes: Vec<u8> = dispatcher.take_dropped(size / 8).into_iter().flat_map(u64::to_ne_bytes).collect();
         if !nodes.is_empty() {
             // SAFETY: the slot is ours, and that large.
             unsafe { std::ptr::copy_nonoverlapping(nodes.as_ptr(), at, nodes.len()) };

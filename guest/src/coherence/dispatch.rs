@@ -105,9 +105,11 @@ impl Dispatcher {
         self.state.lock().count < MAX_WAITING
     }
 
-    /// Takes the host's nodeids of the files whose data has been dropped since the last call.
-    pub fn take_dropped(&self) -> Vec<u64> {
-        std::mem::take(&mut self.dropped.lock())
+    /// Takes at most `most` of the host's nodeids of the files of which something has been dropped, not yet reported.
+    pub fn take_dropped(&self, most: usize) -> Vec<u64> {
+        let mut dropped = self.dropped.lock();
+        let end = most.min(dropped.len());
+        dropped.drain(..end).collect()
     }
 
     /// Ends the threads: the mount has ended.
@@ -225,7 +227,7 @@ impl Dispatcher {
     /// Counts a finished action, and signals `news` if there is room again.
     fn finished(&self, state: &mut State, action: &Action) {
         state.count -= 1;
-        if let Action::DropData { host, .. } = action {
+        if let Action::Drop { host, .. } = action {
             self.report_dropped(*host);
         }
         if state.count + 1 == MAX_WAITING {
@@ -244,7 +246,7 @@ impl Dispatcher {
     fn should_retry(&self, action: &Action) -> bool {
         match action {
             Action::Inode { node, .. } => self.reconnect.tables.read().nodes.is_looked_up(*node),
-            // No retry for DropData, as the host waits for it, and none for a name that is not cached.
+            // No retry for Drop, as the host waits for it, and none for a name that is not cached.
             _ => false,
         }
     }
@@ -264,8 +266,9 @@ impl Dispatcher {
     fn tell(&self, action: &Action) -> NotifyResult {
         match action {
             Action::Name { parent, name } => self.kernel.invalidate_name(*parent, name),
-            Action::Inode { node, part } => self.kernel.invalidate_inode(*node, *part),
-            Action::DropData { node, .. } => self.kernel.invalidate_inode(*node, Part::Data),
+            Action::Inode { node, part } | Action::Drop { node, part, .. } => {
+                self.kernel.invalidate_inode(*node, *part)
+            }
             Action::Dropped { .. } | Action::Everything => NotifyResult::Done,
         }
     }
@@ -274,7 +277,7 @@ impl Dispatcher {
 fn order_of(action: &Action) -> Order {
     match action {
         Action::Name { parent, .. } => Order::Directory(*parent),
-        Action::Inode { node, .. } | Action::DropData { node, .. } => Order::Inode(*node),
+        Action::Inode { node, .. } | Action::Drop { node, .. } => Order::Inode(*node),
         Action::Dropped { .. } | Action::Everything => Order::None,
     }
 }

@@ -6,6 +6,7 @@
 
 use crate::fuse::message::{put_u64, request_opcode, u64_at, BODY, NODE};
 use tunnelfs_fuse_abi::opcode::{READ, RELEASE, WRITE};
+use tunnelfs_fuse_abi::NO_HANDLE;
 
 /// Number of entries, direct-mapped; 8 KiB per queue.
 const ENTRIES: usize = 256;
@@ -32,9 +33,10 @@ impl Default for HandleCache {
     }
 }
 
-/// Returns `true` for a READ or WRITE: these have no numbers but one nodeid and one handle.
+/// Returns `true` for a READ or WRITE: these have no numbers but one nodeid and one handle. Without a handle the kernel
+/// may let go of the inode at any time.
 fn is_cached(head: &[u8]) -> bool {
-    matches!(request_opcode(head), READ | WRITE)
+    matches!(request_opcode(head), READ | WRITE) && !matches!(u64_at(head, BODY), 0 | NO_HANDLE)
 }
 
 fn index(node: u64, handle: u64) -> usize {

@@ -3,7 +3,7 @@
 use super::inodes::{HostInode, InodeTable, Unresolved};
 use crate::fuse::message::{self, put_u64, request_opcode, u32_at, u64_at, Entry, BODY, ENTRY, NODE, OPENED};
 use std::collections::HashMap;
-use tunnelfs_fuse_abi::opcode::*;
+use tunnelfs_fuse_abi::{opcode::*, NO_HANDLE};
 use tunnelfs_ring::SQE_INLINE_BYTES;
 
 /// Flags of open(2) that must not take effect again when a file is reopened.
@@ -62,6 +62,10 @@ impl Translator {
         for &(at, of) in message::handles(opcode, before) {
             let (node, handle) = (u64_at(before, of), u64_at(before, at));
             let Some(open) = self.handles.get(&(node, handle)) else {
+                // The kernel has not opened the file: the host has answered ENOSYS to OPEN.
+                if handle == 0 || handle == NO_HANDLE {
+                    continue;
+                }
                 return Some(Prerequisite::Lookup(Unresolved::Stale));
             };
             match open.known.filter(|(time, _)| *time == self.nodes.host_id()) {
@@ -179,6 +183,9 @@ impl Translator {
             return;
         }
         let (host, time) = (u64_at(reply, 0), self.nodes.host_id());
+        if host == NO_HANDLE {
+            return;
+        }
         let mut number = host;
         while time > 0 && (number == host || self.handles.contains_key(&(node, number))) {
             self.next += 1;

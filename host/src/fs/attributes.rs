@@ -1,5 +1,7 @@
 //! Operations on attributes.
 
+use super::by_number::READ_AFTER;
+use super::coherence::Found;
 use super::credentials::kill_privileges;
 use super::handles::Handle;
 use super::inodes::{Inode, Pin};
@@ -9,6 +11,7 @@ use super::passthrough::Passthrough;
 use super::sys::{self, errno, FdName};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 use tunnelfs_fuse_abi::changes::kind;
 use tunnelfs_fuse_abi::flags::fattr;
@@ -39,20 +42,21 @@ impl Passthrough {
         })
     }
 
-    pub(super) fn attr_out(&self, inode: &Inode, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<AttrOut> {
+    pub(super) fn attr_out(&self, inode: &Arc<Inode>, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<AttrOut> {
         let attr = self.attr(st, fd)?;
-        let timeout = self.attr_timeout(inode, attr.mode, attr.nlink);
+        let timeout = self.attr_timeout(inode, &Found::new(st, attr.mode));
         Ok(AttrOut { attr_valid: timeout.as_secs(), attr_valid_nsec: timeout.subsec_nanos(), dummy: 0, attr })
     }
 
     /// How long attributes are good. A program's setuid and setgid bits go with any write, of which the guest's kernel
     /// learns nothing: it has to ask.
-    pub(super) fn attr_timeout(&self, inode: &Inode, mode: u32, links: u32) -> Duration {
+    pub(super) fn attr_timeout(&self, inode: &Arc<Inode>, found: &Found) -> Duration {
+        let mode = found.mode;
         let is_program = mode & libc::S_IFMT == libc::S_IFREG && mode & (libc::S_ISUID | libc::S_ISGID) != 0;
         if is_program {
             Duration::ZERO
         } else {
-            self.coherence.attributes(inode, links)
+            self.coherence.attributes(inode, found)
         }
     }
 
@@ -61,15 +65,16 @@ impl Passthrough {
         &self,
         node: u64,
         fh: Option<u64>,
-        reply: impl FnOnce(&Inode, &libc::statx, BorrowedFd<'_>) -> io::Result<R>,
+        reply: impl FnOnce(&Arc<Inode>, &libc::statx, BorrowedFd<'_>) -> io::Result<R>,
     ) -> io::Result<R> {
-        match fh {
+        match fh.filter(|&fh| !self.is_by_number(fh)) {
             Some(fh) => {
                 let handle = self.handle(fh, node)?;
                 reply(&handle.held.inode, &sys::stat(handle.as_fd())?, handle.as_fd())
             }
             None => {
                 let (inode, pin) = self.inodes.open(node)?;
+                self.close_writer(node, READ_AFTER);
                 if inode.is_dir() {
                     self.coherence.watch(&inode, pin.as_fd());
                 }
@@ -78,9 +83,9 @@ impl Passthrough {
         }
     }
 
-    pub(super) fn statx_out(&self, inode: &Inode, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<StatxOut> {
+    pub(super) fn statx_out(&self, inode: &Arc<Inode>, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<StatxOut> {
         let Ownership { uid, gid, mode, device } = self.config.ids.of(st, fd)?;
-        let timeout = self.attr_timeout(inode, mode, st.stx_nlink);
+        let timeout = self.attr_timeout(inode, &Found::new(st, mode));
         let time = |t: &libc::statx_timestamp| SxTime { tv_sec: t.tv_sec, tv_nsec: t.tv_nsec, reserved: 0 };
         let stat = Statx {
             mask: st.stx_mask & (libc::STATX_BASIC_STATS | libc::STATX_BTIME),
@@ -114,7 +119,8 @@ impl Passthrough {
 
     pub(super) fn setattr(&self, node: u64, set: &SetattrIn) -> io::Result<AttrOut> {
         self.changes()?;
-        let handle = if set.valid & fattr::FH != 0 { Some(self.handle(set.fh, node)?) } else { None };
+        let by_handle = set.valid & fattr::FH != 0 && !self.is_by_number(set.fh);
+        let handle = if by_handle { Some(self.handle(set.fh, node)?) } else { None };
         let (inode, pin) = self.inodes.open(node)?;
         // A request for nothing is a chown(2) to -1 and -1: it clears setuid and setgid bits, and is a change of state.
         let nothing = set.valid & !fattr::FH == 0;

@@ -22,7 +22,15 @@ fn same(change: &Change) -> Same {
 
 /// Whether the second of two such changes says nothing new.
 fn merges(change: &Change) -> bool {
-    matches!(change.kind, kind::MODIFIED | kind::ATTRIBUTES | kind::CLOSED | kind::DROP_DATA | kind::UNWATCHED)
+    matches!(
+        change.kind,
+        kind::MODIFIED | kind::ATTRIBUTES | kind::CLOSED | kind::DROP_DATA | kind::EXPIRE | kind::UNWATCHED
+    )
+}
+
+/// Whether somebody waits for the guest's answer.
+fn is_awaited(change: &Change) -> bool {
+    matches!(change.kind, kind::DROP_DATA | kind::EXPIRE)
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +74,7 @@ impl ChangeQueue {
         } else {
             state.mergeable.clear();
         }
-        if state.waiting.len() >= self.most && change.kind != kind::DROP_DATA {
+        if state.waiting.len() >= self.most && !is_awaited(&change) {
             overflow(&mut state);
         } else {
             state.waiting.push_back(change);
@@ -130,7 +138,7 @@ fn drain(state: &mut State, sink: &mut ChangeSink<'_>) {
 }
 
 fn overflow(state: &mut State) {
-    state.waiting.retain(|change| change.kind == kind::DROP_DATA);
+    state.waiting.retain(is_awaited);
     state.mergeable = state.waiting.iter().map(same).collect();
     state.waiting.push_front(Change { kind: kind::OVERFLOW, ..Change::default() });
 }

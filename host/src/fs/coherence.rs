@@ -2,10 +2,10 @@
 //! changes, else for as long as the other modes say. All decisions about it are here.
 
 use super::change_queue::ChangeQueue;
-use super::changes::ChangeSink;
+use super::changes::{Change, ChangeSink};
 use super::cover::Watch;
-use super::inodes::{Inode, Inodes, Pin};
-use super::leases::Leases;
+use super::inodes::{Held, Inode, Inodes, Pin};
+use super::leases::{Leases, Reading};
 use super::listener::{receive_signals, Happening, Listener};
 use super::mount_changes::MountChanges;
 use super::peers;
@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::sync::{mpsc, Arc};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use tunnelfs_fuse_abi::changes::kind;
 
 /// Without a limit, nearly: what the guest is told of, it may keep.
 pub const LASTING: Duration = Duration::from_secs(86_400);
@@ -33,6 +34,30 @@ pub struct Budget {
     pub leases: usize,
     /// `/proc/self/mountinfo`, and the shared directory's path in it; `None`: mounts are not looked at.
     pub mounts: Option<(File, String)>,
+}
+
+/// What an inode was found to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    pub mode: u32,
+    pub links: u32,
+    size: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, u32),
+}
+
+impl Found {
+    /// By its attributes, and its mode as the guest sees it.
+    pub fn new(st: &libc::statx, mode: u32) -> Found {
+        let modified = (st.stx_mtime.tv_sec, st.stx_mtime.tv_nsec);
+        Found { mode, links: st.stx_nlink, size: st.stx_size, modified }
+    }
+
+    /// Whether the data has not changed since.
+    fn is_data_of(&self, st: &libc::statx) -> bool {
+        let now = Found::new(st, self.mode);
+        (self.size, self.modified) == (now.size, now.modified)
+    }
 }
 
 struct Running {
@@ -50,6 +75,12 @@ pub struct Coherence {
     missing_timeout: Duration,
     /// `None`: another mode.
     budget: Option<Budget>,
+    /// Whether the guest need not ask to open files once it listens.
+    by_number: AtomicBool,
+    /// Whether it has not asked while it did not listen: another host has answered it before.
+    was_by_number: AtomicBool,
+    /// See [`Coherence::unheard`].
+    unheard: AtomicBool,
     listens: AtomicBool,
     running: RwLock<Option<Running>>,
     /// Held while the guest begins to listen; whether that has failed.
@@ -64,8 +95,19 @@ impl Coherence {
         (timeout, missing_timeout): (Duration, Duration),
         budget: Option<Budget>,
     ) -> Coherence {
-        let (listens, running, failed) = (AtomicBool::new(false), RwLock::default(), Mutex::new(false));
-        Coherence { inodes, descriptors, timeout, missing_timeout, budget, listens, running, failed }
+        Coherence {
+            inodes,
+            descriptors,
+            timeout,
+            missing_timeout,
+            budget,
+            by_number: AtomicBool::new(false),
+            was_by_number: AtomicBool::new(false),
+            unheard: AtomicBool::new(false),
+            listens: AtomicBool::new(false),
+            running: RwLock::default(),
+            failed: Mutex::new(false),
+        }
     }
 
     fn listener(&self) -> Option<Arc<Listener>> {
@@ -103,17 +145,81 @@ impl Coherence {
         }
     }
 
-    /// How long an inode's attributes are good, with so many names.
-    pub fn attributes(&self, inode: &Inode, links: u32) -> Duration {
-        let Some(guest) = self.listener() else { return self.timeout };
-        if links > 1 && !inode.is_dir() {
+    /// How long an inode's attributes are good, which are these.
+    pub fn attributes(&self, inode: &Arc<Inode>, found: &Found) -> Duration {
+        // Without OPEN and OPENDIR, data and listings that are not watched are as good as the attributes are new.
+        let asks_each_time = |by_number| if by_number { Duration::ZERO } else { self.timeout };
+        let Some(guest) = self.listener() else { return asks_each_time(self.was_by_number.load(Relaxed)) };
+        let by_number = self.by_number.load(Relaxed) && (inode.is_file() || inode.is_dir());
+        let short = asks_each_time(by_number);
+        if found.links > 1 && !inode.is_dir() {
             inode.cover.set_linked();
         }
         let watched = inode.cover.own().is_some() || !inode.is_dir() && inode.cover.by_parent();
-        if watched && !guest.leases.is_late() {
+        if !watched || guest.leases.is_late() || by_number && !self.may_lease(inode) {
+            return short;
+        }
+        if !by_number || !inode.is_file() {
+            return LASTING;
+        }
+        let same =
+            || self.inodes.pin(inode).and_then(|pin| sys::stat(pin.as_fd())).is_ok_and(|st| found.is_data_of(&st));
+        let covers = guest.leases.covers(inode.id, || self.hold_for_lease(inode), same);
+        guest.make_room();
+        if covers {
             LASTING
         } else {
-            self.timeout
+            short
+        }
+    }
+
+    /// A lease keeps a descriptor: on another mount than the share's, that could not be unmounted then.
+    fn may_lease(&self, inode: &Inode) -> bool {
+        inode.is_dir() || self.inodes.is_of_share(inode)
+    }
+
+    /// A descriptor for a lease. A second open file: if it were the guest's own, the guest's locks would not end when it
+    /// closes that.
+    fn hold_for_lease(&self, inode: &Arc<Inode>) -> io::Result<Held> {
+        self.inodes.hold_reading(inode, |pin| {
+            let name = FdName::new(pin);
+            sys::open_at(self.descriptors.as_fd(), name.as_c_str(), libc::O_RDONLY | libc::O_NONBLOCK, 0)
+        })
+    }
+
+    /// The guest need not ask to open files once it listens, or must.
+    pub fn set_by_number(&self, by_number: bool) {
+        self.by_number.store(by_number && self.budget.is_some(), Relaxed);
+        self.was_by_number.store(false, Relaxed);
+    }
+
+    /// Whether all that the guest reads without having opened it is known here.
+    pub fn listens(&self) -> bool {
+        self.listens.load(Acquire)
+    }
+
+    /// The guest reads a file that it has not asked to open: call it before the data is read.
+    pub fn reads(&self, inode: &Arc<Inode>, pin: &Pin) {
+        let Some(guest) = self.listener() else {
+            self.was_by_number.store(self.budget.is_some(), Relaxed);
+            return self.unheard();
+        };
+        if !self.may_lease(inode) || !guest.watches.reports(&inode.key, pin.as_fd()) {
+            return;
+        }
+        if let Reading::Uncovered { tell } = guest.leases.reads(inode.id, || self.hold_for_lease(inode)) {
+            if tell {
+                guest.queue.push(Change { kind: kind::EXPIRE, node: inode.id, ..Change::default() });
+            }
+            guest.leases.wait_until_expired(inode.id);
+        }
+        guest.make_room();
+    }
+
+    /// The guest has read or opened something before it listens: it may have data that no lease covers.
+    fn unheard(&self) {
+        if self.budget.is_some() && !self.unheard.load(Relaxed) {
+            self.unheard.store(true, Release);
         }
     }
 
@@ -133,11 +239,14 @@ impl Coherence {
     }
 
     /// The guest has a file open for reading: whether it may keep the data that it has.
-    pub fn opened(&self, inode: &Inode, pin: &Pin, fh: u64) -> bool {
-        let Some(guest) = self.listener() else { return false };
-        let name = FdName::new(pin.as_fd());
-        let open = || sys::open_at(self.descriptors.as_fd(), name.as_c_str(), libc::O_RDONLY | libc::O_NONBLOCK, 0);
-        guest.watches.reports(&inode.key, pin.as_fd()) && guest.leases.opened(inode.id, fh, open)
+    pub fn opened(&self, inode: &Arc<Inode>, pin: &Pin, fh: u64) -> bool {
+        let Some(guest) = self.listener() else {
+            self.unheard();
+            return false;
+        };
+        self.may_lease(inode)
+            && guest.watches.reports(&inode.key, pin.as_fd())
+            && guest.leases.opened(inode.id, fh, || self.hold_for_lease(inode))
     }
 
     /// The guest has closed a file.
@@ -149,8 +258,16 @@ impl Coherence {
 
     /// The guest is about to write to a file, or to truncate it, itself.
     pub fn will_write(&self, node: u64) {
+        match self.listener() {
+            Some(guest) => guest.leases.will_write(node),
+            None => self.unheard(),
+        }
+    }
+
+    /// The guest has one more writer of a file, or, with -1, one less: after [`will_write`](Coherence::will_write).
+    pub fn count_writer(&self, node: u64, change: i32) {
         if let Some(guest) = self.listener() {
-            guest.leases.give_up(node);
+            guest.leases.count_writer(node, change);
         }
     }
 
@@ -210,7 +327,10 @@ impl Coherence {
         let listener = running.listener.clone();
         *self.running.write() = Some(running);
         peers::add(&listener);
-        self.listens.store(true, Release);
+        self.listens.store(true, SeqCst);
+        if self.by_number.load(Relaxed) && self.unheard.swap(false, SeqCst) {
+            listener.queue.overflow();
+        }
         Ok(listener)
     }
 
@@ -246,12 +366,6 @@ impl Coherence {
             .ok()
     }
 
-    /// Whether the guest listens.
-    #[cfg(test)]
-    pub fn listens(&self) -> bool {
-        self.listener().is_some()
-    }
-
     /// Marks at present.
     #[cfg(test)]
     pub fn marks(&self) -> usize {
@@ -281,6 +395,7 @@ impl Coherence {
         let mut failed = self.failed.lock();
         self.listens.store(false, Release);
         *failed = false;
+        self.unheard.store(false, Release);
         let Some(Running { listener, thread }) = self.running.write().take() else { return };
         peers::remove(&listener);
         listener.queue.close();

@@ -18,14 +18,14 @@ use tunnelfs_fuse_abi::*;
 use tunnelfs_settings::Cache;
 
 /// Longer than anything takes on a loaded machine.
-const LONG: Duration = Duration::from_secs(60);
+pub(super) const LONG: Duration = Duration::from_secs(60);
 
-struct Guest<'a> {
-    fs: &'a Passthrough,
-    seen: Arc<Mutex<Vec<Change>>>,
+pub(super) struct Guest<'a> {
+    pub fs: &'a Passthrough,
+    pub seen: Arc<Mutex<Vec<Change>>>,
 }
 
-fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(super) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < LONG, "waited in vain for: {what}");
@@ -34,26 +34,26 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// Runs a script in another process.
-fn others(dir: &Path, script: &str) {
+pub(super) fn others(dir: &Path, script: &str) {
     let status = Command::new("sh").arg("-ec").arg(script).current_dir(dir).status().unwrap();
     assert!(status.success(), "{script}");
 }
 
 impl Guest<'_> {
-    fn lookup(&self, node: u64, name: &str) -> EntryOut {
+    pub fn lookup(&self, node: u64, name: &str) -> EntryOut {
         let name = std::ffi::CString::new(name).unwrap();
         self.fs.lookup_by_trait(node, &name).unwrap()
     }
 
-    fn node(&self, node: u64, name: &str) -> u64 {
+    pub fn node(&self, node: u64, name: &str) -> u64 {
         self.lookup(node, name).nodeid
     }
 
-    fn attr_valid(&self, node: u64) -> u64 {
+    pub fn attr_valid(&self, node: u64) -> u64 {
         FileSystem::getattr(self.fs, &ROOT, node, None).unwrap().attr_valid
     }
 
-    fn open(&self, node: u64, flags: i32) -> OpenOut {
+    pub fn open(&self, node: u64, flags: i32) -> OpenOut {
         let args = OpenIn { flags: flags as u32, ..OpenIn::default() };
         FileSystem::open(self.fs, &ROOT, node, &args).unwrap()
     }
@@ -83,7 +83,7 @@ impl Guest<'_> {
         found.unwrap()
     }
 
-    fn wait_for_kind(&self, kind: u32, node: u64) -> Change {
+    pub fn wait_for_kind(&self, kind: u32, node: u64) -> Change {
         self.wait_for(&format!("kind {kind} of {node}"), |change| (change.kind, change.node) == (kind, node))
     }
 }
@@ -95,7 +95,7 @@ impl Passthrough {
 }
 
 /// `guests` guests of a new directory, which listen.
-fn listening(guests: usize, change: impl Fn(&mut Config), test: impl FnOnce(&[Guest<'_>], &Path) + Send) {
+pub(super) fn listening(guests: usize, change: impl Fn(&mut Config), test: impl FnOnce(&[Guest<'_>], &Path) + Send) {
     let dir = TempDir::new().unwrap();
     let all: Vec<Passthrough> = (0..guests)
         .map(|_| {
@@ -103,7 +103,12 @@ fn listening(guests: usize, change: impl Fn(&mut Config), test: impl FnOnce(&[Gu
             config.cache = Cache::Coherent;
             config.coherence = Some(Budget { marks: 1000, leases: 100, mounts: None });
             change(&mut config);
-            Passthrough::new(config).unwrap()
+            let skips_open = config.exact_times;
+            let fs = Passthrough::new(config).unwrap();
+            if skips_open {
+                FileSystem::init(&fs, !(init::SUBMOUNTS | init::WRITEBACK_CACHE)).unwrap();
+            }
+            fs
         })
         .collect();
     std::thread::scope(|scope| {

@@ -3,6 +3,7 @@
 use super::cover::Watch;
 use super::credentials::{kill_privileges, set_umask, Acting};
 use super::file_system::*;
+use super::handles::Handle;
 use super::inodes::{Inode, Pin};
 use super::listener::Happening;
 use super::owners::{self, Owners, Ownership};
@@ -156,7 +157,7 @@ impl Passthrough {
         extensions: &Extensions,
     ) -> io::Result<CreateOut> {
         let place = self.place(ctx, node, args.umask, extensions)?;
-        let count = self.handles.reserve()?;
+        let count = self.reserve()?;
         let flags = self.open_flags(args.flags) | args.flags as i32 & (libc::O_EXCL | libc::O_TRUNC);
         let mode = libc::S_IFREG | args.mode & 0o7777;
         if flags & libc::O_TRUNC != 0 {
@@ -208,7 +209,7 @@ impl Passthrough {
         if u32::from(st.stx_mode) & libc::S_IFMT != libc::S_IFREG {
             return Err(errno(libc::ESTALE));
         }
-        let (inode, entry) = self.enter_with(path, st, &place.parent, name, place.watch.as_ref())?;
+        let (inode, mut entry) = self.enter_with(path, st, &place.parent, name, place.watch.as_ref())?;
         let held = match entry.attr.mode & libc::S_IFMT {
             libc::S_IFREG => self.inodes.hold(&inode),
             // A regular file here alone, which stands for a special one.
@@ -217,7 +218,15 @@ impl Passthrough {
         match held {
             Ok(held) => {
                 let open_flags = self.file_cache() | self.close_flags(&inode, file.as_fd(), flags);
-                let fh = self.handles.add(file, held, flags, count);
+                let handle = Arc::new(Handle::new(file, held, flags, count));
+                let fh = if self.skips_opening_now() {
+                    // What it will have written no lease covers.
+                    (entry.attr_valid, entry.attr_valid_nsec) = (0, 0);
+                    self.keep_created(handle)?;
+                    NO_HANDLE
+                } else {
+                    self.handles.add(handle)
+                };
                 Ok(CreateOut { entry, open: OpenOut { fh, open_flags, backing_id: 0 } })
             }
             Err(e) => {
@@ -235,7 +244,7 @@ impl Passthrough {
         extensions: &Extensions,
     ) -> io::Result<CreateOut> {
         let place = self.place(ctx, node, args.umask, extensions)?;
-        let count = self.handles.reserve()?;
+        let count = self.reserve()?;
         let mut flags = self.open_flags(args.flags);
         if flags & libc::O_ACCMODE == libc::O_RDONLY {
             return Err(errno(libc::EINVAL));

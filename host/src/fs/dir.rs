@@ -37,18 +37,13 @@ fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<DirEntry<'a>> {
 
 impl Passthrough {
     pub(super) fn opendir(&self, node: u64) -> io::Result<OpenOut> {
-        let inode = self.inodes.get(node)?;
-        if !inode.is_dir() {
-            return Err(errno(libc::ENOTDIR));
+        if self.skips_opening_now() {
+            return Err(errno(libc::ENOSYS));
         }
-        let count = self.handles.reserve()?;
-        let held = self.inodes.hold(&inode)?;
-        let flags = libc::O_RDONLY | libc::O_DIRECTORY;
-        // Half of what `reopen` costs, but it needs the right to search.
-        let pin = held.pin.as_fd();
-        let watch = self.coherence.watch(&inode, pin);
-        let dir = sys::open_at(pin, c".", flags, 0).or_else(|_| self.reopen(pin, flags))?;
-        let fh = self.handles.add(dir, held, flags, count);
+        let inode = self.inodes.get(node)?;
+        let handle = self.open_listing(&inode)?;
+        let watch = self.coherence.watch(&inode, handle.held.pin.as_fd());
+        let fh = self.handles.add(handle);
         let open_flags = match self.config.cache {
             Cache::Metadata | Cache::Always => fopen::KEEP_CACHE | fopen::CACHE_DIR,
             Cache::Coherent if self.coherence.lasts(watch.as_ref()) => fopen::KEEP_CACHE | fopen::CACHE_DIR,
@@ -58,7 +53,7 @@ impl Passthrough {
     }
 
     pub(super) fn readdir(&self, node: u64, args: &ReadIn, plus: bool, sink: &mut DirSink<'_>) -> io::Result<()> {
-        let handle = self.handle(args.fh, node)?;
+        let handle = self.listing(args.fh, node)?;
         let inode = &handle.held.inode;
         if !inode.is_dir() {
             return Err(errno(libc::ENOTDIR));
@@ -78,6 +73,7 @@ impl Passthrough {
                 .map(|end| end.unwrap_or(args.offset))
         })?;
         *handle.position.lock() = end.1.then_some(end.0);
+        self.listed(args.fh, node, handle, end.0 != args.offset);
         Ok(())
     }
 }

@@ -11,6 +11,8 @@ use super::sys::{self, errno};
 use crate::zero_copy::ZeroCopyBuf;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
 use tunnelfs_fuse_abi::changes::kind;
 use tunnelfs_fuse_abi::flags::{self, fopen, init, release, write};
 use tunnelfs_fuse_abi::*;
@@ -80,13 +82,16 @@ impl Passthrough {
         if !inode.is_file() {
             return Err(errno(if inode.is_dir() { libc::EISDIR } else { libc::ENXIO }));
         }
+        if self.skips_opening_now() {
+            return Err(errno(libc::ENOSYS));
+        }
         let mut flags = self.open_flags(args.flags);
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || args.flags as i32 & libc::O_TRUNC != 0;
         if writes {
             self.changes()?;
             self.coherence.will_write(node);
         }
-        let count = self.handles.reserve()?;
+        let count = self.reserve()?;
         let held = self.inodes.hold(&inode)?;
         let file = match self.reopen(held.pin.as_fd(), flags) {
             // A file that this process may only write.
@@ -99,7 +104,7 @@ impl Passthrough {
             other => other?,
         };
         let mut open_flags = self.file_cache() | self.close_flags(&inode, file.as_fd(), flags);
-        let fh = self.handles.add(file, held, flags, count);
+        let fh = self.handles.add(Arc::new(Handle::new(file, held, flags, count)));
         if !writes && self.config.cache == Cache::Coherent {
             let handle = self.handle(fh, node)?;
             if self.coherence.opened(&inode, &handle.held.pin, fh) {
@@ -110,25 +115,27 @@ impl Passthrough {
     }
 
     pub(super) fn read(&self, node: u64, args: &ReadIn, out: &ZeroCopyBuf<'_>) -> io::Result<usize> {
-        let handle = self.handle(args.fh, node)?;
-        out.read_from(handle.as_fd(), args.size as usize, args.offset)
+        let file = self.readable(args.fh, node)?;
+        out.read_from(file.as_fd(), args.size as usize, args.offset)
     }
 
     pub(super) fn write(&self, node: u64, args: &WriteIn, data: &ZeroCopyBuf<'_>) -> io::Result<usize> {
         self.changes()?;
-        let handle = self.handle(args.fh, node)?;
+        let handle = self.writable(args.fh, node)?;
         let kill = args.write_flags & write::KILL_SUIDGID != 0;
         let append = args.flags as i32 & libc::O_APPEND != 0 && args.write_flags & write::CACHE == 0;
         let how = match (append && !self.agreed(init::WRITEBACK_CACHE), handle.flags & libc::O_APPEND != 0) {
             (true, _) => libc::RWF_APPEND,
             (false, true) => RWF_NOAPPEND,
             (false, false) => 0,
-        };
+        } | if self.is_by_number(args.fh) { sync_flags(args.flags as i32) } else { 0 };
         kill_privileges(kill)?;
         let write = |how| data.write_to(handle.as_fd(), args.size as usize, args.offset, how);
         let written = match write(how) {
             // An older kernel, which has no way to write elsewhere than at the end.
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) && how == RWF_NOAPPEND => write(0)?,
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) && how & RWF_NOAPPEND != 0 => {
+                write(how & !RWF_NOAPPEND)?
+            }
             other => other?,
         };
         self.written(&handle, kill)?;
@@ -156,6 +163,9 @@ impl Passthrough {
     }
 
     pub(super) fn flush(&self, node: u64, args: &FlushIn) -> io::Result<()> {
+        if self.is_by_number(args.fh) {
+            return Err(errno(libc::ENOSYS));
+        }
         let handle = self.handle(args.fh, node)?;
         self.coherence.closed(node, args.fh);
         if self.config.shared_locks {
@@ -169,6 +179,10 @@ impl Passthrough {
     }
 
     pub(super) fn release(&self, node: u64, args: &ReleaseIn) -> io::Result<()> {
+        if self.is_by_number(args.fh) {
+            self.close_writer(node, Duration::ZERO);
+            return Ok(());
+        }
         let handle = self.handles.remove(args.fh, node)?;
         let inode = handle.held.inode.clone();
         self.coherence.closed(node, args.fh);
@@ -184,12 +198,7 @@ impl Passthrough {
     }
 
     pub(super) fn fsync(&self, node: u64, fh: u64, data_only: bool) -> io::Result<()> {
-        let handle = self.handle(fh, node)?;
-        if data_only {
-            sys::sync_data(handle.as_fd())
-        } else {
-            sys::sync(handle.as_fd())
-        }
+        self.sync(fh, node, |file| if data_only { sys::sync_data(file) } else { sys::sync(file) })
     }
 
     pub(super) fn syncfs(&self, node: u64) -> io::Result<()> {
@@ -203,7 +212,7 @@ impl Passthrough {
 
     pub(super) fn fallocate(&self, ctx: &Context, node: u64, args: &FallocateIn) -> io::Result<()> {
         self.changes()?;
-        let handle = self.handle(args.fh, node)?;
+        let handle = self.writable(args.fh, node)?;
         let number = |n: u64| i64::try_from(n).map_err(|_| errno(libc::EFBIG));
         let kill = self.kills(ctx);
         kill_privileges(kill)?;
@@ -220,9 +229,9 @@ impl Passthrough {
         if !matches!(args.whence as i32, libc::SEEK_DATA | libc::SEEK_HOLE) {
             return Err(errno(libc::EINVAL));
         }
-        let handle = self.handle(args.fh, node)?;
+        let file = self.any(args.fh, node)?;
         let offset = i64::try_from(args.offset).map_err(|_| errno(libc::ENXIO))?;
-        sys::seek(handle.as_fd(), offset, args.whence as i32).map(|at| at as u64)
+        sys::seek(file.as_fd(), offset, args.whence as i32).map(|at| at as u64)
     }
 
     pub(super) fn copy_file_range(&self, ctx: &Context, node: u64, args: &CopyFileRangeIn) -> io::Result<u64> {
@@ -230,7 +239,7 @@ impl Passthrough {
         if args.flags != 0 {
             return Err(errno(libc::EINVAL));
         }
-        let (from, to) = (self.handle(args.fh_in, node)?, self.handle(args.fh_out, args.nodeid_out)?);
+        let (from, to) = (self.readable(args.fh_in, node)?, self.writable(args.fh_out, args.nodeid_out)?);
         let kill = self.kills(ctx);
         kill_privileges(kill)?;
         let n = sys::copy_range(from.as_fd(), args.off_in, to.as_fd(), args.off_out, args.len)?;
@@ -240,7 +249,7 @@ impl Passthrough {
 
     /// A file of its own for an owner of locks.
     fn lock_file(&self, node: u64) -> io::Result<(OwnedFd, Option<Counted>)> {
-        let count = self.handles.reserve()?;
+        let count = self.reserve()?;
         let (inode, pin) = self.inodes.open(node)?;
         if !inode.is_file() {
             return Err(errno(libc::EBADF));
@@ -284,7 +293,7 @@ impl Passthrough {
         if !IOCTLS.contains(&args.cmd) {
             return Err(errno(libc::ENOTTY));
         }
-        let handle = self.handle(args.fh, node)?;
+        let file = self.any(args.fh, node)?;
         // What the command's number says: bytes, and whether they go in or come out (asm-generic/ioctl.h).
         let (size, goes_in) = ((args.cmd >> 16 & 0x3fff) as usize, args.cmd >> 30 & 1 != 0);
         // Larger than any of them: the kernel checks nothing.
@@ -294,10 +303,22 @@ impl Passthrough {
             let given = data.get(..size.min(data.len())).unwrap_or_default();
             bytes[..given.len()].copy_from_slice(given);
         }
-        sys::ioctl(handle.as_fd(), args.cmd, &mut bytes)?;
+        sys::ioctl(file.as_fd(), args.cmd, &mut bytes)?;
         if goes_in {
-            self.tell_changed(&handle, kind::ATTRIBUTES);
+            let node = self.inodes.get(node).ok().map(|inode| inode.key);
+            self.coherence.tell(&Happening { kind: kind::ATTRIBUTES, node, ..Happening::default() });
         }
         Ok(if goes_in { Vec::new() } else { bytes[..size].to_vec() })
+    }
+}
+
+/// How a write is synced whose file was opened with these flags.
+fn sync_flags(flags: i32) -> i32 {
+    if flags & libc::O_SYNC == libc::O_SYNC {
+        libc::RWF_SYNC
+    } else if flags & libc::O_DSYNC != 0 {
+        libc::RWF_DSYNC
+    } else {
+        0
     }
 }

@@ -32,6 +32,11 @@ impl AsFd for Handle {
 }
 
 impl Handle {
+    /// Of a file that has just been opened with `flags`.
+    pub fn new(file: OwnedFd, held: Held, flags: i32, count: Counted) -> Handle {
+        Handle { file, held, flags, position: Mutex::new(Some(0)), _count: count }
+    }
+
     /// Whether the file can be written through this handle.
     pub fn writes(&self) -> bool {
         self.flags & libc::O_ACCMODE != libc::O_RDONLY
@@ -53,6 +58,9 @@ impl Drop for Counted {
 pub struct Handles {
     shards: Vec<RwLock<HashMap<u64, Arc<Handle>>>>,
     next: AtomicU64,
+    /// In the table.
+    known: AtomicUsize,
+    /// Descriptors.
     open: Arc<AtomicUsize>,
     most: usize,
 }
@@ -63,6 +71,7 @@ impl Handles {
         Handles {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             next: AtomicU64::new(1),
+            known: AtomicUsize::new(0),
             open: Arc::default(),
             most,
         }
@@ -80,11 +89,11 @@ impl Handles {
         Ok(counted)
     }
 
-    /// Keeps an open file; its number, which is never used again.
-    pub fn add(&self, file: OwnedFd, held: Held, flags: i32, count: Counted) -> u64 {
+    /// Keeps an open file; its number, which is never 0 and never used again.
+    pub fn add(&self, handle: Arc<Handle>) -> u64 {
         let id = self.next.fetch_add(1, Relaxed);
-        let handle = Handle { file, held, flags, position: Mutex::new(Some(0)), _count: count };
-        self.shard(id).write().insert(id, Arc::new(handle));
+        self.known.fetch_add(1, Relaxed);
+        self.shard(id).write().insert(id, handle);
         id
     }
 
@@ -104,7 +113,10 @@ impl Handles {
     pub fn remove(&self, id: u64, inode: u64) -> io::Result<Arc<Handle>> {
         let mut shard = self.shard(id).write();
         match shard.remove(&id) {
-            Some(handle) if handle.held.inode.id == inode => Ok(handle),
+            Some(handle) if handle.held.inode.id == inode => {
+                self.known.fetch_sub(1, Relaxed);
+                Ok(handle)
+            }
             Some(other) => {
                 shard.insert(id, other);
                 Err(errno(libc::EBADF))
@@ -113,10 +125,23 @@ impl Handles {
         }
     }
 
+    /// Takes those of an inode out of the table: nobody can have them any more.
+    pub fn forget(&self, inode: u64) {
+        if self.known.load(Relaxed) == 0 {
+            return;
+        }
+        for shard in &self.shards {
+            let of_inode = |_: &u64, handle: &mut Arc<Handle>| handle.held.inode.id == inode;
+            let old: Vec<_> = shard.write().extract_if(of_inode).collect();
+            self.known.fetch_sub(old.len(), Relaxed);
+        }
+    }
+
     /// Closes all of them.
     pub fn clear(&self) {
         for shard in &self.shards {
             let old = std::mem::take(&mut *shard.write());
+            self.known.fetch_sub(old.len(), Relaxed);
             drop(old);
         }
     }

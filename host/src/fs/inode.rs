@@ -30,17 +30,33 @@ pub fn birth(st: &libc::statx) -> Birth {
     (st.stx_mask & libc::STATX_BTIME != 0).then_some((st.stx_btime.tv_sec, st.stx_btime.tv_nsec))
 }
 
-/// An O_PATH descriptor, counted as long as anybody uses it.
+/// A descriptor that keeps an inode in reach, counted as long as anybody uses it: O_PATH, or a regular file that is
+/// open for reading.
 #[derive(Debug)]
 pub struct Pin {
     fd: OwnedFd,
+    reads: bool,
     count: Arc<AtomicUsize>,
 }
 
 impl Pin {
     pub(super) fn new(fd: OwnedFd, count: &Arc<AtomicUsize>) -> Arc<Pin> {
+        Pin::with(fd, false, count)
+    }
+
+    /// Of a file that is open for reading.
+    pub(super) fn reading(fd: OwnedFd, count: &Arc<AtomicUsize>) -> Arc<Pin> {
+        Pin::with(fd, true, count)
+    }
+
+    fn with(fd: OwnedFd, reads: bool, count: &Arc<AtomicUsize>) -> Arc<Pin> {
         count.fetch_add(1, Relaxed);
-        Arc::new(Pin { fd, count: count.clone() })
+        Arc::new(Pin { fd, reads, count: count.clone() })
+    }
+
+    /// Whether the file can be read by it.
+    pub fn reads(&self) -> bool {
+        self.reads
     }
 }
 

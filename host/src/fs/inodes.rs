@@ -18,7 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::{HashSet, VecDeque};
 use std::hash::BuildHasher;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -220,6 +220,45 @@ impl Inodes {
                 Err(e)
             }
         }
+    }
+
+    /// A descriptor that a regular file can be read by. It takes the place of the O_PATH one, so that such a file has one
+    /// descriptor and not two. `open` opens the file for reading.
+    ///
+    /// # Errors
+    /// As [`pin`](Inodes::pin), and those of `open`.
+    pub fn read_by(
+        &self,
+        inode: &Arc<Inode>,
+        open: impl FnOnce(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+    ) -> io::Result<Arc<Pin>> {
+        let pin = self.pin(inode)?;
+        if pin.reads() {
+            Ok(pin)
+        } else if self.is_of_share(inode) {
+            self.hold_reading(inode, open).map(|held| held.pin.clone())
+        } else {
+            // Another mount can be unmounted when nobody reads.
+            Ok(Pin::reading(open(pin.as_fd())?, &self.pins))
+        }
+    }
+
+    /// The same, and it stays the inode's until it is dropped.
+    ///
+    /// # Errors
+    /// As [`read_by`](Inodes::read_by).
+    pub fn hold_reading(
+        &self,
+        inode: &Arc<Inode>,
+        open: impl FnOnce(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+    ) -> io::Result<Held> {
+        let mut held = self.hold(inode)?;
+        if !held.pin.reads() {
+            held.pin = Pin::reading(open(held.pin.as_fd())?, &self.pins);
+            let before = std::mem::replace(&mut *inode.place.write(), Place::Pinned(held.pin.clone()));
+            drop(before);
+        }
+        Ok(held)
     }
 
     /// Lets go of a descriptor that the guest's open file had kept on a mount.
@@ -469,19 +508,23 @@ impl Inodes {
         }
     }
 
-    /// Gives up the descriptors of files without names that the guest does not have open; whether there were any. A
-    /// descriptor keeps the file's space, and the guest tells only by and by what it has forgotten. Whoever in the guest
-    /// holds such a file by an O_PATH descriptor loses it: only when the space is wanted. The guest's kernel does not
-    /// wait for RELEASE when a program closes a file, so one that is still open may be closed at once.
-    pub fn reclaim(&self) -> bool {
+    /// Has the space of files without names given back, as far as the guest does not use them; whether there were any.
+    ///
+    /// A descriptor keeps the file's space, and the guest tells only by and by what it has forgotten. Where it asks to open
+    /// files (`asks`), those that it does not have open are given up: whoever in the guest holds one by an O_PATH
+    /// descriptor loses it, so this is only for when the space is wanted. The guest's kernel does not wait for RELEASE when
+    /// a program closes a file, so one that is still open may be closed at once. Where it does not ask, nobody knows what it
+    /// uses, and all that can be done is to wait for what it forgets.
+    pub fn reclaim(&self, asks: bool) -> bool {
         if !self.removed.swap(false, AcqRel) {
             return false;
         }
         let mut nameless = self.nameless_files();
         let end = Instant::now() + CLOSING;
+        let is_gone = |inode: &Arc<Inode>| if asks { give_up(inode) } else { self.get(inode.id).is_err() };
         loop {
             let before = nameless.len();
-            nameless.retain(|inode| !give_up(inode));
+            nameless.retain(|inode| !is_gone(inode));
             if nameless.len() < before {
                 return true;
             }

@@ -187,12 +187,12 @@ fn space_of_what_is_gone_is_given_back_when_it_is_wanted() {
         look_up(&table, &name(number)).unwrap()
     });
     let held = table.hold(&open).unwrap();
-    assert!(!table.reclaim(), "nothing was removed");
+    assert!(!table.reclaim(true), "nothing was removed");
     for number in ["0", "1"] {
         fs::remove_file(dir.path().join(number)).unwrap();
         table.removed();
     }
-    assert!(table.reclaim() && !table.reclaim());
+    assert!(table.reclaim(true) && !table.reclaim(true));
     assert_eq!([&gone, &open, &there].map(|inode| inode.pinned().is_some()), [false, true, true]);
     assert_eq!(table.pin(&gone).unwrap_err().raw_os_error(), Some(libc::ESTALE));
     // A program in the guest has closed it; RELEASE is on its way.
@@ -202,7 +202,7 @@ fn space_of_what_is_gone_is_given_back_when_it_is_wanted() {
             std::thread::sleep(CLOSING / 10);
             drop(held);
         });
-        assert!(table.reclaim());
+        assert!(table.reclaim(true));
     });
     assert!(open.pinned().is_none());
 }

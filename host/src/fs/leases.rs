@@ -1,20 +1,27 @@
 //! Read leases on the files whose data a guest keeps: whoever opens such a file for writing, or truncates it, waits
 //! until the guest has dropped the data (fcntl(2), F_SETLEASE).
 //!
+//! A guest that asks to open each file is told then whether it may keep what it has. One that does not ask (see
+//! `by_number.rs`) keeps all that it has read as long as it knows the file's attributes: so these last only where a lease
+//! covers the data. Of the other files it asks for them each time, and drops the data when it sees another time of change.
+//!
 //! A lease holds as long as its descriptor is open. The kernel tells of somebody who waits by a signal, to the one
 //! thread that was named for it. The guest has [`DROP_WITHIN`] to answer; then the lease is given up, and until the
 //! guest has answered for all such files it gets no other lease.
 
+use super::inodes::Held;
 use super::sys::check;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 use std::time::{Duration, Instant};
 
 /// How long somebody who wants to write waits for a guest.
 pub const DROP_WITHIN: Duration = Duration::from_millis(100);
+/// How long a guest may take to drop a file's data that nobody waits for.
+const MAKE_ROOM_WITHIN: Duration = Duration::from_secs(10);
 
 /// The signal's number: a real-time signal, which few programs use. The thread that it is sent to blocks it.
 pub fn signal() -> libc::c_int {
@@ -35,7 +42,8 @@ struct Owner {
 /// A lease on a file: given up when it is dropped.
 #[derive(Debug)]
 struct Lease {
-    fd: OwnedFd,
+    /// The inode's own descriptor, which is open for reading and stays as long as the lease.
+    held: Held,
     /// When it was of use last.
     turn: u64,
     /// The open file with which it was taken: until that is closed nobody knows whether older data has been dropped.
@@ -43,28 +51,32 @@ struct Lease {
 }
 
 impl Lease {
-    fn take(fd: OwnedFd, thread: libc::pid_t, turn: u64, first: u64) -> io::Result<Lease> {
-        let (raw, owner) = (fd.as_raw_fd(), Owner { kind: F_OWNER_TID, pid: thread });
+    fn take(held: Held, thread: libc::pid_t, turn: u64, first: Option<u64>) -> io::Result<Lease> {
+        let (raw, owner) = (held.pin.as_fd().as_raw_fd(), Owner { kind: F_OWNER_TID, pid: thread });
         // SAFETY: a descriptor of this function's, numbers, and a structure.
         unsafe {
             check(libc::fcntl(raw, F_SETSIG, signal()))?;
             check(libc::fcntl(raw, F_SETOWN_EX, &raw const owner))?;
             check(libc::fcntl(raw, libc::F_SETLEASE, libc::F_RDLCK))?;
         }
-        Ok(Lease { fd, turn, first: Some(first) })
+        Ok(Lease { held, turn, first })
+    }
+
+    fn raw(&self) -> RawFd {
+        self.held.pin.as_fd().as_raw_fd()
     }
 
     /// Whether somebody waits for it.
     fn is_wanted(&self) -> bool {
         // SAFETY: a descriptor and a command.
-        unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_GETLEASE) != libc::F_RDLCK }
+        unsafe { libc::fcntl(self.raw(), libc::F_GETLEASE) != libc::F_RDLCK }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // A process that was forked meanwhile may have the open file too. SAFETY: a descriptor and numbers.
-        unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+        // The descriptor stays. SAFETY: a descriptor and numbers.
+        unsafe { libc::fcntl(self.raw(), libc::F_SETLEASE, libc::F_UNLCK) };
     }
 }
 
@@ -74,23 +86,27 @@ struct Table {
     by_fd: HashMap<RawFd, u64>,
     by_turn: BTreeMap<u64, u64>,
     turn: u64,
-    /// Files that somebody waits for, and until when.
+    /// Files whose data the guest was told to drop, and until when it must have.
     wanted: HashMap<u64, Instant>,
     /// Files whose data the guest was told to drop, and did not in time.
     late: HashSet<u64>,
+    /// Files of which the guest may have data that no lease covers, and how many writers it has of each.
+    uncovered: HashMap<u64, u32>,
+    /// Files whose attributes the guest was told to ask for again, and until when that is waited for.
+    expiring: HashMap<u64, Instant>,
 }
 
 impl Table {
     fn remove(&mut self, node: u64) -> Option<Lease> {
         let lease = self.by_node.remove(&node)?;
-        self.by_fd.remove(&lease.fd.as_raw_fd());
+        self.by_fd.remove(&lease.raw());
         self.by_turn.remove(&lease.turn);
         self.wanted.remove(&node);
         Some(lease)
     }
 
     fn insert(&mut self, node: u64, lease: Lease) {
-        self.by_fd.insert(lease.fd.as_raw_fd(), node);
+        self.by_fd.insert(lease.raw(), node);
         self.by_turn.insert(lease.turn, node);
         self.by_node.insert(node, lease);
     }
@@ -100,14 +116,40 @@ impl Table {
         self.turn += 1;
         self.turn
     }
+
+    /// The lease on a file that is used now, if nobody waits for it.
+    fn touch(&mut self, node: u64) -> Option<&mut Lease> {
+        if self.wanted.contains_key(&node) {
+            return None;
+        }
+        let turn = self.next_turn();
+        let lease = self.by_node.get_mut(&node)?;
+        let before = std::mem::replace(&mut lease.turn, turn);
+        self.by_turn.remove(&before);
+        self.by_turn.insert(turn, node);
+        Some(lease)
+    }
+}
+
+/// What covers the data that a guest reads of a file which it has not asked to open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// A lease.
+    Leased,
+    /// Nothing. The guest must ask for the attributes each time, and see by them what has changed; `tell`: it has to be
+    /// told so.
+    Uncovered { tell: bool },
 }
 
 /// The leases of one guest, by the numbers of its inodes.
 #[derive(Debug)]
 pub struct Leases {
     table: Mutex<Table>,
-    /// Leases, to see at once that there are none.
+    /// Signalled when `expiring` gets smaller.
+    expired: Condvar,
+    /// Leases, and files with uncovered data, to see at once that there are none.
     count: AtomicUsize,
+    uncovered: AtomicUsize,
     late: AtomicBool,
     budget: usize,
     thread: libc::pid_t,
@@ -116,39 +158,115 @@ pub struct Leases {
 impl Leases {
     /// At most `budget` leases, whose signals go to `thread`.
     pub fn new(budget: usize, thread: libc::pid_t) -> Leases {
-        let (count, late) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Leases { table: Mutex::default(), count, late, budget, thread }
+        Leases {
+            table: Mutex::default(),
+            expired: Condvar::new(),
+            count: AtomicUsize::new(0),
+            uncovered: AtomicUsize::new(0),
+            late: AtomicBool::new(false),
+            budget,
+            thread,
+        }
     }
 
-    /// The guest opens `node` for reading, as its open file `fh`. Whether it may keep the data that it has of it.
-    ///
-    /// `open` opens the file once more for the lease: if both were one open file, the guest's locks would not end when
-    /// the guest closes it.
-    pub fn opened(&self, node: u64, fh: u64, open: impl FnOnce() -> io::Result<OwnedFd>) -> bool {
+    /// The guest opens `node` for reading, as its open file `fh`. Whether it may keep the data that it has of it. `hold`
+    /// gives a descriptor for the lease.
+    pub fn opened(&self, node: u64, fh: u64, hold: impl FnOnce() -> io::Result<Held>) -> bool {
         let mut table = self.table.lock();
-        let (turn, wanted) = (table.next_turn(), table.wanted.contains_key(&node));
-        if let Some(lease) = table.by_node.get_mut(&node) {
-            let before = std::mem::replace(&mut lease.turn, turn);
-            let keep = !wanted && lease.first.is_none();
-            table.by_turn.remove(&before);
-            table.by_turn.insert(turn, node);
-            return keep;
-        }
-        if self.budget == 0 || !table.late.is_empty() {
-            return false;
+        if let Some(lease) = table.touch(node) {
+            return lease.first.is_none();
         }
         while table.by_node.len() >= self.budget {
             // What the guest has of that file it drops when it opens it again, since there is no lease then.
             let Some(&oldest) = table.by_turn.values().next() else { break };
             table.remove(oldest);
         }
-        match open().and_then(|fd| Lease::take(fd, self.thread, turn, fh)) {
+        self.take(&mut table, node, Some(fh), hold);
+        false
+    }
+
+    /// Takes a lease on a file that has none; whether it could be had.
+    fn take(&self, table: &mut Table, node: u64, first: Option<u64>, hold: impl FnOnce() -> io::Result<Held>) -> bool {
+        if self.budget == 0 || !table.late.is_empty() || table.by_node.contains_key(&node) {
+            return false;
+        }
+        let turn = table.next_turn();
+        let taken = hold().and_then(|held| Lease::take(held, self.thread, turn, first));
+        let has = taken.is_ok();
+        match taken {
             Ok(lease) => table.insert(node, lease),
             // Somebody has it open for writing, it is another user's, or the file system has no leases.
             Err(e) => tracing::trace!("no lease on node {node}: {e}"),
         }
+        self.recount(table);
+        has
+    }
+
+    fn recount(&self, table: &Table) {
         self.count.store(table.by_node.len(), Release);
-        false
+        self.uncovered.store(table.uncovered.len(), Release);
+    }
+
+    /// The guest reads `node`, which it has not asked to open: call it before the data is read. `hold` gives a descriptor
+    /// for a lease.
+    pub fn reads(&self, node: u64, hold: impl FnOnce() -> io::Result<Held>) -> Reading {
+        let mut table = self.table.lock();
+        if table.touch(node).is_some() || self.take(&mut table, node, None, hold) {
+            return Reading::Leased;
+        }
+        let tell = !table.uncovered.contains_key(&node);
+        if tell {
+            table.uncovered.insert(node, 0);
+            table.expiring.insert(node, Instant::now() + DROP_WITHIN);
+            self.recount(&table);
+        }
+        Reading::Uncovered { tell }
+    }
+
+    /// Waits, not for long, until the guest asks for the attributes of `node` each time.
+    pub fn wait_until_expired(&self, node: u64) {
+        let mut table = self.table.lock();
+        while let Some(&until) = table.expiring.get(&node) {
+            if self.expired.wait_until(&mut table, until).timed_out() {
+                return;
+            }
+        }
+    }
+
+    /// Whether the attributes of `node` that it is about to be told may last: a lease covers all data that the guest has
+    /// when it knows them. `hold` gives a descriptor for a lease. `same`: whether the file is still as they say; the guest
+    /// drops what it has if they are others than those that it knew.
+    pub fn covers(&self, node: u64, hold: impl FnOnce() -> io::Result<Held>, same: impl FnOnce() -> bool) -> bool {
+        if self.uncovered.load(Acquire) == 0 {
+            return true;
+        }
+        let mut table = self.table.lock();
+        match table.uncovered.get(&node) {
+            None => return true,
+            // It has the file open for writing: there is no lease.
+            Some(1..) => return false,
+            Some(0) => {}
+        }
+        let leased = table.touch(node).is_some() || self.take(&mut table, node, None, hold);
+        let covers = leased && same();
+        if covers {
+            table.uncovered.remove(&node);
+            self.recount(&table);
+        }
+        covers
+    }
+
+    /// The files whose data the guest has to drop, since there are too many leases; their leases end when it has.
+    pub fn surplus(&self, now: Instant) -> Vec<u64> {
+        if self.count.load(Acquire) <= self.budget {
+            return Vec::new();
+        }
+        let mut table = self.table.lock();
+        let too_many = (table.by_node.len() - table.wanted.len()).saturating_sub(self.budget);
+        let oldest = table.by_turn.values().filter(|node| !table.wanted.contains_key(node));
+        let nodes: Vec<u64> = oldest.take(too_many).copied().collect();
+        table.wanted.extend(nodes.iter().map(|&node| (node, now + MAKE_ROOM_WITHIN)));
+        nodes
     }
 
     /// The guest has closed its open file `fh`: so it had the reply to its OPEN, and has dropped what was older.
@@ -167,21 +285,35 @@ impl Leases {
         self.count.load(Acquire) == 0
     }
 
-    /// Gives the lease up without asking the guest: it has forgotten the file, or is about to change it itself.
-    pub fn give_up(&self, node: u64) {
-        if self.is_empty() {
-            return;
-        }
+    /// The guest is about to change the file itself: gives the lease up without asking it.
+    pub fn will_write(&self, node: u64) {
         let mut table = self.table.lock();
         let lease = table.remove(node);
-        self.count.store(table.by_node.len(), Release);
+        table.uncovered.entry(node).or_default();
+        self.recount(&table);
         drop(table);
         drop(lease);
     }
 
+    /// The guest has one more writer of the file, or, with -1, one less.
+    pub fn count_writer(&self, node: u64, change: i32) {
+        if let Some(writers) = self.table.lock().uncovered.get_mut(&node) {
+            *writers = writers.saturating_add_signed(change);
+        }
+    }
+
     /// The guest has forgotten the file.
     pub fn forget(&self, node: u64) {
-        self.give_up(node);
+        if self.is_empty() && self.uncovered.load(Acquire) == 0 && !self.late.load(Acquire) {
+            return;
+        }
+        let mut table = self.table.lock();
+        let lease = table.remove(node);
+        table.uncovered.remove(&node);
+        table.expiring.remove(&node);
+        self.recount(&table);
+        drop(table);
+        drop(lease);
         if self.late.load(Acquire) {
             self.caught_up(node);
         }
@@ -198,19 +330,30 @@ impl Leases {
         let mut wanted = Vec::new();
         for node in nodes {
             // The signal may be of another lease, which had this descriptor before.
-            if !table.wanted.contains_key(&node) && table.by_node.get(&node).is_some_and(Lease::is_wanted) {
-                table.wanted.insert(node, now + DROP_WITHIN);
-                wanted.push(node);
+            if !table.by_node.get(&node).is_some_and(Lease::is_wanted) {
+                continue;
+            }
+            let until = now + DROP_WITHIN;
+            match table.wanted.get_mut(&node) {
+                Some(earlier) => *earlier = until.min(*earlier),
+                None => {
+                    table.wanted.insert(node, until);
+                    wanted.push(node);
+                }
             }
         }
         wanted
     }
 
-    /// The guest has dropped the file's data.
+    /// The guest has done what it was told to: dropped the file's data, or its attributes.
     pub fn dropped(&self, node: u64) {
         let mut table = self.table.lock();
+        if table.expiring.remove(&node).is_some() {
+            self.expired.notify_all();
+            return;
+        }
         let lease = if table.wanted.contains_key(&node) { table.remove(node) } else { None };
-        self.count.store(table.by_node.len(), Release);
+        self.recount(&table);
         drop(table);
         drop(lease);
         if self.late.load(Acquire) {
@@ -243,7 +386,7 @@ impl Leases {
                 );
             }
         }
-        self.count.store(table.by_node.len(), Release);
+        self.recount(&table);
         let next = table.wanted.values().min().copied();
         drop(table);
         drop(given_up);
@@ -252,8 +395,11 @@ impl Leases {
 
     /// Gives all of them up: the guest has gone.
     pub fn clear(&self) {
-        let old = std::mem::take(&mut *self.table.lock());
-        self.count.store(0, Release);
+        let mut table = self.table.lock();
+        let old = std::mem::take(&mut *table);
+        self.recount(&table);
+        drop(table);
+        self.expired.notify_all();
         drop(old);
     }
 

@@ -72,6 +72,13 @@ impl Listener {
         Listener { inodes, queue, watches, leases, stop }
     }
 
+    /// Has the guest drop the data of files for which there are too many leases.
+    pub fn make_room(&self) {
+        for node in self.leases.surplus(Instant::now()) {
+            self.queue.push(Change { kind: kind::DROP_DATA, node, ..Change::default() });
+        }
+    }
+
     /// Another guest of this process has changed something.
     pub fn told(&self, what: &Happening<'_>) {
         let find = |key: Option<Key>| key.and_then(|key| self.inodes.find_key(&key));

@@ -5,6 +5,9 @@
 //! checked for its form: names have no `/` and are neither `.` nor `..`, unless it says otherwise.
 
 mod attributes;
+mod by_number;
+#[cfg(test)]
+mod by_number_tests;
 mod change_queue;
 mod changes;
 mod coherence;
@@ -47,4 +50,5 @@ pub use file_system::{Context, DirEntry, DirSink, Extensions, FileSystem, XattrR
 pub(crate) use files::IOCTLS;
 pub use owners::{Ids, Owners};
 pub use passthrough::{Config, Passthrough};
+pub use sys::has_exact_times;
 pub use xattr_names::Xattrs;

@@ -1,8 +1,9 @@
 //! A directory of this machine, as a file system for one guest: what all operations share, and look-ups.
 //! The others are in `attributes.rs`, `names.rs`, `create.rs`, `io.rs`, `dir.rs`, `xattr.rs` and `locks.rs`.
 
+use super::by_number::ByNumber;
 use super::changes::ChangeSink;
-use super::coherence::{Budget, Coherence};
+use super::coherence::{Budget, Coherence, Found};
 use super::cover::Watch;
 use super::credentials;
 use super::file_system::*;
@@ -54,10 +55,14 @@ pub struct Config {
     pub killpriv: bool,
     /// Programs' O_NOATIME reaches the file.
     pub keep_noatime: bool,
+    /// The guest asks to open each file and directory.
+    pub ask_open: bool,
     /// POSIX ACLs.
     pub posix_acl: Negotiation,
     /// Locks hold on this machine too.
     pub shared_locks: bool,
+    /// A file's time of change is another one after each write that follows a look at it ([`sys::has_exact_times`]).
+    pub exact_times: bool,
     /// Whether inodes may be kept by file handles.
     pub handles: FileHandles,
     /// Extended attributes; `None`: none.
@@ -72,12 +77,16 @@ pub struct Config {
     pub coherence: Option<Budget>,
 }
 
+/// What a guest's kernel says that can do without OPEN and OPENDIR.
+const SKIPS_OPEN: u64 = init::NO_OPEN_SUPPORT | init::NO_OPENDIR_SUPPORT;
+
 /// The file system.
 pub struct Passthrough {
     pub(super) config: Config,
     pub(super) inodes: Arc<Inodes>,
-    pub(super) coherence: Coherence,
+    pub(super) coherence: Arc<Coherence>,
     pub(super) handles: Handles,
+    pub(super) by_number: Arc<ByNumber>,
     pub(super) locks: Locks,
     pub(super) numbers: Numbers,
     /// `/proc/self/fd`, each serving thread's working directory.
@@ -123,8 +132,9 @@ impl Passthrough {
             config.coherence.take(),
         );
         Ok(Passthrough {
+            by_number: Arc::new(ByNumber::new(inodes.clone())),
             inodes,
-            coherence,
+            coherence: Arc::new(coherence),
             handles: Handles::new(config.files),
             locks: Locks::default(),
             numbers: Numbers::new(device(st.stx_dev_major, st.stx_dev_minor)),
@@ -195,26 +205,29 @@ impl Passthrough {
         watch: Option<&Arc<Watch>>,
     ) -> io::Result<(Arc<Inode>, EntryOut)> {
         let mut attr = self.attr(st, fd.as_fd())?;
+        let mut found = Found::new(st, attr.mode);
         let inode = self.inodes.enter(fd, st, parent, name)?;
         if self.coherence.found(&inode, st.stx_nlink, watch.cloned()) {
             // It is watched only now.
-            attr = self.attr_again(&inode).inspect_err(|_| self.forget(inode.id, 1))?;
+            (attr, found) = self.attr_again(&inode).inspect_err(|_| self.forget(inode.id, 1))?;
         }
         if self.announces() && st.stx_mnt_id != parent.key.mount {
             attr.flags |= flags::ATTR_SUBMOUNT;
         }
-        let entry = self.entry(&inode, attr, watch);
+        let entry = self.entry(&inode, &found, attr, watch);
         Ok((inode, entry))
     }
 
-    fn attr_again(&self, inode: &Arc<Inode>) -> io::Result<Attr> {
+    fn attr_again(&self, inode: &Arc<Inode>) -> io::Result<(Attr, Found)> {
         let pin = self.inodes.pin(inode)?;
-        self.attr(&sys::stat(pin.as_fd())?, pin.as_fd())
+        let st = sys::stat(pin.as_fd())?;
+        let attr = self.attr(&st, pin.as_fd())?;
+        Ok((attr, Found::new(&st, attr.mode)))
     }
 
-    fn entry(&self, inode: &Inode, attr: Attr, watch: Option<&Arc<Watch>>) -> EntryOut {
+    fn entry(&self, inode: &Arc<Inode>, found: &Found, attr: Attr, watch: Option<&Arc<Watch>>) -> EntryOut {
         let timeout = self.coherence.entry(watch);
-        let attr_timeout = self.attr_timeout(inode, attr.mode, attr.nlink);
+        let attr_timeout = self.attr_timeout(inode, found);
         EntryOut {
             nodeid: inode.id,
             generation: 0,
@@ -265,12 +278,8 @@ impl Passthrough {
     /// An inode that the guest has a file handle of.
     fn recall(&self, node: u64) -> io::Result<EntryOut> {
         let inode = self.inodes.recall(node)?;
-        let found = self.inodes.pin(&inode).and_then(|pin| {
-            let st = sys::stat(pin.as_fd())?;
-            self.attr(&st, pin.as_fd())
-        });
-        match found {
-            Ok(attr) => Ok(self.entry(&inode, attr, None)),
+        match self.attr_again(&inode) {
+            Ok((attr, found)) => Ok(self.entry(&inode, &found, attr, None)),
             Err(e) => {
                 self.forget(inode.id, 1);
                 Err(e)
@@ -323,6 +332,7 @@ impl Passthrough {
     /// Forgets look-ups, of which the guest may not have heard; `remember`: it has.
     pub(super) fn forget_entry(&self, node: u64, nlookup: u64, remember: bool) {
         if let Some(inode) = self.inodes.forget(node, nlookup, remember) {
+            self.forget_opened(node);
             self.coherence.forgotten(&inode);
         }
     }
@@ -400,11 +410,44 @@ impl Passthrough {
             _ => ask(needs, true),
         }
         ask(init::SETXATTR_EXT, config.xattrs.is_some());
+        ask(SKIPS_OPEN, self.may_skip_open(capable));
         self.agreed.store(capable & wanted, Relaxed);
+        self.coherence.set_by_number(self.skips_open());
         Ok(wanted)
     }
 
+    /// Whether all is right for a guest whose kernel does not ask to open files and directories. Its kernel then checks
+    /// permissions alone, so this process must not have fewer rights than that thinks; and nobody but the time of change
+    /// tells of new data that no lease covers, so the time must change with each write.
+    fn may_skip_open(&self, capable: u64) -> bool {
+        let config = &self.config;
+        // Only with `default_permissions` does a kernel offer idmapped mounts: without it, this process must be asked.
+        let kernel = SKIPS_OPEN | init::ALLOW_IDMAP;
+        let others = config.cache == Cache::Coherent && config.exact_times;
+        capable & kernel == kernel
+            && (config.cache == Cache::Always || others)
+            && self.is_local
+            && credentials::opens_all()
+            && !(config.ask_open
+                || config.shared_locks
+                || config.direct_io
+                || config.readonly
+                || config.keep_noatime
+                || config.writeback)
+    }
+
+    /// Whether the guest's kernel may leave OPEN and OPENDIR out.
+    pub(super) fn skips_open(&self) -> bool {
+        self.agreed(SKIPS_OPEN)
+    }
+
+    /// Whether the guest's kernel is to be told so: from then on it does.
+    pub(super) fn skips_opening_now(&self) -> bool {
+        self.skips_open() && (self.config.cache == Cache::Always || self.coherence.listens())
+    }
+
     fn destroy(&self) {
+        self.by_number.clear();
         self.coherence.clear();
         self.locks.clear();
         self.handles.clear();
@@ -430,7 +473,7 @@ macro_rules! delegate {
             #[allow(unused_mut)] // Only some change what they have.
             let mut call = $call;
             match call(self) {
-                Err(e) if is_full(&e) && self.inodes.reclaim() => call(self),
+                Err(e) if is_full(&e) && self.inodes.reclaim(!self.skips_open()) => call(self),
                 other => other,
             }
         })*

@@ -60,6 +60,15 @@ pub fn is_local_kind(kind: FsType) -> bool {
     [TMPFS_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC].contains(&kind)
 }
 
+/// Whether this kernel (6.13 and later) gives a file on a local file system another time of change with each write that
+/// follows a stat(2) of it, however soon.
+pub fn has_exact_times() -> bool {
+    let Ok(name) = nix::sys::utsname::uname() else { return false };
+    let mut numbers =
+        name.release().to_str().unwrap_or_default().split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(13))
+}
+
 /// A device's number, as one word.
 pub fn device(major: u32, minor: u32) -> u64 {
     u64::from(major) << 32 | u64::from(minor)

@@ -19,6 +19,9 @@ pub const MAJOR: u32 = 7;
 pub const MINOR: u32 = 45;
 /// `FUSE_ROOT_ID`: the nodeid of a mount's root.
 pub const ROOT_ID: u64 = 1;
+/// Handle that our host gives in CREATE's reply to a guest whose kernel does not ask to open files: the host finds the
+/// file by its nodeid, as with handle 0, which the kernel has for what it has not opened.
+pub const NO_HANDLE: u64 = u64::MAX;
 /// `FUSE_REC_ALIGN`: entries of a listing and extensions of a request are padded to this many bytes.
 pub const REC_ALIGN: usize = 8;
 /// `FUSE_UNKNOWN_INO`: a listing's entry whose inode number is not known.

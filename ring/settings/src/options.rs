@@ -88,6 +88,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     option("host.killpriv_v2", "killpriv-v2", Switch(true), "Drop setuid bits on writes and truncation [default]"),
     option("host.killpriv_v2", "no-killpriv-v2", Switch(false), "Leave setuid bits to the guest's kernel"),
     option("host.preserve_noatime", "preserve-noatime", Switch(true), "Pass O_NOATIME on"),
+    option("host.ask_open", "ask-open", Switch(true), "Have the guest ask to open each file, whatever the cache mode"),
     option("host.rlimit_nofile", "rlimit-nofile", Value("N"), "Most open files, 0 to leave the limit as it is"),
     option("host.sandbox", "sandbox", Value("MODE"), "Isolation of the process: namespace, chroot or none"),
     option("host.seccomp", "seccomp", Value("ACTION"), "On a system call that is not needed: kill, log, trap or none"),

@@ -250,6 +250,7 @@ pub struct Host {
     pub allow_mmap: bool,
     pub killpriv_v2: bool,
     pub preserve_noatime: bool,
+    pub ask_open: bool,
     #[serde(deserialize_with = "numbers::whole")]
     pub rlimit_nofile: u64,
     pub sandbox: Sandbox,
@@ -285,6 +286,7 @@ impl Default for Host {
             allow_mmap: true,
             killpriv_v2: true,
             preserve_noatime: false,
+            ask_open: false,
             rlimit_nofile: 1_000_000,
             sandbox: Sandbox::default(),
             seccomp: Seccomp::default(),
