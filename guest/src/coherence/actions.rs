@@ -163,6 +163,19 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_waits_hears_of_what_was_dropped() {
+        let (mut inodes, counters) = (InodeTable::default(), ChangeCounters::new(1));
+        inodes.insert(ROOT, Some(b"a"), &entry(7, 70));
+        for (kind, part) in [(kind::DROP_DATA, Part::Data), (kind::EXPIRE, Part::Attributes)] {
+            let stamp = counters.stamp();
+            let record = ChangeRecord { kind, node: 7, ..ChangeRecord::default() };
+            let dropped = Action::Drop { node: 7, host: 7, part };
+            assert_eq!(actions(&inodes, &counters, record, [b"", b""]), [dropped]);
+            assert!(counters.changed_since(stamp, Key::node(7)), "replies that are under way must not last");
+        }
+    }
+
+    #[test]
     fn what_is_not_watched_is_forgotten_with_its_names() {
         let (mut inodes, counters) = (InodeTable::default(), ChangeCounters::new(1));
         inodes.insert(ROOT, Some(b"a"), &entry(7, 70));

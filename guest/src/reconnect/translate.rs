@@ -278,6 +278,28 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_has_not_opened_needs_no_handle() {
+        let mut tables = Translator::default();
+        let create = ask(CREATE, ROOT, &[u64::from(FLAGS), 0]);
+        let mut reply = [entry(2, 20, libc::S_IFREG, 1), open_out(NO_HANDLE)].concat();
+        tables.reply(&create, b"f\0", &mut reply);
+        tables.nodes.next_host(true);
+        find(&mut tables, 50);
+        for handle in [0, NO_HANDLE] {
+            let mut read = ask(READ, 2, &[handle, 4096, 0, 0, 0]);
+            assert_eq!(tables.translate(&mut read), None);
+            assert_eq!((u64_at(&read, NODE), u64_at(&read, BODY)), (50, handle));
+        }
+        // A later host's handle for what it has opened is the kernel's as any other.
+        let mut opened = open_out(0);
+        tables.reply(&ask(OPEN, 2, &[u64::from(FLAGS)]), b"", &mut opened);
+        let mut read = ask(READ, 2, &[u64_at(&opened, 0), 4096, 0, 0, 0]);
+        assert_ne!(u64_at(&read, BODY), 0);
+        assert_eq!(tables.translate(&mut read), None);
+        assert_eq!(u64_at(&read, BODY), 0);
+    }
+
+    #[test]
     fn both_files_of_a_copy_are_found() {
         let mut tables = after_a_host();
         tables.reply(&ask(LOOKUP, ROOT, &[]), b"g\0", &mut entry(9, 90, libc::S_IFREG, 1));

@@ -25,6 +25,8 @@ use tunnelfs_fuse_abi::NO_HANDLE;
 const IDLE: Duration = Duration::from_millis(100);
 /// How long nobody has written to a file that is closed since somebody reads it.
 pub(super) const READ_AFTER: Duration = Duration::from_millis(10);
+/// How long there is a thread that closes files after the last one was open.
+const CLOSER_RESTS: Duration = Duration::from_secs(1);
 /// Directories that are kept open between two parts of their listings.
 const LISTINGS: usize = 64;
 
@@ -57,6 +59,8 @@ struct Writer {
 pub struct ByNumber {
     inodes: Arc<Inodes>,
     writers: Mutex<HashMap<u64, Writer>>,
+    /// Whether a thread closes them.
+    has_closer: Mutex<bool>,
     /// Files of which the disk has not taken what was written, until they are written again.
     failed: Mutex<HashSet<u64>>,
     /// Directories, with the number of the request that used each last.
@@ -66,7 +70,13 @@ pub struct ByNumber {
 impl ByNumber {
     /// Nothing yet.
     pub fn new(inodes: Arc<Inodes>) -> ByNumber {
-        ByNumber { inodes, writers: Mutex::default(), failed: Mutex::default(), listings: Mutex::default() }
+        ByNumber {
+            inodes,
+            writers: Mutex::default(),
+            has_closer: Mutex::new(false),
+            failed: Mutex::default(),
+            listings: Mutex::default(),
+        }
     }
 
     /// Closes what nobody uses any more.
@@ -147,14 +157,19 @@ impl ByNumber {
     }
 }
 
-/// Closes what has not been written for a while, until nothing is open any more or the file system has gone.
+/// Closes what has not been written for a while, until nothing has been open for long or the file system has gone.
 fn close_idle(files: &Weak<ByNumber>, coherence: &Weak<Coherence>) {
+    let mut last_open = Instant::now();
     loop {
         std::thread::sleep(IDLE / 2);
         let (Some(files), Some(coherence)) = (files.upgrade(), coherence.upgrade()) else { return };
         let now = Instant::now();
         files.close_writers(&coherence, files.take_done(|_, used| now.saturating_duration_since(*used) >= IDLE));
-        if files.writers.lock().is_empty() {
+        let mut has_closer = files.has_closer.lock();
+        if !files.writers.lock().is_empty() {
+            last_open = now;
+        } else if now.saturating_duration_since(last_open) >= CLOSER_RESTS {
+            *has_closer = false;
             return;
         }
     }
@@ -253,16 +268,17 @@ impl Passthrough {
     fn keep_writer(&self, handle: Arc<Handle>) -> io::Result<Arc<Handle>> {
         let node = handle.held.inode.id;
         let mut writers = self.by_number.writers.lock();
-        let is_first = writers.is_empty();
         let used = Instant::now();
         let kept = writers.entry(node).or_insert_with(|| Writer { handle: handle.clone(), used }).handle.clone();
         drop(writers);
         if Arc::ptr_eq(&kept, &handle) {
             self.coherence.count_writer(node, 1);
         }
-        if is_first {
+        let mut has_closer = self.by_number.has_closer.lock();
+        if !*has_closer {
             let (files, coherence) = (Arc::downgrade(&self.by_number), Arc::downgrade(&self.coherence));
             tunnelfs_program::thread::spawn("close", move || close_idle(&files, &coherence))?;
+            *has_closer = true;
         }
         Ok(kept)
     }

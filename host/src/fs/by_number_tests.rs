@@ -97,7 +97,15 @@ fn the_guests_own_writer_is_closed_when_it_is_idle() {
         others(dir, "echo x > f");
         let f = guest.node(ROOT_ID, "f");
         guest.fs.readable(0, f).unwrap();
-        drop(guest.fs.writable(0, f).unwrap());
+        let writer = guest.fs.writable(0, f).unwrap();
+        // By its cache the guest may write without asking for the attributes afterwards.
+        std::thread::scope(|scope| {
+            let write = scope.spawn(|| guest.fs.coherence.writes(&writer.held.inode, &writer.held.pin, true));
+            guest.wait_for_kind(kind::EXPIRE, f);
+            guest.fs.dropped(f);
+            write.join().unwrap();
+        });
+        drop(writer);
         assert_eq!((guest.attr_valid(f), guest.fs.coherence.leases()), (0, 0));
         until("its end", || guest.attr_valid(f) == LASTING.as_secs());
         // A program that is being executed cannot be open for writing.

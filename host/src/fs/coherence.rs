@@ -264,6 +264,17 @@ impl Coherence {
         }
     }
 
+    /// The guest writes to a file that it has not asked to open, or `from_cache`: without a lease its kernel has to ask for
+    /// the attributes, as data from the cache stays there.
+    pub fn writes(&self, inode: &Arc<Inode>, pin: &Pin, from_cache: bool) {
+        let Some(guest) = self.listener() else { return self.unheard() };
+        if from_cache {
+            self.reads(inode, pin);
+        } else {
+            guest.leases.written(inode.id);
+        }
+    }
+
     /// The guest has one more writer of a file, or, with -1, one less: after [`will_write`](Coherence::will_write).
     pub fn count_writer(&self, node: u64, change: i32) {
         if let Some(guest) = self.listener() {

@@ -209,7 +209,7 @@ impl Passthrough {
         if u32::from(st.stx_mode) & libc::S_IFMT != libc::S_IFREG {
             return Err(errno(libc::ESTALE));
         }
-        let (inode, mut entry) = self.enter_with(path, st, &place.parent, name, place.watch.as_ref())?;
+        let (inode, entry) = self.enter_with(path, st, &place.parent, name, place.watch.as_ref())?;
         let held = match entry.attr.mode & libc::S_IFMT {
             libc::S_IFREG => self.inodes.hold(&inode),
             // A regular file here alone, which stands for a special one.
@@ -220,8 +220,6 @@ impl Passthrough {
                 let open_flags = self.file_cache() | self.close_flags(&inode, file.as_fd(), flags);
                 let handle = Arc::new(Handle::new(file, held, flags, count));
                 let fh = if self.skips_opening_now() {
-                    // What it will have written no lease covers.
-                    (entry.attr_valid, entry.attr_valid_nsec) = (0, 0);
                     self.keep_created(handle)?;
                     NO_HANDLE
                 } else {

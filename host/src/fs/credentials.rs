@@ -20,7 +20,6 @@ const FSETID: u32 = 4;
 const DAC_OVERRIDE: u32 = 1;
 const DAC_READ_SEARCH: u32 = 2;
 const SYS_ADMIN: u32 = 21;
-const LEASE: u32 = 28;
 const VERSION: u32 = 0x2008_0522;
 /// `SECBIT_NO_SETUID_FIXUP` (linux/securebits.h): another user id leaves capabilities alone.
 const NO_SETUID_FIXUP: libc::c_int = 1 << 2;
@@ -154,7 +153,7 @@ pub fn opens_by_handle() -> bool {
 /// Whether this thread may open whatever the guest's kernel allows: opening by handle is a right of the machine's own root,
 /// not of one of a user namespace.
 pub fn opens_all() -> bool {
-    Capabilities::get().is_ok_and(|own| own.has(DAC_OVERRIDE) && own.has(DAC_READ_SEARCH) && own.has(LEASE))
+    Capabilities::get().is_ok_and(|own| own.has(DAC_OVERRIDE) && own.has(DAC_READ_SEARCH))
 }
 
 /// Whether this thread has CAP_SYS_ADMIN, which `trusted` attributes need.

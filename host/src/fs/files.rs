@@ -129,6 +129,9 @@ impl Passthrough {
             (false, true) => RWF_NOAPPEND,
             (false, false) => 0,
         } | if self.is_by_number(args.fh) { sync_flags(args.flags as i32) } else { 0 };
+        if self.skips_open() {
+            self.coherence.writes(&handle.held.inode, &handle.held.pin, args.write_flags & write::CACHE != 0);
+        }
         kill_privileges(kill)?;
         let write = |how| data.write_to(handle.as_fd(), args.size as usize, args.offset, how);
         let written = match write(how) {

@@ -80,6 +80,15 @@ impl Drop for Lease {
     }
 }
 
+/// A file of which the guest may have data that no lease covers.
+#[derive(Debug, Default)]
+struct Uncovered {
+    /// How many the guest has that may write to it.
+    writers: u32,
+    /// Whether the guest's kernel asks for the attributes each time.
+    asks: bool,
+}
+
 #[derive(Debug, Default)]
 struct Table {
     by_node: HashMap<u64, Lease>,
@@ -90,8 +99,8 @@ struct Table {
     wanted: HashMap<u64, Instant>,
     /// Files whose data the guest was told to drop, and did not in time.
     late: HashSet<u64>,
-    /// Files of which the guest may have data that no lease covers, and how many writers it has of each.
-    uncovered: HashMap<u64, u32>,
+    /// Files of which the guest may have data that no lease covers.
+    uncovered: HashMap<u64, Uncovered>,
     /// Files whose attributes the guest was told to ask for again, and until when that is waited for.
     expiring: HashMap<u64, Instant>,
 }
@@ -211,16 +220,24 @@ impl Leases {
     /// for a lease.
     pub fn reads(&self, node: u64, hold: impl FnOnce() -> io::Result<Held>) -> Reading {
         let mut table = self.table.lock();
-        if table.touch(node).is_some() || self.take(&mut table, node, None, hold) {
+        let is_written = table.uncovered.get(&node).is_some_and(|file| file.writers > 0);
+        if !is_written && (table.touch(node).is_some() || self.take(&mut table, node, None, hold)) {
             return Reading::Leased;
         }
-        let tell = !table.uncovered.contains_key(&node);
+        let tell = !std::mem::replace(&mut table.uncovered.entry(node).or_default().asks, true);
         if tell {
-            table.uncovered.insert(node, 0);
             table.expiring.insert(node, Instant::now() + DROP_WITHIN);
-            self.recount(&table);
         }
+        self.recount(&table);
         Reading::Uncovered { tell }
+    }
+
+    /// The guest has written to a file: its kernel asks for the attributes then, but for what it has written from its
+    /// cache.
+    pub fn written(&self, node: u64) {
+        if let Some(file) = self.table.lock().uncovered.get_mut(&node) {
+            file.asks = true;
+        }
     }
 
     /// Waits, not for long, until the guest asks for the attributes of `node` each time.
@@ -244,8 +261,8 @@ impl Leases {
         match table.uncovered.get(&node) {
             None => return true,
             // It has the file open for writing: there is no lease.
-            Some(1..) => return false,
-            Some(0) => {}
+            Some(file) if file.writers > 0 => return false,
+            Some(_) => {}
         }
         let leased = table.touch(node).is_some() || self.take(&mut table, node, None, hold);
         let covers = leased && same();
@@ -297,8 +314,8 @@ impl Leases {
 
     /// The guest has one more writer of the file, or, with -1, one less.
     pub fn count_writer(&self, node: u64, change: i32) {
-        if let Some(writers) = self.table.lock().uncovered.get_mut(&node) {
-            *writers = writers.saturating_add_signed(change);
+        if let Some(file) = self.table.lock().uncovered.get_mut(&node) {
+            file.writers = file.writers.saturating_add_signed(change);
         }
     }
 
