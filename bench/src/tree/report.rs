@@ -8,9 +8,12 @@ use std::fmt::Write;
 /// The run as a Markdown page: targets, the systems side by side, what was asked, and what it cost.
 pub fn page(run: &TreeRun) -> String {
     let heading = format!("{}Trees: {}.\n", run.origin.heading(&run.limits), run.trees);
-    let seconds = table(run, "Seconds", "Medians of the rounds. \"-again\": once more on the same mount.", |r| {
-        Some(format!("{:.3}", r.seconds))
-    });
+    let seconds = table(
+        run,
+        "Seconds",
+        "Medians of the rounds. \"-again\": once more on the same mount; \"-third\": after that.",
+        |r| Some(format!("{:.3}", r.seconds)),
+    );
     let asked = table(run, "Requests per file", "What the kernel asked the guest, FORGET not counted.", |r| {
         r.requests_per_file.map(|n| format!("{n:.2}"))
     });

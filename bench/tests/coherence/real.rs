@@ -137,6 +137,25 @@ fn rewrite_and_read(world: &World, time: Duration) {
     });
 }
 
+/// A store through a mapping changes neither time nor size, as far as anybody sees.
+#[test]
+fn stores_through_a_mapping_of_the_host_are_seen() {
+    let Some(world) = World::real("uring", "ring") else { return };
+    fs::write(world.behind("mapped"), "0000").unwrap();
+    soon("it appears", || world.inside("mapped").exists().then_some(()));
+    let file = File::options().read(true).write(true).open(world.behind("mapped")).unwrap();
+    // SAFETY: the file is not truncated.
+    let mut mapping = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
+    for round in 1..50 {
+        let text = format!("{round:04}");
+        mapping.copy_from_slice(text.as_bytes());
+        soon("what was stored", || (fs::read_to_string(world.inside("mapped")).unwrap() == text).then_some(()));
+    }
+    drop((mapping, file));
+    soon("a lease", || (fs::read_to_string(world.inside("mapped")).unwrap() == "0049").then_some(()));
+    world.guest.unmount();
+}
+
 /// Two pages, so that one may be newer than the other.
 fn text(version: u64) -> Vec<u8> {
     format!("{version:016}").repeat(512).into_bytes()

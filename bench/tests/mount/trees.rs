@@ -23,7 +23,7 @@ fn trees_are_worked_on_and_requests_counted() {
     let row = |system: &str, op: &str| -> &Row {
         run.rows.iter().find(|r| r.system == system && r.op == op).unwrap_or_else(|| panic!("{op} on {system}"))
     };
-    for op in ["untar", "find", "find-again", "grep", "grep-again", "rm", "install"] {
+    for op in ["untar", "find", "find-again", "find-third", "grep", "grep-again", "grep-third", "rm", "install"] {
         assert_eq!(row("native", op).requests_per_file, None, "{op}");
         assert!(["native", "ring", "ring-always"].iter().all(|system| row(system, op).seconds > 0.0), "{op}");
     }

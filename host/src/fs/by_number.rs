@@ -22,9 +22,9 @@ use tunnelfs_fuse_abi::changes::kind;
 use tunnelfs_fuse_abi::NO_HANDLE;
 
 /// How long a file stays open for writing after the last write.
-const IDLE: Duration = Duration::from_millis(100);
+const IDLE: Duration = Duration::from_millis(20);
 /// How long nobody has written to a file that is closed since somebody reads it.
-pub(super) const READ_AFTER: Duration = Duration::from_millis(10);
+pub(super) const READ_AFTER: Duration = Duration::from_millis(5);
 /// How long there is a thread that closes files after the last one was open.
 const CLOSER_RESTS: Duration = Duration::from_secs(1);
 /// Directories that are kept open between two parts of their listings.
@@ -52,6 +52,13 @@ impl AsFd for Opened {
 struct Writer {
     handle: Arc<Handle>,
     used: Instant,
+}
+
+impl Writer {
+    /// Whether nobody has used it for so long, nor does just now: it is given out under the table's lock alone.
+    fn is_idle(&self, now: Instant, idle: Duration) -> bool {
+        now.saturating_duration_since(self.used) >= idle && Arc::strong_count(&self.handle) == 1
+    }
 }
 
 /// What is open for requests without a handle.
@@ -87,7 +94,7 @@ impl ByNumber {
     }
 
     /// Closes a file that was open for writing.
-    fn close_writers(&self, coherence: &Coherence, writers: Vec<Arc<Handle>>) {
+    fn close_writers(&self, coherence: &Coherence, writers: impl IntoIterator<Item = Arc<Handle>>) {
         for handle in writers {
             let Inode { id, key, .. } = *handle.held.inode;
             self.close(handle);
@@ -103,12 +110,22 @@ impl ByNumber {
         Some(writer.handle.clone())
     }
 
-    /// Takes the writers of which `is_done`, and which nobody uses just now.
-    fn take_done(&self, is_done: impl Fn(u64, &Instant) -> bool) -> Vec<Arc<Handle>> {
+    /// Takes the writers that nobody has used for so long, nor does just now.
+    fn take_idle(&self, idle: Duration) -> Vec<Arc<Handle>> {
+        let now = Instant::now();
         let mut writers = self.writers.lock();
-        let done =
-            |node: &u64, writer: &mut Writer| is_done(*node, &writer.used) && Arc::strong_count(&writer.handle) == 1;
-        writers.extract_if(done).map(|(_, writer)| writer.handle).collect()
+        writers.extract_if(|_, writer| writer.is_idle(now, idle)).map(|(_, writer)| writer.handle).collect()
+    }
+
+    /// The same of one file.
+    fn take_idle_writer(&self, node: u64, idle: Duration) -> Option<Arc<Handle>> {
+        let mut writers = self.writers.lock();
+        let is_idle = writers.get(&node)?.is_idle(Instant::now(), idle);
+        if is_idle {
+            writers.remove(&node).map(|writer| writer.handle)
+        } else {
+            None
+        }
     }
 
     fn take_listing(&self, node: u64) -> Option<Arc<Handle>> {
@@ -164,7 +181,7 @@ fn close_idle(files: &Weak<ByNumber>, coherence: &Weak<Coherence>) {
         std::thread::sleep(IDLE / 2);
         let (Some(files), Some(coherence)) = (files.upgrade(), coherence.upgrade()) else { return };
         let now = Instant::now();
-        files.close_writers(&coherence, files.take_done(|_, used| now.saturating_duration_since(*used) >= IDLE));
+        files.close_writers(&coherence, files.take_idle(IDLE));
         let mut has_closer = files.has_closer.lock();
         if !files.writers.lock().is_empty() {
             last_open = now;
@@ -286,18 +303,14 @@ impl Passthrough {
     /// Closes a file that is open for writing and that nobody has written for so long: while it is open there is no lease
     /// for those that read it.
     pub(super) fn close_writer(&self, node: u64, idle: Duration) {
-        let now = Instant::now();
-        let is_done = |of: u64, used: &Instant| of == node && now.saturating_duration_since(*used) >= idle;
-        let has = self.by_number.writers.lock().contains_key(&node);
-        if has {
-            self.by_number.close_writers(&self.coherence, self.by_number.take_done(is_done));
-        }
+        let writer = self.by_number.take_idle_writer(node, idle);
+        self.by_number.close_writers(&self.coherence, writer);
     }
 
     /// One of the descriptors for open files; of the writers that are not in use some are closed for it.
     pub(super) fn reserve(&self) -> io::Result<Counted> {
         self.handles.reserve().or_else(|_| {
-            self.by_number.close_writers(&self.coherence, self.by_number.take_done(|_, _| true));
+            self.by_number.close_writers(&self.coherence, self.by_number.take_idle(Duration::ZERO));
             let listings = std::mem::take(&mut self.by_number.listings.lock().1);
             drop(listings);
             self.handles.reserve()
@@ -350,7 +363,7 @@ impl Passthrough {
             self.by_number.written(node);
             // What it had opened before it knew: its kernel sends no RELEASE then.
             self.handles.forget(node);
-            self.by_number.close_writers(&self.coherence, self.by_number.take_done(|of, _| of == node));
+            self.close_writer(node, Duration::ZERO);
         }
     }
 }

@@ -2,7 +2,7 @@
 //! changes, else for as long as the other modes say. All decisions about it are here.
 
 use super::change_queue::ChangeQueue;
-use super::changes::{Change, ChangeSink};
+use super::changes::ChangeSink;
 use super::cover::Watch;
 use super::inodes::{Held, Inode, Inodes, Pin};
 use super::leases::{Leases, Reading};
@@ -164,13 +164,14 @@ impl Coherence {
         }
         let same =
             || self.inodes.pin(inode).and_then(|pin| sys::stat(pin.as_fd())).is_ok_and(|st| found.is_data_of(&st));
-        let covers = guest.leases.covers(inode.id, || self.hold_for_lease(inode), same);
+        let reading = guest.leases.covers(inode.id, || self.hold_for_lease(inode), same);
         guest.make_room();
-        if covers {
-            LASTING
-        } else {
-            short
+        match reading {
+            Reading::Leased => return LASTING,
+            Reading::Written => {}
+            Reading::Uncovered => guest.drop_part(inode.id, kind::MODIFIED),
         }
+        short
     }
 
     /// A lease keeps a descriptor: on another mount than the share's, that could not be unmounted then.
@@ -205,15 +206,20 @@ impl Coherence {
             return self.unheard();
         };
         if !self.may_lease(inode) || !guest.watches.reports(&inode.key, pin.as_fd()) {
-            return;
+            return guest.drop_part(inode.id, kind::MODIFIED);
         }
-        if let Reading::Uncovered { tell } = guest.leases.reads(inode.id, || self.hold_for_lease(inode)) {
-            if tell {
-                guest.queue.push(Change { kind: kind::EXPIRE, node: inode.id, ..Change::default() });
-            }
+        let (reading, tell) = guest.leases.reads(inode.id, || self.hold_for_lease(inode));
+        guest.make_room();
+        if tell {
+            guest.drop_part(inode.id, kind::EXPIRE);
+        }
+        if reading != Reading::Leased {
             guest.leases.wait_until_expired(inode.id);
         }
-        guest.make_room();
+        if reading == Reading::Uncovered {
+            // When the guest's kernel has the answer to this.
+            guest.drop_part(inode.id, kind::MODIFIED);
+        }
     }
 
     /// The guest has read or opened something before it listens: it may have data that no lease covers.

@@ -140,14 +140,15 @@ impl Table {
     }
 }
 
-/// What covers the data that a guest reads of a file which it has not asked to open.
+/// What covers the data that a guest has of a file which it has not asked to open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading {
     /// A lease.
     Leased,
-    /// Nothing. The guest must ask for the attributes each time, and see by them what has changed; `tell`: it has to be
-    /// told so.
-    Uncovered { tell: bool },
+    /// The file's time of change: the guest asks for the attributes each time, and it is the guest itself that writes.
+    Written,
+    /// The same, but somebody else may have the file open for writing, and stores through a mapping change no time.
+    Uncovered,
 }
 
 /// The leases of one guest, by the numbers of its inodes.
@@ -217,19 +218,19 @@ impl Leases {
     }
 
     /// The guest reads `node`, which it has not asked to open: call it before the data is read. `hold` gives a descriptor
-    /// for a lease.
-    pub fn reads(&self, node: u64, hold: impl FnOnce() -> io::Result<Held>) -> Reading {
+    /// for a lease. Without one the guest has to ask for the attributes each time; whether it must be told so.
+    pub fn reads(&self, node: u64, hold: impl FnOnce() -> io::Result<Held>) -> (Reading, bool) {
         let mut table = self.table.lock();
         let is_written = table.uncovered.get(&node).is_some_and(|file| file.writers > 0);
         if !is_written && (table.touch(node).is_some() || self.take(&mut table, node, None, hold)) {
-            return Reading::Leased;
+            return (Reading::Leased, false);
         }
         let tell = !std::mem::replace(&mut table.uncovered.entry(node).or_default().asks, true);
         if tell {
             table.expiring.insert(node, Instant::now() + DROP_WITHIN);
         }
         self.recount(&table);
-        Reading::Uncovered { tell }
+        (if is_written { Reading::Written } else { Reading::Uncovered }, tell)
     }
 
     /// The guest has written to a file: its kernel asks for the attributes then, but for what it has written from its
@@ -250,27 +251,28 @@ impl Leases {
         }
     }
 
-    /// Whether the attributes of `node` that it is about to be told may last: a lease covers all data that the guest has
-    /// when it knows them. `hold` gives a descriptor for a lease. `same`: whether the file is still as they say; the guest
-    /// drops what it has if they are others than those that it knew.
-    pub fn covers(&self, node: u64, hold: impl FnOnce() -> io::Result<Held>, same: impl FnOnce() -> bool) -> bool {
+    /// What covers the data that the guest has of `node` when it knows the attributes that it is about to be told. `hold`
+    /// gives a descriptor for a lease. `same`: whether the file is still as they say; the guest drops what it has if they
+    /// are others than those that it knew.
+    pub fn covers(&self, node: u64, hold: impl FnOnce() -> io::Result<Held>, same: impl FnOnce() -> bool) -> Reading {
         if self.uncovered.load(Acquire) == 0 {
-            return true;
+            return Reading::Leased;
         }
         let mut table = self.table.lock();
         match table.uncovered.get(&node) {
-            None => return true,
-            // It has the file open for writing: there is no lease.
-            Some(file) if file.writers > 0 => return false,
+            None => return Reading::Leased,
+            Some(file) if file.writers > 0 => return Reading::Written,
             Some(_) => {}
         }
-        let leased = table.touch(node).is_some() || self.take(&mut table, node, None, hold);
-        let covers = leased && same();
-        if covers {
-            table.uncovered.remove(&node);
-            self.recount(&table);
+        if table.touch(node).is_none() && !self.take(&mut table, node, None, hold) {
+            return Reading::Uncovered;
         }
-        covers
+        if !same() {
+            return Reading::Written;
+        }
+        table.uncovered.remove(&node);
+        self.recount(&table);
+        Reading::Leased
     }
 
     /// The files whose data the guest has to drop, since there are too many leases; their leases end when it has.

@@ -75,8 +75,13 @@ impl Listener {
     /// Has the guest drop the data of files for which there are too many leases.
     pub fn make_room(&self) {
         for node in self.leases.surplus(Instant::now()) {
-            self.queue.push(Change { kind: kind::DROP_DATA, node, ..Change::default() });
+            self.drop_part(node, kind::DROP_DATA);
         }
+    }
+
+    /// Has the guest drop what `kind` says of a file.
+    pub fn drop_part(&self, node: u64, kind: u32) {
+        self.queue.push(Change { kind, node, ..Change::default() });
     }
 
     /// Another guest of this process has changed something.
@@ -216,7 +221,7 @@ impl Listener {
             // SIGIO comes instead of the signal where too many wait: it says not which lease.
             let fd = (info.ssi_signo == leases::signal() as u32).then_some(info.ssi_fd);
             for node in self.leases.broken(fd, Instant::now()) {
-                self.queue.push(Change { kind: kind::DROP_DATA, node, ..Change::default() });
+                self.drop_part(node, kind::DROP_DATA);
             }
         }
     }
