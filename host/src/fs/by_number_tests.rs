@@ -112,6 +112,7 @@ fn the_guests_own_writer_is_closed_when_it_is_idle() {
         until("its end", || guest.attr_valid(f) == LASTING.as_secs());
         // A program that is being executed cannot be open for writing.
         drop(guest.fs.writable(0, f).unwrap());
+        assert_eq!((guest.attr_valid(f), guest.fs.coherence.leases()), (0, 0), "no lease covers what it writes");
         until("its end", || others_can_lease(&dir.join("f")));
     });
 }
