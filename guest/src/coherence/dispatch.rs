@@ -29,6 +29,8 @@ const MAX_RETRIES: u32 = 9;
 enum Order {
     Directory(u64),
     Inode(u64),
+    /// Attributes that a host waits for, before it answers a READ. The data's drop waits for that READ.
+    Expiry(u64),
     None,
 }
 
@@ -277,6 +279,7 @@ impl Dispatcher {
 fn order_of(action: &Action) -> Order {
     match action {
         Action::Name { parent, .. } => Order::Directory(*parent),
+        Action::Drop { node, part: Part::Attributes, .. } => Order::Expiry(*node),
         Action::Inode { node, .. } | Action::Drop { node, .. } => Order::Inode(*node),
         Action::Dropped { .. } | Action::Everything => Order::None,
     }
