@@ -61,6 +61,14 @@ impl Writer {
     }
 }
 
+/// Directories whose listings may go on.
+#[derive(Debug, Default)]
+struct Listings {
+    /// By inode, each with the turn at which it was used last.
+    open: HashMap<u64, (u64, Arc<Handle>)>,
+    turn: u64,
+}
+
 /// What is open for requests without a handle.
 #[derive(Debug)]
 pub struct ByNumber {
@@ -70,8 +78,7 @@ pub struct ByNumber {
     has_closer: Mutex<bool>,
     /// Files of which the disk has not taken what was written, until they are written again.
     failed: Mutex<HashSet<u64>>,
-    /// Directories, with the number of the request that used each last.
-    listings: Mutex<(u64, HashMap<u64, (u64, Arc<Handle>)>)>,
+    listings: Mutex<Listings>,
 }
 
 impl ByNumber {
@@ -114,7 +121,9 @@ impl ByNumber {
     fn take_idle(&self, idle: Duration) -> Vec<Arc<Handle>> {
         let now = Instant::now();
         let mut writers = self.writers.lock();
-        writers.extract_if(|_, writer| writer.is_idle(now, idle)).map(|(_, writer)| writer.handle).collect()
+        let nodes: Vec<u64> =
+            writers.iter().filter(|(_, writer)| writer.is_idle(now, idle)).map(|(&node, _)| node).collect();
+        nodes.iter().filter_map(|node| writers.remove(node)).map(|writer| writer.handle).collect()
     }
 
     /// The same of one file.
@@ -129,12 +138,12 @@ impl ByNumber {
     }
 
     fn take_listing(&self, node: u64) -> Option<Arc<Handle>> {
-        self.listings.lock().1.remove(&node).map(|(_, handle)| handle)
+        self.listings.lock().open.remove(&node).map(|(_, handle)| handle)
     }
 
     fn keep_listing(&self, node: u64, handle: Arc<Handle>) {
         let mut listings = self.listings.lock();
-        let (turn, open) = &mut *listings;
+        let Listings { turn, open } = &mut *listings;
         *turn += 1;
         let before = open.insert(node, (*turn, handle));
         let surplus = if open.len() > LISTINGS { open.iter().min_by_key(|(_, (turn, _))| *turn) } else { None };
@@ -169,7 +178,7 @@ impl ByNumber {
     pub fn clear(&self) {
         self.failed.lock().clear();
         let writers = std::mem::take(&mut *self.writers.lock());
-        let listings = std::mem::take(&mut self.listings.lock().1);
+        let listings = std::mem::take(&mut *self.listings.lock());
         drop((writers, listings));
     }
 }
@@ -311,7 +320,7 @@ impl Passthrough {
     pub(super) fn reserve(&self) -> io::Result<Counted> {
         self.handles.reserve().or_else(|_| {
             self.by_number.close_writers(&self.coherence, self.by_number.take_idle(Duration::ZERO));
-            let listings = std::mem::take(&mut self.by_number.listings.lock().1);
+            let listings = std::mem::take(&mut *self.by_number.listings.lock());
             drop(listings);
             self.handles.reserve()
         })

@@ -131,8 +131,9 @@ impl Handles {
             return;
         }
         for shard in &self.shards {
-            let of_inode = |_: &u64, handle: &mut Arc<Handle>| handle.held.inode.id == inode;
-            let old: Vec<_> = shard.write().extract_if(of_inode).collect();
+            let of_inode = |(_, handle): &(&u64, &Arc<Handle>)| handle.held.inode.id == inode;
+            let ids: Vec<u64> = shard.read().iter().filter(of_inode).map(|(&id, _)| id).collect();
+            let old: Vec<_> = ids.iter().filter_map(|id| shard.write().remove(id)).collect();
             self.known.fetch_sub(old.len(), Relaxed);
         }
     }
