@@ -1,6 +1,5 @@
 //! Operations on attributes.
 
-use super::by_number::READ_AFTER;
 use super::coherence::Found;
 use super::credentials::kill_privileges;
 use super::handles::Handle;
@@ -9,6 +8,7 @@ use super::listener::Happening;
 use super::owners::{self, Owners, Ownership};
 use super::passthrough::Passthrough;
 use super::sys::{self, errno, FdName};
+use super::unopened::READ_AFTER;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //! until the guest has dropped the data (fcntl(2), F_SETLEASE).
 //!
 //! A guest that asks to open each file is told then whether it may keep what it has. One that does not ask (see
-//! `by_number.rs`) keeps all that it has read as long as it knows the file's attributes: so these last only where a lease
+//! `unopened.rs`) keeps all that it has read as long as it knows the file's attributes: so these last only where a lease
 //! covers the data. Of the other files it asks for them each time, and drops the data when it sees another time of change.
 //!
 //! A lease holds as long as its descriptor is open. The kernel tells of somebody who waits by a signal, to the one

@@ -6,8 +6,6 @@
 
 mod attributes;
 mod by_number;
-#[cfg(test)]
-mod by_number_tests;
 mod change_queue;
 mod changes;
 mod coherence;
@@ -37,6 +35,9 @@ mod peers;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod unopened;
+#[cfg(test)]
+mod unopened_tests;
 mod watch;
 mod xattr;
 mod xattr_names;
