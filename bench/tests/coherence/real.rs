@@ -152,6 +152,19 @@ fn stores_through_a_mapping_of_the_host_are_seen() {
         soon("what was stored", || (fs::read_to_string(world.inside("mapped")).unwrap() == text).then_some(()));
     }
     drop((mapping, file));
+    // Also when it was mapped only while no lease covered what the guest itself has written.
+    for round in 50..60 {
+        let text = format!("{round:04}");
+        fs::write(world.inside("mapped"), "ours").unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        let file = File::options().read(true).write(true).open(world.behind("mapped")).unwrap();
+        // SAFETY: as above.
+        let mut mapping = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
+        mapping.copy_from_slice(text.as_bytes());
+        drop((mapping, file));
+        soon("what was stored", || (fs::read_to_string(world.inside("mapped")).unwrap() == text).then_some(()));
+    }
+    fs::write(world.behind("mapped"), "0049").unwrap();
     soon("a lease", || (fs::read_to_string(world.inside("mapped")).unwrap() == "0049").then_some(()));
     world.guest.unmount();
 }

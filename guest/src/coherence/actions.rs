@@ -43,7 +43,7 @@ impl Recorder<'_> {
             }
             kind::MODIFIED => self.inode(node, Part::Data),
             kind::ATTRIBUTES => self.inode(node, Part::Attributes),
-            kind::DROP_DATA => self.drop_part(node, record.node, Part::Data),
+            kind::DROP_DATA | kind::CLEAN => self.drop_part(node, record.node, Part::Data),
             kind::EXPIRE => self.drop_part(node, record.node, Part::Attributes),
             kind::OVERFLOW => {
                 self.counters.note_everything();
@@ -166,7 +166,8 @@ mod tests {
     fn a_host_that_waits_hears_of_what_was_dropped() {
         let (mut inodes, counters) = (InodeTable::default(), ChangeCounters::new(1));
         inodes.insert(ROOT, Some(b"a"), &entry(7, 70));
-        for (kind, part) in [(kind::DROP_DATA, Part::Data), (kind::EXPIRE, Part::Attributes)] {
+        for (kind, part) in [(kind::DROP_DATA, Part::Data), (kind::CLEAN, Part::Data), (kind::EXPIRE, Part::Attributes)]
+        {
             let stamp = counters.stamp();
             let record = ChangeRecord { kind, node: 7, ..ChangeRecord::default() };
             let dropped = Action::Drop { node: 7, host: 7, part };

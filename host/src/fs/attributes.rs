@@ -1,6 +1,5 @@
 //! Operations on attributes.
 
-use super::coherence::Found;
 use super::credentials::kill_privileges;
 use super::handles::Handle;
 use super::inodes::{Inode, Pin};
@@ -44,19 +43,18 @@ impl Passthrough {
 
     pub(super) fn attr_out(&self, inode: &Arc<Inode>, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<AttrOut> {
         let attr = self.attr(st, fd)?;
-        let timeout = self.attr_timeout(inode, &Found::new(st, attr.mode));
+        let timeout = self.attr_timeout(inode, attr.mode, attr.nlink);
         Ok(AttrOut { attr_valid: timeout.as_secs(), attr_valid_nsec: timeout.subsec_nanos(), dummy: 0, attr })
     }
 
     /// How long attributes are good. A program's setuid and setgid bits go with any write, of which the guest's kernel
     /// learns nothing: it has to ask.
-    pub(super) fn attr_timeout(&self, inode: &Arc<Inode>, found: &Found) -> Duration {
-        let mode = found.mode;
+    pub(super) fn attr_timeout(&self, inode: &Arc<Inode>, mode: u32, links: u32) -> Duration {
         let is_program = mode & libc::S_IFMT == libc::S_IFREG && mode & (libc::S_ISUID | libc::S_ISGID) != 0;
         if is_program {
             Duration::ZERO
         } else {
-            self.coherence.attributes(inode, found)
+            self.coherence.attributes(inode, links)
         }
     }
 
@@ -85,7 +83,7 @@ impl Passthrough {
 
     pub(super) fn statx_out(&self, inode: &Arc<Inode>, st: &libc::statx, fd: BorrowedFd<'_>) -> io::Result<StatxOut> {
         let Ownership { uid, gid, mode, device } = self.config.ids.of(st, fd)?;
-        let timeout = self.attr_timeout(inode, &Found::new(st, mode));
+        let timeout = self.attr_timeout(inode, mode, st.stx_nlink);
         let time = |t: &libc::statx_timestamp| SxTime { tv_sec: t.tv_sec, tv_nsec: t.tv_nsec, reserved: 0 };
         let stat = Statx {
             mask: st.stx_mask & (libc::STATX_BASIC_STATS | libc::STATX_BTIME),

@@ -22,15 +22,12 @@ fn same(change: &Change) -> Same {
 
 /// Whether the second of two such changes says nothing new.
 fn merges(change: &Change) -> bool {
-    matches!(
-        change.kind,
-        kind::MODIFIED | kind::ATTRIBUTES | kind::CLOSED | kind::DROP_DATA | kind::EXPIRE | kind::UNWATCHED
-    )
+    is_awaited(change) || matches!(change.kind, kind::MODIFIED | kind::ATTRIBUTES | kind::CLOSED | kind::UNWATCHED)
 }
 
 /// Whether somebody waits for the guest's answer.
 fn is_awaited(change: &Change) -> bool {
-    matches!(change.kind, kind::DROP_DATA | kind::EXPIRE)
+    matches!(change.kind, kind::DROP_DATA | kind::EXPIRE | kind::CLEAN)
 }
 
 #[derive(Debug, Default)]

@@ -36,30 +36,6 @@ pub struct Budget {
     pub mounts: Option<(File, String)>,
 }
 
-/// What an inode was found to be.
-#[derive(Clone, Copy, Debug)]
-pub struct Found {
-    pub mode: u32,
-    pub links: u32,
-    size: u64,
-    /// Seconds and nanoseconds.
-    modified: (i64, u32),
-}
-
-impl Found {
-    /// By its attributes, and its mode as the guest sees it.
-    pub fn new(st: &libc::statx, mode: u32) -> Found {
-        let modified = (st.stx_mtime.tv_sec, st.stx_mtime.tv_nsec);
-        Found { mode, links: st.stx_nlink, size: st.stx_size, modified }
-    }
-
-    /// Whether the data has not changed since.
-    fn is_data_of(&self, st: &libc::statx) -> bool {
-        let now = Found::new(st, self.mode);
-        (self.size, self.modified) == (now.size, now.modified)
-    }
-}
-
 struct Running {
     listener: Arc<Listener>,
     thread: JoinHandle<()>,
@@ -145,14 +121,14 @@ impl Coherence {
         }
     }
 
-    /// How long an inode's attributes are good, which are these.
-    pub fn attributes(&self, inode: &Arc<Inode>, found: &Found) -> Duration {
+    /// How long an inode's attributes are good, with so many names.
+    pub fn attributes(&self, inode: &Arc<Inode>, links: u32) -> Duration {
         // Without OPEN and OPENDIR, data and listings that are not watched are as good as the attributes are new.
         let asks_each_time = |by_number| if by_number { Duration::ZERO } else { self.timeout };
         let Some(guest) = self.listener() else { return asks_each_time(self.was_by_number.load(Relaxed)) };
         let by_number = self.by_number.load(Relaxed) && (inode.is_file() || inode.is_dir());
         let short = asks_each_time(by_number);
-        if found.links > 1 && !inode.is_dir() {
+        if links > 1 && !inode.is_dir() {
             inode.cover.set_linked();
         }
         let watched = inode.cover.own().is_some() || !inode.is_dir() && inode.cover.by_parent();
@@ -162,9 +138,10 @@ impl Coherence {
         if !by_number || !inode.is_file() {
             return LASTING;
         }
-        let same =
-            || self.inodes.pin(inode).and_then(|pin| sys::stat(pin.as_fd())).is_ok_and(|st| found.is_data_of(&st));
-        let reading = guest.leases.covers(inode.id, || self.hold_for_lease(inode), same);
+        let (reading, tell) = guest.leases.covers(inode.id, || self.hold_for_lease(inode));
+        if tell {
+            guest.drop_part(inode.id, kind::CLEAN);
+        }
         guest.make_room();
         match reading {
             Reading::Leased => return LASTING,

@@ -3,7 +3,8 @@
 //!
 //! A guest that asks to open each file is told then whether it may keep what it has. One that does not ask (see
 //! `unopened.rs`) keeps all that it has read as long as it knows the file's attributes: so these last only where a lease
-//! covers the data. Of the other files it asks for them each time, and drops the data when it sees another time of change.
+//! covers the data. Of the other files it asks for them each time, and drops the data when it sees another time of change;
+//! before they last again it is told to drop what it has.
 //!
 //! A lease holds as long as its descriptor is open. The kernel tells of somebody who waits by a signal, to the one
 //! thread that was named for it. The guest has [`DROP_WITHIN`] to answer; then the lease is given up, and until the
@@ -101,6 +102,8 @@ struct Table {
     late: HashSet<u64>,
     /// Files of which the guest may have data that no lease covers.
     uncovered: HashMap<u64, Uncovered>,
+    /// Uncovered files whose data the guest was told to drop, and whether it can have got no other since.
+    cleaning: HashMap<u64, bool>,
     /// Files whose attributes the guest was told to ask for again, and until when that is waited for.
     expiring: HashMap<u64, Instant>,
 }
@@ -118,6 +121,13 @@ impl Table {
         self.by_fd.insert(lease.raw(), node);
         self.by_turn.insert(lease.turn, node);
         self.by_node.insert(node, lease);
+    }
+
+    /// The guest may have got other data of a file than it was told to drop.
+    fn soil(&mut self, node: u64) {
+        if let Some(is_clean) = self.cleaning.get_mut(&node) {
+            *is_clean = false;
+        }
     }
 
     /// The turn of a lease that is used now.
@@ -225,6 +235,7 @@ impl Leases {
         if !is_written && (table.touch(node).is_some() || self.take(&mut table, node, None, hold)) {
             return (Reading::Leased, false);
         }
+        table.soil(node);
         let tell = !std::mem::replace(&mut table.uncovered.entry(node).or_default().asks, true);
         if tell {
             table.expiring.insert(node, Instant::now() + DROP_WITHIN);
@@ -236,7 +247,9 @@ impl Leases {
     /// The guest has written to a file: its kernel asks for the attributes then, but for what it has written from its
     /// cache.
     pub fn written(&self, node: u64) {
-        if let Some(file) = self.table.lock().uncovered.get_mut(&node) {
+        let mut table = self.table.lock();
+        table.soil(node);
+        if let Some(file) = table.uncovered.get_mut(&node) {
             file.asks = true;
         }
     }
@@ -251,28 +264,27 @@ impl Leases {
         }
     }
 
-    /// What covers the data that the guest has of `node` when it knows the attributes that it is about to be told. `hold`
-    /// gives a descriptor for a lease. `same`: whether the file is still as they say; the guest drops what it has if they
-    /// are others than those that it knew.
-    pub fn covers(&self, node: u64, hold: impl FnOnce() -> io::Result<Held>, same: impl FnOnce() -> bool) -> Reading {
+    /// What covers the data that the guest has of `node`, whose attributes it is about to be told, and whether it has to
+    /// drop that data for more: somebody else may have stored through a mapping while nothing covered it, which changes no
+    /// time. `hold` gives a descriptor for a lease.
+    pub fn covers(&self, node: u64, hold: impl FnOnce() -> io::Result<Held>) -> (Reading, bool) {
         if self.uncovered.load(Acquire) == 0 {
-            return Reading::Leased;
+            return (Reading::Leased, false);
         }
         let mut table = self.table.lock();
         match table.uncovered.get(&node) {
-            None => return Reading::Leased,
-            Some(file) if file.writers > 0 => return Reading::Written,
+            None => return (Reading::Leased, false),
+            Some(file) if file.writers > 0 => return (Reading::Written, false),
             Some(_) => {}
         }
         if table.touch(node).is_none() && !self.take(&mut table, node, None, hold) {
-            return Reading::Uncovered;
+            return (Reading::Uncovered, false);
         }
-        if !same() {
-            return Reading::Written;
+        let tell = !table.cleaning.contains_key(&node);
+        if tell {
+            table.cleaning.insert(node, true);
         }
-        table.uncovered.remove(&node);
-        self.recount(&table);
-        Reading::Leased
+        (Reading::Written, tell)
     }
 
     /// The files whose data the guest has to drop, since there are too many leases; their leases end when it has.
@@ -309,6 +321,7 @@ impl Leases {
         let mut table = self.table.lock();
         let lease = table.remove(node);
         table.uncovered.entry(node).or_default();
+        table.soil(node);
         self.recount(&table);
         drop(table);
         drop(lease);
@@ -330,6 +343,7 @@ impl Leases {
         let lease = table.remove(node);
         table.uncovered.remove(&node);
         table.expiring.remove(&node);
+        table.cleaning.remove(&node);
         self.recount(&table);
         drop(table);
         drop(lease);
@@ -369,6 +383,14 @@ impl Leases {
         let mut table = self.table.lock();
         if table.expiring.remove(&node).is_some() {
             self.expired.notify_all();
+            return;
+        }
+        // Each thing that the guest was told is answered once, those of one file's data in their order.
+        if let Some(is_clean) = table.cleaning.remove(&node) {
+            if is_clean && table.uncovered.get(&node).is_some_and(|file| file.writers == 0) {
+                table.uncovered.remove(&node);
+                self.recount(&table);
+            }
             return;
         }
         let lease = if table.wanted.contains_key(&node) { table.remove(node) } else { None };

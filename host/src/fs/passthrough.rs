@@ -3,7 +3,7 @@
 
 use super::by_number::ByNumber;
 use super::changes::ChangeSink;
-use super::coherence::{Budget, Coherence, Found};
+use super::coherence::{Budget, Coherence};
 use super::cover::Watch;
 use super::credentials;
 use super::file_system::*;
@@ -205,29 +205,26 @@ impl Passthrough {
         watch: Option<&Arc<Watch>>,
     ) -> io::Result<(Arc<Inode>, EntryOut)> {
         let mut attr = self.attr(st, fd.as_fd())?;
-        let mut found = Found::new(st, attr.mode);
         let inode = self.inodes.enter(fd, st, parent, name)?;
         if self.coherence.found(&inode, st.stx_nlink, watch.cloned()) {
             // It is watched only now.
-            (attr, found) = self.attr_again(&inode).inspect_err(|_| self.forget(inode.id, 1))?;
+            attr = self.attr_again(&inode).inspect_err(|_| self.forget(inode.id, 1))?;
         }
         if self.announces() && st.stx_mnt_id != parent.key.mount {
             attr.flags |= flags::ATTR_SUBMOUNT;
         }
-        let entry = self.entry(&inode, &found, attr, watch);
+        let entry = self.entry(&inode, attr, watch);
         Ok((inode, entry))
     }
 
-    fn attr_again(&self, inode: &Arc<Inode>) -> io::Result<(Attr, Found)> {
+    fn attr_again(&self, inode: &Arc<Inode>) -> io::Result<Attr> {
         let pin = self.inodes.pin(inode)?;
-        let st = sys::stat(pin.as_fd())?;
-        let attr = self.attr(&st, pin.as_fd())?;
-        Ok((attr, Found::new(&st, attr.mode)))
+        self.attr(&sys::stat(pin.as_fd())?, pin.as_fd())
     }
 
-    fn entry(&self, inode: &Arc<Inode>, found: &Found, attr: Attr, watch: Option<&Arc<Watch>>) -> EntryOut {
+    fn entry(&self, inode: &Arc<Inode>, attr: Attr, watch: Option<&Arc<Watch>>) -> EntryOut {
         let timeout = self.coherence.entry(watch);
-        let attr_timeout = self.attr_timeout(inode, found);
+        let attr_timeout = self.attr_timeout(inode, attr.mode, attr.nlink);
         EntryOut {
             nodeid: inode.id,
             generation: 0,
@@ -279,7 +276,7 @@ impl Passthrough {
     fn recall(&self, node: u64) -> io::Result<EntryOut> {
         let inode = self.inodes.recall(node)?;
         match self.attr_again(&inode) {
-            Ok((attr, found)) => Ok(self.entry(&inode, &found, attr, None)),
+            Ok(attr) => Ok(self.entry(&inode, attr, None)),
             Err(e) => {
                 self.forget(inode.id, 1);
                 Err(e)

@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Opcode of the request that the host answers when something has changed.
 pub const OP_CHANGES: u32 = 0x5446_0005;
-/// Opcode of the guest's answer to [`kind::DROP_DATA`] and [`kind::EXPIRE`]: the body is the nodeid of each file of which it
+/// Opcode of the guest's answer to [`kind::DROP_DATA`], [`kind::EXPIRE`] and [`kind::CLEAN`]: the body is the nodeid of each file of which it
 /// has dropped what it was told to.
 pub const OP_DROPPED: u32 = 0x5446_0006;
 
@@ -36,6 +36,8 @@ pub mod kind {
     pub const UNWATCHED: u32 = 9;
     /// The attributes of `node` must be asked for again; then send [`super::OP_DROPPED`].
     pub const EXPIRE: u32 = 10;
+    /// What is cached of `node`'s data may be old: drop it, then send [`super::OP_DROPPED`].
+    pub const CLEAN: u32 = 11;
 }
 
 /// The fixed part of a record. `name_len` and `to_name_len` bytes of names follow, without a NUL, padded with zeros to a
