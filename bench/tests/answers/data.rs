@@ -8,7 +8,7 @@ use nix::sys::mman::{mmap, munmap, MapFlags, ProtFlags};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Both sides cache writes, or neither.
@@ -431,6 +431,28 @@ fn flags_of_files() {
         let set = inode_flags(&file).and_then(|b| set_inode_flags(&file, b | NODUMP));
         (set, inode_flags(&file).map(|f| f & NODUMP))
     });
+}
+
+/// One file after the other, of which the host has many open for a while: and a program is executed at once.
+#[test]
+fn many_files_under_a_small_limit() {
+    for cache in ["--cache=coherent", "--cache=always"] {
+        let Some(setup) = Setup::new() else { return };
+        let pair = setup.start(&["--rlimit-nofile=1000", cache], "");
+        fs::create_dir(pair.on("d")).unwrap();
+        fs::read_dir(pair.on("d")).unwrap();
+        fs::write(pair.on("first"), "x").unwrap();
+        fs::read(pair.on("first")).unwrap();
+        for n in 0..3000 {
+            let name = format!("d/{n}");
+            fs::write(pair.on(&name), "x").unwrap_or_else(|e| panic!("{cache}: {name}: {e}"));
+        }
+        fs::create_dir(pair.on("e")).unwrap();
+        assert_eq!(fs::read_dir(pair.behind("d")).unwrap().count(), 3000);
+        fs::copy("/bin/true", pair.on("program")).unwrap();
+        fs::set_permissions(pair.on("program"), fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(std::process::Command::new(pair.behind("program")).status().unwrap().success(), "{cache}");
+    }
 }
 
 /// Where the guest does not ask to open files, its kernel opens what it must not write to, and the write is refused.

@@ -41,7 +41,8 @@ impl Recorder<'_> {
                 self.name(record.to_parent, to_name);
                 self.inode(node, Part::Attributes);
             }
-            kind::MODIFIED => self.inode(node, Part::Data),
+            // Stores through a mapping are told of only when the file is closed.
+            kind::MODIFIED | kind::CLOSED => self.inode(node, Part::Data),
             kind::ATTRIBUTES => self.inode(node, Part::Attributes),
             kind::DROP_DATA | kind::CLEAN => self.drop_part(node, record.node, Part::Data),
             kind::EXPIRE => self.drop_part(node, record.node, Part::Attributes),
@@ -50,7 +51,6 @@ impl Recorder<'_> {
                 self.actions.push(Action::Everything);
             }
             kind::UNWATCHED => self.unwatched(node),
-            // Closing a file changes nothing.
             _ => {}
         }
     }

@@ -117,6 +117,8 @@ impl Passthrough {
 
     pub(super) fn setattr(&self, node: u64, set: &SetattrIn) -> io::Result<AttrOut> {
         self.changes()?;
+        // chmod and utimes come last: a program that has been written can be executed here then.
+        self.close_writer(node, Duration::ZERO);
         let by_handle = set.valid & fattr::FH != 0 && !self.is_by_number(set.fh);
         let handle = if by_handle { Some(self.handle(set.fh, node)?) } else { None };
         let (inode, pin) = self.inodes.open(node)?;

@@ -45,6 +45,8 @@ struct Listings {
 #[derive(Debug)]
 pub struct ByNumber {
     inodes: Arc<Inodes>,
+    /// Files that may be open for writing though nobody writes to them just now.
+    most: usize,
     writers: Mutex<HashMap<u64, Writer>>,
     /// Whether a thread closes them.
     has_closer: Mutex<bool>,
@@ -54,10 +56,12 @@ pub struct ByNumber {
 }
 
 impl ByNumber {
-    /// Nothing yet.
-    pub fn new(inodes: Arc<Inodes>) -> ByNumber {
+    /// Nothing yet; `files`: how many the guest may have open in all.
+    pub fn new(inodes: Arc<Inodes>, files: usize) -> ByNumber {
         ByNumber {
             inodes,
+            // Each has a descriptor of its own, and its inode keeps one.
+            most: files / 8,
             writers: Mutex::default(),
             has_closer: Mutex::new(false),
             failed: Mutex::default(),
@@ -91,9 +95,13 @@ impl ByNumber {
         let mut writers = self.writers.lock();
         let used = Instant::now();
         let kept = writers.entry(node).or_insert_with(|| Writer { handle: handle.clone(), used }).handle.clone();
+        let too_many = writers.len() > self.most;
         drop(writers);
         if Arc::ptr_eq(&kept, &handle) {
             coherence.count_writer(node, 1);
+        }
+        if too_many {
+            self.close_writers(coherence, self.take_idle(Duration::ZERO));
         }
         let mut has_closer = self.has_closer.lock();
         if !*has_closer {

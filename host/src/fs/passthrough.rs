@@ -132,7 +132,7 @@ impl Passthrough {
             config.coherence.take(),
         );
         Ok(Passthrough {
-            by_number: Arc::new(ByNumber::new(inodes.clone())),
+            by_number: Arc::new(ByNumber::new(inodes.clone(), config.files)),
             inodes,
             coherence: Arc::new(coherence),
             handles: Handles::new(config.files),
