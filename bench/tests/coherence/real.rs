@@ -121,7 +121,7 @@ fn rewrite_and_read(world: &World, time: Duration) {
             scope.spawn(move || {
                 for round in reader.. {
                     let file = round % names.len();
-                    // Whoever holds this writes nothing meanwhile.
+                    // The writer needs this lock too.
                     let guard = written[file].lock().unwrap();
                     let wanted = text(*guard);
                     let read = || fs::read(world.inside(names[file])).unwrap();

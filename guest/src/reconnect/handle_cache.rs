@@ -34,7 +34,7 @@ impl Default for HandleCache {
 }
 
 /// Returns `true` for a READ or WRITE: these have no numbers but one nodeid and one handle. Without a handle the kernel
-/// may let go of the inode at any time.
+/// may forget the inode at any time.
 fn is_cached(head: &[u8]) -> bool {
     matches!(request_opcode(head), READ | WRITE) && !matches!(u64_at(head, BODY), 0 | NO_HANDLE)
 }

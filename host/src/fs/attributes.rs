@@ -3,7 +3,6 @@
 use super::credentials::kill_privileges;
 use super::handles::Handle;
 use super::inodes::{Inode, Pin};
-use super::listener::Happening;
 use super::owners::{self, Owners, Ownership};
 use super::passthrough::Passthrough;
 use super::sys::{self, errno, FdName};
@@ -139,7 +138,7 @@ impl Passthrough {
             self.set_times(&pin, set)?;
         }
         let kind = if set.valid & fattr::SIZE != 0 { kind::MODIFIED } else { kind::ATTRIBUTES };
-        self.coherence.tell(&Happening { kind, node: Some(inode.key), ..Happening::default() });
+        self.coherence.tell_of(kind, inode.key);
         self.attr_out(&inode, &sys::stat(pin.as_fd())?, pin.as_fd())
     }
 

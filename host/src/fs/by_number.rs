@@ -4,7 +4,6 @@
 use super::coherence::Coherence;
 use super::handles::Handle;
 use super::inodes::{Inode, Inodes};
-use super::listener::Happening;
 use super::sys::errno;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
@@ -69,20 +68,13 @@ impl ByNumber {
         }
     }
 
-    /// Closes what nobody uses any more.
-    pub fn close(&self, handle: Arc<Handle>) {
-        let inode = handle.held.inode.clone();
-        drop(handle);
-        self.inodes.released(&inode);
-    }
-
     /// Closes a file that was open for writing.
     fn close_writers(&self, coherence: &Coherence, writers: impl IntoIterator<Item = Arc<Handle>>) {
         for handle in writers {
             let Inode { id, key, .. } = *handle.held.inode;
-            self.close(handle);
+            handle.close(&self.inodes);
             coherence.count_writer(id, -1);
-            coherence.tell(&Happening { kind: kind::CLOSED, node: Some(key), ..Happening::default() });
+            coherence.tell_of(kind::CLOSED, key);
         }
     }
 

@@ -4,7 +4,7 @@
 use super::change_queue::ChangeQueue;
 use super::changes::ChangeSink;
 use super::cover::Watch;
-use super::inodes::{Held, Inode, Inodes, Pin};
+use super::inodes::{Held, Inode, Inodes, Key, Pin};
 use super::leases::{Leases, Reading};
 use super::listener::{receive_signals, Happening, Listener};
 use super::mount_changes::MountChanges;
@@ -242,7 +242,7 @@ impl Coherence {
     /// The guest is about to write to a file, or to truncate it, itself.
     pub fn will_write(&self, node: u64) {
         match self.listener() {
-            Some(guest) => guest.leases.will_write(node),
+            Some(guest) => guest.leases.will_write(node, self.by_number.load(Relaxed)),
             None => self.unheard(),
         }
     }
@@ -290,6 +290,11 @@ impl Coherence {
         if self.has_peers() {
             peers::tell(self.listener().as_ref(), what);
         }
+    }
+
+    /// The same of one inode, wherever its names are.
+    pub fn tell_of(&self, kind: u32, inode: Key) {
+        self.tell(&Happening { kind, node: Some(inode), ..Happening::default() });
     }
 
     /// Gives changes to `sink`: the guest listens from the first call on.

@@ -40,7 +40,7 @@ pub(super) fn others(dir: &Path, script: &str) {
 }
 
 impl Guest<'_> {
-    pub fn lookup(&self, node: u64, name: &str) -> EntryOut {
+    fn lookup(&self, node: u64, name: &str) -> EntryOut {
         let name = std::ffi::CString::new(name).unwrap();
         self.fs.lookup_by_trait(node, &name).unwrap()
     }
@@ -53,7 +53,7 @@ impl Guest<'_> {
         FileSystem::getattr(self.fs, &ROOT, node, None).unwrap().attr_valid
     }
 
-    pub fn open(&self, node: u64, flags: i32) -> OpenOut {
+    fn open(&self, node: u64, flags: i32) -> OpenOut {
         let args = OpenIn { flags: flags as u32, ..OpenIn::default() };
         FileSystem::open(self.fs, &ROOT, node, &args).unwrap()
     }

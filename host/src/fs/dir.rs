@@ -41,8 +41,7 @@ impl Passthrough {
             return Err(errno(libc::ENOSYS));
         }
         let inode = self.inodes.get(node)?;
-        let handle = self.open_listing(&inode)?;
-        let watch = self.coherence.watch(&inode, handle.held.pin.as_fd());
+        let (handle, watch) = self.open_listing(&inode)?;
         let fh = self.handles.add(handle);
         let open_flags = match self.config.cache {
             Cache::Metadata | Cache::Always => fopen::KEEP_CACHE | fopen::CACHE_DIR,

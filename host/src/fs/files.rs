@@ -4,7 +4,6 @@ use super::credentials::kill_privileges;
 use super::file_system::*;
 use super::handles::{Counted, Handle};
 use super::inodes::Inode;
-use super::listener::Happening;
 use super::owners::Owners;
 use super::passthrough::Passthrough;
 use super::sys::{self, errno};
@@ -104,12 +103,11 @@ impl Passthrough {
             other => other?,
         };
         let mut open_flags = self.file_cache() | self.close_flags(&inode, file.as_fd(), flags);
-        let fh = self.handles.add(Arc::new(Handle::new(file, held, flags, count)));
-        if !writes && self.config.cache == Cache::Coherent {
-            let handle = self.handle(fh, node)?;
-            if self.coherence.opened(&inode, &handle.held.pin, fh) {
-                open_flags |= fopen::KEEP_CACHE;
-            }
+        let handle = Arc::new(Handle::new(file, held, flags, count));
+        let fh = self.handles.add(handle.clone());
+        let may_keep = !writes && self.config.cache == Cache::Coherent;
+        if may_keep && self.coherence.opened(&inode, &handle.held.pin, fh) {
+            open_flags |= fopen::KEEP_CACHE;
         }
         Ok(OpenOut { fh, open_flags, backing_id: 0 })
     }
@@ -157,7 +155,7 @@ impl Passthrough {
     }
 
     fn tell_changed(&self, handle: &Handle, kind: u32) {
-        self.coherence.tell(&Happening { kind, node: Some(handle.held.inode.key), ..Happening::default() });
+        self.coherence.tell_of(kind, handle.held.inode.key);
     }
 
     /// Whether a change that comes without a word about it clears setuid bits: natively whoever has no CAP_FSETID does.
@@ -187,7 +185,6 @@ impl Passthrough {
             return Ok(());
         }
         let handle = self.handles.remove(args.fh, node)?;
-        let inode = handle.held.inode.clone();
         self.coherence.closed(node, args.fh);
         if handle.writes() {
             self.tell_changed(&handle, kind::CLOSED);
@@ -195,8 +192,7 @@ impl Passthrough {
         if self.config.shared_locks && args.release_flags & release::FLUSH != 0 {
             self.locks.close(node, args.lock_owner);
         }
-        drop(handle);
-        self.inodes.released(&inode);
+        handle.close(&self.inodes);
         Ok(())
     }
 
@@ -308,8 +304,9 @@ impl Passthrough {
         }
         sys::ioctl(file.as_fd(), args.cmd, &mut bytes)?;
         if goes_in {
-            let node = self.inodes.get(node).ok().map(|inode| inode.key);
-            self.coherence.tell(&Happening { kind: kind::ATTRIBUTES, node, ..Happening::default() });
+            if let Ok(inode) = self.inodes.get(node) {
+                self.coherence.tell_of(kind::ATTRIBUTES, inode.key);
+            }
         }
         Ok(if goes_in { Vec::new() } else { bytes[..size].to_vec() })
     }

@@ -1,6 +1,6 @@
 //! Files and directories that the guest has open.
 
-use super::inodes::Held;
+use super::inodes::{Held, Inodes};
 use super::sys::errno;
 use foldhash::HashMap;
 use parking_lot::{Mutex, RwLock};
@@ -35,6 +35,13 @@ impl Handle {
     /// Of a file that has just been opened with `flags`.
     pub fn new(file: OwnedFd, held: Held, flags: i32, count: Counted) -> Handle {
         Handle { file, held, flags, position: Mutex::new(Some(0)), _count: count }
+    }
+
+    /// Closes the file, unless somebody else uses the handle, and lets its mount be unmounted then.
+    pub fn close(self: Arc<Handle>, inodes: &Inodes) {
+        let inode = self.held.inode.clone();
+        drop(self);
+        inodes.released(&inode);
     }
 
     /// Whether the file can be written through this handle.

@@ -511,8 +511,8 @@ impl Inodes {
     /// Has the space of files without names given back, as far as the guest does not use them; whether there were any.
     ///
     /// A descriptor keeps the file's space, and the guest tells only by and by what it has forgotten. Where it asks to open
-    /// files (`asks`), those that it does not have open are given up: whoever in the guest holds one by an O_PATH
-    /// descriptor loses it, so this is only for when the space is wanted. The guest's kernel does not wait for RELEASE when
+    /// files (`asks`), all that it does not have open are given up: a program that holds one by an O_PATH descriptor
+    /// loses it, so this is only for when the space is wanted. The guest's kernel does not wait for RELEASE when
     /// a program closes a file, so one that is still open may be closed at once. Where it does not ask, nobody knows what it
     /// uses, and all that can be done is to wait for what it forgets.
     pub fn reclaim(&self, asks: bool) -> bool {

@@ -196,6 +196,9 @@ impl Leases {
         if let Some(lease) = table.touch(node) {
             return lease.first.is_none();
         }
+        if !self.may_take(&table, node) {
+            return false;
+        }
         while table.by_node.len() >= self.budget {
             // What the guest has of that file it drops when it opens it again, since there is no lease then.
             let Some(&oldest) = table.by_turn.values().next() else { break };
@@ -205,9 +208,14 @@ impl Leases {
         false
     }
 
+    /// Whether the guest may have a lease on a file, and has none.
+    fn may_take(&self, table: &Table, node: u64) -> bool {
+        self.budget > 0 && table.late.is_empty() && !table.by_node.contains_key(&node)
+    }
+
     /// Takes a lease on a file that has none; whether it could be had.
     fn take(&self, table: &mut Table, node: u64, first: Option<u64>, hold: impl FnOnce() -> io::Result<Held>) -> bool {
-        if self.budget == 0 || !table.late.is_empty() || table.by_node.contains_key(&node) {
+        if !self.may_take(table, node) {
             return false;
         }
         let turn = table.next_turn();
@@ -316,12 +324,18 @@ impl Leases {
         self.count.load(Acquire) == 0
     }
 
-    /// The guest is about to change the file itself: gives the lease up without asking it.
-    pub fn will_write(&self, node: u64) {
+    /// The guest is about to change the file itself: gives the lease up without asking it. `uncovers`: the guest does not
+    /// ask to open files, so it keeps data that nothing covers then.
+    pub fn will_write(&self, node: u64, uncovers: bool) {
+        if !uncovers && self.is_empty() {
+            return;
+        }
         let mut table = self.table.lock();
         let lease = table.remove(node);
-        table.uncovered.entry(node).or_default();
-        table.soil(node);
+        if uncovers {
+            table.uncovered.entry(node).or_default();
+            table.soil(node);
+        }
         self.recount(&table);
         drop(table);
         drop(lease);

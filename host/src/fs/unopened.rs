@@ -5,6 +5,7 @@
 //! linux/fs/fuse). A file is then read by its inode's own descriptor; what is written or listed is opened and kept for a
 //! while (`by_number.rs`).
 
+use super::cover::Watch;
 use super::handles::{Counted, Handle};
 use super::inodes::{Inode, Pin};
 use super::passthrough::Passthrough;
@@ -48,7 +49,7 @@ impl Passthrough {
         }
         let inode = self.file(node)?;
         self.close_writer(node, READ_AFTER);
-        let pin = self.inodes.read_by(&inode, |pin| self.reopen(pin, libc::O_RDONLY))?;
+        let pin = self.read_by(&inode)?;
         self.coherence.reads(&inode, &pin);
         Ok(Opened::Inode(pin))
     }
@@ -90,15 +91,18 @@ impl Passthrough {
         }
         let inode = self.inodes.get(node)?;
         if inode.is_dir() {
-            return self.open_listing(&inode).map(Opened::Handle);
+            return self.open_listing(&inode).map(|(handle, _)| Opened::Handle(handle));
         }
-        let inode = self.file(node)?;
-        self.inodes.read_by(&inode, |pin| self.reopen(pin, libc::O_RDONLY)).map(Opened::Inode)
+        self.read_by(&regular(inode)?).map(Opened::Inode)
     }
 
-    /// The inode of a regular file: nothing else may be opened by its number.
     fn file(&self, node: u64) -> io::Result<Arc<Inode>> {
-        self.inodes.get(node).and_then(|inode| if inode.is_file() { Ok(inode) } else { Err(errno(libc::EBADF)) })
+        regular(self.inodes.get(node)?)
+    }
+
+    /// A descriptor that a file can be read by.
+    fn read_by(&self, inode: &Arc<Inode>) -> io::Result<Arc<Pin>> {
+        self.inodes.read_by(inode, |pin| self.reopen(pin, libc::O_RDONLY))
     }
 
     fn open_writer(&self, node: u64) -> io::Result<Arc<Handle>> {
@@ -124,10 +128,12 @@ impl Passthrough {
         Ok(())
     }
 
-    /// Closes a file that is open for writing and that nobody has written for so long: while it is open there is no lease
-    /// for those that read it.
+    /// Closes a file that is open for writing and that nobody has written for so long: readers get no lease while it is
+    /// open.
     pub(super) fn close_writer(&self, node: u64, idle: Duration) {
-        self.by_number.close_writer(node, idle, &self.coherence);
+        if self.skips_open() {
+            self.by_number.close_writer(node, idle, &self.coherence);
+        }
     }
 
     /// One of the descriptors for open files; of the writers that are not in use some are closed for it.
@@ -145,7 +151,7 @@ impl Passthrough {
         }
         match self.by_number.take_listing(node) {
             Some(handle) => Ok(handle),
-            None => self.open_listing(&self.inodes.get(node)?),
+            None => self.open_listing(&self.inodes.get(node)?).map(|(handle, _)| handle),
         }
     }
 
@@ -158,12 +164,12 @@ impl Passthrough {
         if goes_on && self.inodes.is_of_share(&handle.held.inode) {
             self.by_number.keep_listing(node, handle);
         } else {
-            self.by_number.close(handle);
+            handle.close(&self.inodes);
         }
     }
 
-    /// Opens a directory.
-    pub(super) fn open_listing(&self, inode: &Arc<Inode>) -> io::Result<Arc<Handle>> {
+    /// Opens a directory; and how it was watched before that.
+    pub(super) fn open_listing(&self, inode: &Arc<Inode>) -> io::Result<(Arc<Handle>, Option<Arc<Watch>>)> {
         if !inode.is_dir() {
             return Err(errno(libc::ENOTDIR));
         }
@@ -172,9 +178,9 @@ impl Passthrough {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY;
         // Half of what `reopen` costs, but it needs the right to search.
         let pin = held.pin.as_fd();
-        self.coherence.watch(inode, pin);
+        let watch = self.coherence.watch(inode, pin);
         let dir = sys::open_at(pin, c".", flags, 0).or_else(|_| self.reopen(pin, flags))?;
-        Ok(Arc::new(Handle::new(dir, held, flags, count)))
+        Ok((Arc::new(Handle::new(dir, held, flags, count)), watch))
     }
 
     /// The guest has forgotten an inode.
@@ -186,5 +192,14 @@ impl Passthrough {
             self.handles.forget(node);
             self.close_writer(node, Duration::ZERO);
         }
+    }
+}
+
+/// Nothing but a regular file may be opened by its number.
+fn regular(inode: Arc<Inode>) -> io::Result<Arc<Inode>> {
+    if inode.is_file() {
+        Ok(inode)
+    } else {
+        Err(errno(libc::EBADF))
     }
 }

@@ -5,7 +5,6 @@
 use super::credentials::{kill_privileges, Acting};
 use super::file_system::{Context, XattrReply};
 use super::inodes::{Inode, Pin};
-use super::listener::Happening;
 use super::owners::OVERRIDE;
 use super::passthrough::Passthrough;
 use super::sys::{self, errno, FdName};
@@ -132,8 +131,7 @@ impl Passthrough {
     }
 
     fn tell_attributes(&self, inode: &Inode) {
-        let kind = kind::ATTRIBUTES;
-        self.coherence.tell(&Happening { kind, node: Some(inode.key), ..Happening::default() });
+        self.coherence.tell_of(kind::ATTRIBUTES, inode.key);
     }
 }
 
